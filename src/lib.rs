@@ -1,0 +1,1 @@
+//! Dassie: one broker, two protocols, one log.

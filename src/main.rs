@@ -1,0 +1,2 @@
+//! The `dassie` program.
+fn main() {}

@@ -1,1 +1,7 @@
 //! Dassie: one broker, two protocols, one log.
+//!
+//! Owns: the product. `node` wires the rooms below together and holds no logic.
+//! Promises: the arrows of `src/docs/architecture.md`; `tests/arrows.rs` fails when one is broken.
+
+pub mod broker;
+pub mod cluster;

@@ -1,0 +1,1 @@
+//! The consensus driver: the one place that knows the consensus library.

@@ -1,0 +1,548 @@
+//! The verbs that connections hand to a shard, and the events that come back.
+//!
+//! Owns: the vocabulary between `server` and `broker`; nothing here acts.
+//! Promises: a verb carries the key that [`crate::security::authorize`] gave; every verb with a `request` number gets exactly
+//! one [`Event::Reply`]; events of one connection arrive in the order in which they became true.
+//! Does not know: frames, commands, sockets.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dassie_storage::Position;
+
+use crate::security::Authorized;
+
+/// One client connection on this node, unique while the process lives.
+pub type ConnectionId = u64;
+/// An AMQP channel, or 0 where the protocol has none.
+pub type ChannelId = u16;
+/// Identity of a queue for ever; never reused in a shard.
+pub type QueueUid = u64;
+/// A consumer or a channel's getter, unique within its connection; chosen by the connection.
+pub type ReaderId = u32;
+/// A vhost; 0 is `/`.
+pub type VhostId = u32;
+/// Dense number of a message in its queue, from 0.
+pub type Offset = u64;
+
+/// Which layout a message's bytes have (D1: stored as born).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    /// prefix = shortstr exchange, shortstr routing key, content header payload; body verbatim; suffix empty.
+    Amqp = 1,
+    /// prefix = stored layout up to and including the body length; suffix = topic and properties.
+    Rocketmq = 2,
+}
+
+/// A message on its way in: `bytes` = prefix, body, suffix without gaps.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Who made the layout.
+    pub origin: Origin,
+    /// prefix ++ body ++ suffix.
+    pub bytes: Bytes,
+    /// Bytes before the body.
+    pub prefix_len: u32,
+    /// Bytes of the body.
+    pub body_len: u32,
+    /// Java `String.hashCode` of the RocketMQ tag (0: none); for AMQP-born ones of the routing key.
+    pub tag_hash: u32,
+    /// AMQP delivery mode 2, or any RocketMQ message.
+    pub persistent: bool,
+}
+
+impl Message {
+    /// Bytes behind the body.
+    #[must_use]
+    pub fn suffix_len(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX) - self.prefix_len - self.body_len
+    }
+}
+
+/// The four exchange types of AMQP 0-9-1 and the one that stands for a RocketMQ topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExchangeKind {
+    /// Routing key equals binding key.
+    Direct = 1,
+    /// Every binding.
+    Fanout = 2,
+    /// Patterns of words.
+    Topic = 3,
+    /// By header values.
+    Headers = 4,
+    /// `amq.rmq.<topic>`: matches like `Topic`, against the tag.
+    RocketmqTopic = 5,
+}
+
+/// What exchange.declare asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExchangeSpec {
+    /// Name, not empty.
+    pub name: Arc<str>,
+    /// Type.
+    pub kind: ExchangeKind,
+    /// Survives a restart of the node.
+    pub durable: bool,
+    /// Goes when the last binding from it goes.
+    pub auto_delete: bool,
+    /// Clients may not publish to it.
+    pub internal: bool,
+    /// Field table, content only (without its length), as the client sent it.
+    pub arguments: Bytes,
+}
+
+/// What kind of queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum QueueKind {
+    /// `x-queue-type: classic`, or none given.
+    Classic = 1,
+    /// `x-queue-type: quorum`.
+    Quorum = 2,
+    /// One message queue of a RocketMQ topic; made by [`Op::CreateTopic`] or a first send.
+    Topic = 3,
+}
+
+/// What queue.declare asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueSpec {
+    /// Name, not empty: the adapter makes `amq.gen-…` names.
+    pub name: Arc<str>,
+    /// Type.
+    pub kind: QueueKind,
+    /// Contents are in the log. Exclusive or not durable: contents live in memory (D17).
+    pub durable: bool,
+    /// Belongs to the declaring connection and goes with it.
+    pub exclusive: bool,
+    /// Goes when its last consumer goes.
+    pub auto_delete: bool,
+    /// Field table, content only, as the client sent it.
+    pub arguments: Bytes,
+}
+
+/// One end of a binding.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// A queue by name.
+    Queue(Arc<str>),
+    /// An exchange by name.
+    Exchange(Arc<str>),
+}
+
+/// A binding as clients name it: identity is all four parts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BindingSpec {
+    /// Source exchange.
+    pub source: Arc<str>,
+    /// Where matching messages go.
+    pub destination: Destination,
+    /// Binding key.
+    pub key: Arc<str>,
+    /// Field table, content only.
+    pub arguments: Bytes,
+}
+
+/// How many messages a reader may hold unsettled. Several readers can share one window (channel-wide prefetch).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Per reader; 0 = no limit.
+    pub reader: u16,
+    /// Number of the channel whose shared window also limits this reader.
+    pub channel: ChannelId,
+}
+
+/// basic.consume.
+#[derive(Debug, Clone)]
+pub struct Subscribe {
+    /// Chosen by the connection, unused there.
+    pub reader: ReaderId,
+    /// Where to read.
+    pub queue: Arc<str>,
+    /// Settled when handed out.
+    pub no_ack: bool,
+    /// Nobody else may read.
+    pub exclusive: bool,
+    /// Limits.
+    pub window: Window,
+}
+
+/// What becomes of leased messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settle {
+    /// Consumed.
+    Ack,
+    /// Back to its old place, flagged redelivered.
+    Requeue,
+    /// Rejected for good.
+    Discard,
+}
+
+/// RocketMQ send: all messages go to one queue, in one batch, in order.
+#[derive(Debug, Clone)]
+pub struct Send {
+    /// Target topic.
+    pub topic: Arc<str>,
+    /// Message queue, or `None`: the broker picks.
+    pub queue_id: Option<u32>,
+    /// If the topic is missing, make it with so many queues; `None`: refuse.
+    pub create_queues: Option<u32>,
+    /// One, or a batch. The shard writes the queue id it chose at [`Semantics::stamp`].
+    pub messages: Vec<SendMessage>,
+}
+
+/// One message of a send.
+#[derive(Debug, Clone)]
+pub struct SendMessage {
+    /// The record.
+    pub message: Message,
+    /// Tag as text: what AMQP bindings of `amq.rmq.<topic>` match against.
+    pub tag: Arc<str>,
+}
+
+/// RocketMQ pull.
+#[derive(Debug, Clone)]
+pub struct Fetch {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Message queue.
+    pub queue_id: u32,
+    /// First wanted offset.
+    pub offset: Offset,
+    /// At most so many messages.
+    pub max_messages: u32,
+    /// At most about so many bytes (at least one message is given).
+    pub max_bytes: u32,
+    /// Wanted tag hashes; empty: all.
+    pub tags: Arc<[u32]>,
+    /// If nothing is there, wait so long (ms) for something; 0: answer at once.
+    pub wait_ms: u32,
+}
+
+/// What a connection asks of the shard.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// exchange.declare (passive: only look).
+    DeclareExchange(ExchangeSpec, bool),
+    /// exchange.delete.
+    DeleteExchange { /// Name.
+        name: Arc<str>, /// Refuse while bound.
+        if_unused: bool },
+    /// queue.declare (passive: only look).
+    DeclareQueue(QueueSpec, bool),
+    /// queue.delete.
+    DeleteQueue { /// Name.
+        name: Arc<str>, /// Refuse while consumed.
+        if_unused: bool, /// Refuse while it holds messages.
+        if_empty: bool },
+    /// queue.purge.
+    PurgeQueue { /// Name.
+        name: Arc<str> },
+    /// queue.bind, exchange.bind.
+    Bind(BindingSpec),
+    /// queue.unbind, exchange.unbind.
+    Unbind(BindingSpec),
+    /// basic.publish. Answered by `Confirmed`, `Returned`, `PublishRefused` events, not by a reply.
+    Publish(Publish),
+    /// basic.consume.
+    Subscribe(Subscribe),
+    /// basic.cancel: what the reader holds stays leased until settled.
+    Unsubscribe { /// Which.
+        reader: ReaderId },
+    /// basic.get; the lease belongs to `reader`, a getter that needs no subscription.
+    Get { /// Holder of the lease.
+        reader: ReaderId, /// Where.
+        queue: Arc<str>, /// Settle at once.
+        no_ack: bool },
+    /// basic.qos global: the shared window of a channel (0 = no limit).
+    SetChannelWindow { /// Which.
+        channel: ChannelId, /// Messages.
+        limit: u16 },
+    /// ack, nack, reject, recover: offsets that `reader` holds, ascending. No reply: an offset not held is ignored.
+    Settle { /// Holder.
+        reader: ReaderId, /// Inclusive ranges.
+        ranges: Vec<(Offset, Offset)>, /// What becomes of them.
+        how: Settle },
+    /// Channel closed: all readers with this window channel go, and what they hold is released.
+    CloseChannel { /// Which.
+        channel: ChannelId },
+    /// RocketMQ send.
+    Send(Send),
+    /// Make or change a RocketMQ topic.
+    CreateTopic { /// Name.
+        topic: Arc<str>, /// Message queues to write to.
+        write_queues: u32, /// Message queues to read from.
+        read_queues: u32, /// Permission bits, RocketMQ's.
+        permission: u32 },
+    /// RocketMQ pull.
+    Fetch(Fetch),
+    /// Where is this message queue?
+    QueueOffsets { /// Topic.
+        topic: Arc<str>, /// Message queue.
+        queue_id: u32 },
+    /// First offset stored at or after `timestamp` (ms since 1970).
+    SearchOffset { /// Topic.
+        topic: Arc<str>, /// Message queue.
+        queue_id: u32, /// ms since 1970.
+        timestamp: u64 },
+    /// A group's stored offset.
+    GroupOffset { /// Group.
+        group: Arc<str>, /// Topic.
+        topic: Arc<str>, /// Message queue.
+        queue_id: u32 },
+    /// Store a group's offset. `wait`: reply when durable, else no reply.
+    CommitOffset { /// Group.
+        group: Arc<str>, /// Topic.
+        topic: Arc<str>, /// Message queue.
+        queue_id: u32, /// Next offset to consume.
+        offset: Offset, /// Wants an answer.
+        wait: bool },
+    /// Retention and diagnostics: one line of JSON about queues; used by status and metrics.
+    Inspect,
+    /// The connection is gone: release leases, remove exclusive queues, forget readers.
+    Disconnected,
+    /// The connection wrote so many bytes of deliveries to its socket.
+    Drained { /// Bytes.
+        bytes: u32 },
+}
+
+/// basic.publish.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// For the events it causes.
+    pub channel: ChannelId,
+    /// Exchange, "" is the default one.
+    pub exchange: Arc<str>,
+    /// Routing key.
+    pub routing_key: Arc<str>,
+    /// Return when it reaches no queue.
+    pub mandatory: bool,
+    /// Number of this publish in its channel, from 1 (confirm mode counts it; 0: no confirm wanted).
+    pub confirm: u64,
+    /// The message.
+    pub message: Message,
+}
+
+/// One wish with its key.
+#[derive(Debug, Clone)]
+pub struct Verb {
+    /// Proof that it may.
+    pub key: Authorized,
+    /// Echoed in the reply; 0: the connection wants none.
+    pub request: u64,
+    /// In which vhost names are looked up.
+    pub vhost: VhostId,
+    /// The wish.
+    pub op: Op,
+}
+
+/// A message where it lies.
+#[derive(Debug, Clone)]
+pub enum Located {
+    /// In memory.
+    Ready(StoredMessage),
+    /// In the log: payload bytes `record` of the batch at `batch`. Read with [`crate::broker::message::resolve`].
+    Stored { /// Position of the batch header.
+        batch: Position, /// First byte of the record in the payload.
+        record: u32, /// Bytes of the record.
+        len: u32 },
+}
+
+/// A message ready to be written out.
+#[derive(Debug, Clone)]
+pub struct StoredMessage {
+    /// Layout.
+    pub origin: Origin,
+    /// prefix (++ body when `body` is `None`) ++ suffix.
+    pub bytes: Bytes,
+    /// Bytes before the body.
+    pub prefix_len: u32,
+    /// Bytes of the body.
+    pub body_len: u32,
+    /// The body when it lies elsewhere: pieces in order.
+    pub body: Option<Vec<Bytes>>,
+    /// Log time of the enqueue, ms since 1970.
+    pub store_time: u64,
+}
+
+/// A message handed to a reader.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Its number in the queue: what `Settle` names.
+    pub offset: Offset,
+    /// Public position (RocketMQ physical offset).
+    pub position: Position,
+    /// Handed out before.
+    pub redelivered: bool,
+    /// `x-delivery-count` of a quorum queue; 0 on the first delivery.
+    pub attempts: u32,
+    /// The bytes.
+    pub message: Located,
+}
+
+/// Why a verb was refused; adapters choose the code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such thing. (404; TOPIC_NOT_EXIST)
+    #[error("no {kind} '{name}' in vhost '{vhost}'")]
+    NotFound { /// "exchange", "queue", "topic".
+        kind: &'static str, /// Name.
+        name: Arc<str>, /// Vhost.
+        vhost: Arc<str> },
+    /// Redeclared differently. (406)
+    #[error("inequivalent arg '{argument}' for {kind} '{name}' in vhost '{vhost}': received {received} but current is {current}")]
+    Inequivalent { /// "exchange" or "queue".
+        kind: &'static str, /// Name.
+        name: Arc<str>, /// Vhost.
+        vhost: Arc<str>, /// Which argument.
+        argument: String, /// As asked.
+        received: String, /// As it is.
+        current: String },
+    /// Another connection's exclusive queue. (405)
+    #[error("cannot obtain exclusive access to locked queue '{name}' in vhost '{vhost}'. It could be originally declared on another connection or the exclusive property value does not match that of the original declaration.")]
+    Locked { /// Name.
+        name: Arc<str>, /// Vhost.
+        vhost: Arc<str> },
+    /// Exclusive consumer rules. (403)
+    #[error("queue '{name}' in vhost '{vhost}' in exclusive use")]
+    InExclusiveUse { /// Name.
+        name: Arc<str>, /// Vhost.
+        vhost: Arc<str> },
+    /// if-unused. (406)
+    #[error("{kind} '{name}' in vhost '{vhost}' in use")]
+    InUse { /// "exchange" or "queue".
+        kind: &'static str, /// Name.
+        name: Arc<str>, /// Vhost.
+        vhost: Arc<str> },
+    /// if-empty. (406)
+    #[error("queue '{name}' in vhost '{vhost}' is not empty")]
+    NotEmpty { /// Name.
+        name: Arc<str>, /// Vhost.
+        vhost: Arc<str> },
+    /// Publishing to an internal exchange. (403)
+    #[error("cannot publish to internal exchange '{name}' in vhost '{vhost}'")]
+    Internal { /// Name.
+        name: Arc<str>, /// Vhost.
+        vhost: Arc<str> },
+    /// A reader id or queue number that does not fit. (530; INVALID_PARAMETER)
+    #[error("{0}")]
+    Invalid(String),
+    /// A limit of `limits.rs`. (506; SYSTEM_BUSY)
+    #[error("{0}")]
+    Limit(String),
+    /// Not now; the same wish may succeed in a moment. (541; SYSTEM_BUSY)
+    #[error("{0}")]
+    Busy(String),
+}
+
+/// Answers of verbs with a `request` number.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// DeclareQueue, PurgeQueue, DeleteQueue.
+    Queue { /// Ready messages (purge, delete: how many went).
+        messages: u64, /// Consumers.
+        consumers: u32 },
+    /// Subscribed.
+    Subscribed,
+    /// basic.get: `None` = empty; `remaining` ready messages.
+    Got { /// The message.
+        delivery: Option<Delivery>, /// Its queue's ready messages left.
+        remaining: u64 },
+    /// RocketMQ send: durable.
+    Sent { /// Chosen message queue.
+        queue_id: u32, /// Offset of each message.
+        offsets: Vec<Offset>, /// Public position of each.
+        positions: Vec<Position> },
+    /// RocketMQ pull.
+    Fetched(Fetched),
+    /// QueueOffsets.
+    Offsets { /// First retained.
+        min: Offset, /// Next to be written.
+        max: Offset, /// Store time of the first retained message, ms; 0 when empty.
+        earliest: u64 },
+    /// SearchOffset.
+    Offset(Offset),
+    /// GroupOffset: `None` = none stored; `min` and `max` as in `Offsets`.
+    GroupOffset { /// Stored.
+        offset: Option<Offset>, /// First retained.
+        min: Offset, /// Next to be written.
+        max: Offset },
+    /// Inspect.
+    Inspected(Arc<str>),
+}
+
+/// Result of a pull.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// What was found.
+    pub status: FetchStatus,
+    /// Where to go on.
+    pub next: Offset,
+    /// First retained.
+    pub min: Offset,
+    /// Next to be written.
+    pub max: Offset,
+    /// Messages in offset order.
+    pub deliveries: Vec<Delivery>,
+}
+
+/// How a pull ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchStatus {
+    /// Messages are there.
+    Found,
+    /// At the end, nothing came in time.
+    NotFound,
+    /// There were messages, none matched; go on at `next`.
+    NoneMatched,
+    /// The offset lies outside of what is retained; `next` says where to go.
+    OffsetMoved,
+}
+
+/// What the shard tells a connection.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Answer to a verb.
+    Reply { /// The verb's number.
+        request: u64, /// Outcome.
+        result: Result<Reply, Refusal> },
+    /// Publishes `first..=last` of `channel` are durable where they must be (`accepted`), or were not taken.
+    Confirmed { /// Channel.
+        channel: ChannelId, /// First confirm number.
+        first: u64, /// Last confirm number.
+        last: u64, /// false: basic.nack.
+        accepted: bool },
+    /// Mandatory and unroutable; its confirm follows.
+    Returned { /// Channel.
+        channel: ChannelId, /// The publish.
+        publish: Box<Publish> },
+    /// The publish breaks a rule: close the channel.
+    PublishRefused { /// Channel.
+        channel: ChannelId, /// Why.
+        refusal: Refusal },
+    /// Messages for a reader, in order.
+    Deliveries { /// Which.
+        reader: ReaderId, /// Messages.
+        deliveries: Vec<Delivery> },
+    /// The reader's queue is gone.
+    ReaderCancelled { /// Which.
+        reader: ReaderId },
+    /// The node is going down.
+    ShuttingDown,
+}
+
+/// What the core must ask of those who know the layouts. Implemented in `server`, given by `node`.
+pub trait Semantics: std::marker::Send + Sync + 'static {
+    /// Does a headers binding match the message?
+    fn headers_match(&self, arguments: &[u8], message: &Message) -> bool;
+    /// First argument, among those that matter for `kind` ("queue" or "exchange"), in which two tables differ:
+    /// (name, received, current).
+    fn arguments_differ(&self, kind: &'static str, received: &[u8], current: &[u8]) -> Option<(String, String, String)>;
+    /// Which of `queues` message queues an AMQP-born message goes to when it is sent to a topic; `None`: the broker picks.
+    fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32>;
+    /// Writes what only the shard knows into a RocketMQ-born prefix: queue id and store time (ms).
+    fn stamp(&self, prefix: &mut [u8], queue_id: u32, store_time: u64);
+}

@@ -1,0 +1,41 @@
+//! Every bound of the product, on one page.
+//!
+//! Owns: the numbers. Promises: a table, queue, frame or session store that clients can fill has its bound here (house section 5).
+//! Does not know: who checks them.
+
+/// Largest message body in one batch; larger ones go first in pieces (D5). Bytes.
+pub const INLINE_BODY_MAX: u32 = 1024 * 1024;
+/// A batch is closed when its payload reaches this. Bytes.
+pub const BATCH_TARGET: usize = 1024 * 1024;
+/// Largest message accepted (AMQP `max_message_size`). Bytes.
+pub const MESSAGE_MAX: u64 = 16 * 1024 * 1024;
+/// Batches proposed and not yet applied.
+pub const BATCHES_IN_FLIGHT: usize = 4;
+/// Bytes a connection may have handed to the shard and not yet seen applied before its socket is no longer read.
+pub const CONNECTION_CREDIT: usize = 2 * 1024 * 1024;
+/// Bytes of deliveries handed to a connection and not yet written to its socket.
+pub const DELIVERY_CREDIT: usize = 1024 * 1024;
+/// Bytes of message contents that queues without durability may hold together, before they refuse.
+pub const MEMORY_QUEUES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of deliveries given to one reader in one go.
+pub const DELIVERY_TURN: usize = 256 * 1024;
+/// Message queues of one RocketMQ topic.
+pub const TOPIC_QUEUES_MAX: u32 = 1024;
+/// Messages in one pull answer.
+pub const FETCH_MESSAGES_MAX: u32 = 1024;
+/// Waiting pulls on one message queue.
+pub const FETCH_WAITERS_MAX: usize = 1024;
+/// Longest wait of a pull, ms.
+pub const FETCH_WAIT_MAX_MS: u32 = 30_000;
+/// Remembered routes (exchange, key) of one topology version.
+pub const ROUTE_CACHE_MAX: usize = 8192;
+/// Sessions kept: one per node incarnation that still matters.
+pub const SESSIONS_MAX: usize = 1024;
+/// Queues in one shard.
+pub const QUEUES_MAX: usize = 1_000_000;
+/// Bindings in one shard.
+pub const BINDINGS_MAX: usize = 2_000_000;
+/// Offset commits kept (group × message queue).
+pub const GROUP_OFFSETS_MAX: usize = 4_000_000;
+/// Longest shard turn before it lets others run, µs.
+pub const TURN_MAX_US: u64 = 3_000;

@@ -5,3 +5,5 @@
 
 pub mod broker;
 pub mod cluster;
+pub mod limits;
+pub mod security;

@@ -8,10 +8,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dassie_storage::Position;
 
 use crate::security::Authorized;
 
+/// A byte offset in the log of a shard.
+pub type Position = u64;
 /// One client connection on this node, unique while the process lives.
 pub type ConnectionId = u64;
 /// An AMQP channel, or 0 where the protocol has none.
@@ -302,8 +303,8 @@ pub enum Op {
     Inspect,
     /// The connection is gone: release leases, remove exclusive queues, forget readers.
     Disconnected,
-    /// The connection wrote so many bytes of deliveries to its socket.
-    Drained { /// Bytes.
+    /// Deliveries were written to the socket (events `Deliveries` and `Got` only; a `Fetched` reply is not counted).
+    Drained { /// Sum of their `weight`.
         bytes: u32 },
 }
 
@@ -377,6 +378,8 @@ pub struct Delivery {
     pub redelivered: bool,
     /// `x-delivery-count` of a quorum queue; 0 on the first delivery.
     pub attempts: u32,
+    /// What it counts against the connection's delivery credit: [`Op::Drained`] gives back the sum of these.
+    pub weight: u32,
     /// The bytes.
     pub message: Located,
 }

@@ -1,0 +1,268 @@
+//! Reference records, and messages read back from where they lie.
+//!
+//! Owns: the layout of a reference record (`src/docs/record-format.md`) and [`resolve`].
+//! Promises: what was published is what is read, byte for byte; a position that does not hold what the index says is an
+//! error with its place, never another message.
+//! Does not know: queues, readers, protocols.
+
+use std::io;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use dassie_storage::{Batch, LogReader};
+
+use super::api::{Located, Message, Origin, Position, QueueUid, StoredMessage};
+use super::record::{Cursor, Malformed};
+
+/// Bytes before the entries.
+const FIXED: usize = 40;
+/// Bytes of one queue's entry.
+pub(crate) const ENTRY: usize = 24;
+/// Bytes of one extent.
+const EXTENT: usize = 16;
+/// Flag: the message is persistent.
+const PERSISTENT: u8 = 1;
+
+/// A piece of a body that lies elsewhere in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Position of the bytes.
+    pub(crate) position: Position,
+    /// How many.
+    pub(crate) len: u32,
+    /// Distance back to the header of their batch.
+    pub(crate) batch_back: u32,
+}
+
+/// A reference record, taken apart.
+#[derive(Debug, Clone)]
+pub(crate) struct Reference<'a> {
+    /// Log time, ms.
+    pub(crate) store_time: u64,
+    /// For filters.
+    pub(crate) tag_hash: u32,
+    /// Layout of the bytes.
+    pub(crate) origin: Origin,
+    /// AMQP delivery mode 2.
+    pub(crate) persistent: bool,
+    /// Bytes before the body.
+    pub(crate) prefix_len: u32,
+    /// Bytes of the body.
+    pub(crate) body_len: u32,
+    /// The body's pieces when it lies elsewhere.
+    pub(crate) extents: Vec<Extent>,
+    entries: &'a [u8],
+    /// First byte of the message bytes in the record.
+    content: usize,
+    /// How many.
+    content_len: usize,
+}
+
+impl Reference<'_> {
+    /// Queue of each entry and where in the record the entry stands.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (QueueUid, u32)> + '_ {
+        self.entries.chunks_exact(ENTRY).map(|entry| {
+            let mut cursor = Cursor::new(entry, 0);
+            (cursor.u64().unwrap_or(0), cursor.u32().unwrap_or(0))
+        })
+    }
+}
+
+/// Writes a reference record's body behind its 8-byte head; returns where the message bytes begin in `buf`.
+/// `record` is the record's first byte in `buf`.
+pub(crate) fn put_reference(
+    buf: &mut BytesMut,
+    record: usize,
+    message: &Message,
+    queues: &[QueueUid],
+    extents: &[Extent],
+    store_time: u64,
+) -> usize {
+    let entries = queues.len();
+    buf.reserve(FIXED + entries * ENTRY + message.bytes.len() + 16);
+    buf.put_u64_le(store_time);
+    buf.put_u32_le(message.tag_hash);
+    buf.put_u16_le(u16::try_from(entries).unwrap_or(u16::MAX));
+    buf.put_u8(message.origin as u8);
+    buf.put_u8(if message.persistent { PERSISTENT } else { 0 });
+    buf.put_u32_le(message.prefix_len);
+    buf.put_u32_le(message.suffix_len());
+    buf.put_u32_le(message.body_len);
+    buf.put_u32_le(u32::try_from(extents.len()).unwrap_or(u32::MAX));
+    for queue in queues {
+        let back = u32::try_from(buf.len() - record).unwrap_or(u32::MAX);
+        buf.put_u64_le(*queue);
+        buf.put_u32_le(back);
+        buf.put_u32_le(0);
+        buf.put_u64_le(0);
+    }
+    for extent in extents {
+        buf.put_u64_le(extent.position);
+        buf.put_u32_le(extent.len);
+        buf.put_u32_le(extent.batch_back);
+    }
+    let content = buf.len();
+    if extents.is_empty() {
+        buf.put_slice(&message.bytes);
+    } else {
+        let (prefix, body) = (message.prefix_len as usize, message.body_len as usize);
+        buf.put_slice(&message.bytes[..prefix]);
+        buf.put_slice(&message.bytes[prefix + body..]);
+    }
+    content
+}
+
+/// Takes a reference record apart.
+///
+/// # Errors
+/// [`Malformed`] with the place in the record.
+pub(crate) fn parse_reference(record: &[u8]) -> Result<Reference<'_>, Malformed> {
+    let mut cursor = Cursor::new(record, 8);
+    let store_time = cursor.u64()?;
+    let tag_hash = cursor.u32()?;
+    let entries = usize::from(cursor.u16()?);
+    let origin = match cursor.u8()? {
+        1 => Origin::Amqp,
+        2 => Origin::Rocketmq,
+        _ => return Err(Malformed { at: cursor.at(), what: "unknown origin" }),
+    };
+    let flags = cursor.u8()?;
+    let prefix_len = cursor.u32()?;
+    let suffix_len = cursor.u32()?;
+    let body_len = cursor.u32()?;
+    let extent_count = cursor.u32()? as usize;
+    let entries = cursor.take(entries * ENTRY)?;
+    let mut extents = Vec::with_capacity(extent_count.min(record.len() / EXTENT));
+    for _ in 0..extent_count {
+        extents.push(Extent { position: cursor.u64()?, len: cursor.u32()?, batch_back: cursor.u32()? });
+    }
+    let content = cursor.at();
+    let inline = if extents.is_empty() { body_len as usize } else { 0 };
+    let content_len = prefix_len as usize + inline + suffix_len as usize;
+    cursor.take(content_len)?;
+    Ok(Reference {
+        store_time,
+        tag_hash,
+        origin,
+        persistent: flags & PERSISTENT != 0,
+        prefix_len,
+        body_len,
+        extents,
+        entries,
+        content,
+        content_len,
+    })
+}
+
+/// Remembers the batch read last: readers mostly go on in the same one.
+#[derive(Debug, Default)]
+pub struct Cache {
+    last: Option<Batch>,
+}
+
+impl Cache {
+    fn batch(&mut self, log: &LogReader, position: Position) -> io::Result<&Batch> {
+        if self.last.as_ref().is_none_or(|b| b.point.position != position) {
+            self.last = Some(log.batch(position)?);
+        }
+        self.last.as_ref().ok_or_else(|| io::Error::other("batch cache"))
+    }
+}
+
+/// Brings a message into memory. May read from disk.
+///
+/// # Errors
+/// What the log says, with its place; `InvalidData` when the place holds no such record.
+pub fn resolve(message: &Located, log: &LogReader, cache: &mut Cache) -> io::Result<StoredMessage> {
+    match message {
+        Located::Ready(message) => Ok(message.clone()),
+        Located::Stored { batch, record, len } => {
+            let batch = cache.batch(log, *batch)?;
+            let record = slice(&batch.payload, *record, *len)
+                .ok_or_else(|| damaged(batch.point.position, "a record beyond its batch"))?;
+            read_record(&record, batch.point.position, log)
+        }
+    }
+}
+
+fn read_record(record: &Bytes, position: Position, log: &LogReader) -> io::Result<StoredMessage> {
+    let reference = parse_reference(record).map_err(|e| damaged(position, &e.to_string()))?;
+    let content = record.slice(reference.content..reference.content + reference.content_len);
+    let mut message = StoredMessage {
+        origin: reference.origin,
+        bytes: content,
+        prefix_len: reference.prefix_len,
+        body_len: reference.body_len,
+        body: None,
+        store_time: reference.store_time,
+    };
+    if !reference.extents.is_empty() {
+        let mut pieces = Vec::with_capacity(reference.extents.len());
+        for extent in &reference.extents {
+            let batch = log.batch(extent.position - u64::from(extent.batch_back))?;
+            let start = u32::try_from(extent.position - batch.payload_position)
+                .map_err(|_| damaged(extent.position, "a body piece outside its batch"))?;
+            let piece = slice(&batch.payload, start, extent.len)
+                .ok_or_else(|| damaged(extent.position, "a body piece beyond its batch"))?;
+            pieces.push(piece);
+        }
+        message.body = Some(pieces);
+    }
+    Ok(message)
+}
+
+fn slice(bytes: &Bytes, start: u32, len: u32) -> Option<Bytes> {
+    let end = start.checked_add(len)?;
+    (end as usize <= bytes.len()).then(|| bytes.slice(start as usize..end as usize))
+}
+
+fn damaged(position: Position, what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("log position {position}: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> Message {
+        Message {
+            origin: Origin::Amqp,
+            bytes: Bytes::from_static(b"PREFbodySUF"),
+            prefix_len: 4,
+            body_len: 4,
+            tag_hash: 7,
+            persistent: true,
+        }
+    }
+
+    #[test]
+    fn a_reference_names_its_queues_and_keeps_the_bytes() {
+        let mut buf = BytesMut::new();
+        buf.put_bytes(0, 8);
+        put_reference(&mut buf, 0, &message(), &[5, 9], &[], 77);
+        let reference = parse_reference(&buf).unwrap();
+        assert_eq!(reference.entries().collect::<Vec<_>>(), [(5, 40), (9, 64)]);
+        assert_eq!((reference.store_time, reference.tag_hash, reference.persistent), (77, 7, true));
+        assert_eq!(&buf[reference.content..][..reference.content_len], b"PREFbodySUF");
+    }
+
+    #[test]
+    fn a_body_that_lies_elsewhere_is_left_out() {
+        let mut buf = BytesMut::new();
+        buf.put_bytes(0, 8);
+        let extent = Extent { position: 4096, len: 4, batch_back: 128 };
+        put_reference(&mut buf, 0, &message(), &[5], &[extent], 77);
+        let reference = parse_reference(&buf).unwrap();
+        assert_eq!(reference.extents, [extent]);
+        assert_eq!(&buf[reference.content..][..reference.content_len], b"PREFSUF");
+    }
+
+    #[test]
+    fn a_cut_reference_is_refused_at_every_length() {
+        let mut buf = BytesMut::new();
+        buf.put_bytes(0, 8);
+        put_reference(&mut buf, 0, &message(), &[5], &[], 77);
+        for cut in 8..buf.len() {
+            assert!(parse_reference(&buf[..cut]).is_err());
+        }
+    }
+}

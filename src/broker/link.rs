@@ -141,6 +141,12 @@ impl Link {
         }
     }
 
+    /// The credit alone, so that a task can wait for it and for events at the same time.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        Gate(Arc::clone(&self.credit))
+    }
+
     /// The next events, in order; `None` after the shard has stopped. Cancel safe.
     pub async fn events(&mut self) -> Option<Vec<Event>> {
         self.events.recv().await
@@ -161,6 +167,25 @@ impl Link {
     #[must_use]
     pub fn log(&self) -> &dassie_storage::LogReader {
         &self.log
+    }
+}
+
+/// The credit of a link, see [`Link::gate`].
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<Credit>);
+
+impl Gate {
+    /// As [`Link::is_open`].
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.is_open()
+    }
+
+    /// As [`Link::ready`]. Cancel safe. Only one task may wait.
+    pub async fn ready(&self) {
+        while !self.0.is_open() {
+            self.0.freed.notified().await;
+        }
     }
 }
 

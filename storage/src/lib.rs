@@ -1,1 +1,50 @@
-//! (written in the first slice)
+//! Dassie's storage: one durable log per shard, its recovery, index pages and checkpoints.
+//!
+//! Owns: everything in a store's directory (`src/docs/record-format.md`). Promises: what was reported durable is there after any
+//! crash, in order and unchanged, or the store refuses to open and names file and offset. Does not know: messages, queues,
+//! protocols, consensus.
+//!
+//! A store is made by [`Genesis::create`] and opened by [`Log::open`] under [`lock_store`]. `open` gives four parts: [`Log`] for the shard's thread,
+//! [`Writer`] and [`Preparer`] for one thread each (`block_on(writer.run())`), [`LogReader`] for everybody.
+
+mod block_on;
+pub mod disk;
+mod format;
+mod genesis;
+mod hard_state;
+mod log;
+mod map;
+mod prepare;
+mod queue;
+mod reader;
+mod real;
+mod recovery;
+mod seams;
+mod segments;
+mod writer;
+
+use std::io;
+
+pub use block_on::block_on;
+pub use disk::{Disk, File};
+pub use format::{Batch, HEADER, LogPoint, MAX_PAYLOAD, NewBatch, Uuid};
+pub use genesis::Genesis;
+pub use hard_state::MAX_VOTE;
+pub use log::{Backlog, Done, Flush, Log, Opened, Options, Progress};
+pub use prepare::Preparer;
+pub use reader::LogReader;
+pub use real::{RealDisk, RealFile, RealLock};
+pub use recovery::{Cut, Recovered};
+pub use seams::{Apply, ProposalId, ReplicatedLog};
+pub use writer::Writer;
+
+/// Takes the store for this process; held until the answer is dropped. Do this before anything else is read.
+pub async fn lock_store<D: Disk>(disk: &D) -> io::Result<D::Lock> {
+    disk.lock("LOCK").await.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            let reason = "the store is in use by another process (LOCK is held)";
+            disk::fault("lock", "LOCK", None, io::Error::new(io::ErrorKind::WouldBlock, reason))
+        }
+        _ => error,
+    })
+}

@@ -4,6 +4,12 @@
 //! Promises: the arrows of `src/docs/architecture.md`; `tests/arrows.rs` fails when one is broken.
 
 pub mod broker;
+pub mod clock;
 pub mod cluster;
+pub mod config;
 pub mod limits;
+pub mod logging;
+pub mod metrics;
+pub mod process;
 pub mod security;
+pub mod server;

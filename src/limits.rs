@@ -39,3 +39,22 @@ pub const BINDINGS_MAX: usize = 2_000_000;
 pub const GROUP_OFFSETS_MAX: usize = 4_000_000;
 /// Longest shard turn before it lets others run, µs.
 pub const TURN_MAX_US: u64 = 3_000;
+
+// Sockets and HTTP
+
+/// Connections that wait to be accepted, per listener.
+pub const ACCEPT_BACKLOG: u32 = 1024;
+/// Pause after a failed accept (no file descriptors), ms.
+pub const ACCEPT_PAUSE_MS: u64 = 100;
+/// Connections per HTTP listener.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+/// Request line and headers together. Bytes.
+pub const HTTP_HEADER_MAX: usize = 16 * 1024;
+/// Time for a request to arrive, from the end of the one before it, ms.
+pub const HTTP_HEADER_MS: u64 = 10_000;
+/// Life of an HTTP connection, ms.
+pub const HTTP_CONNECTION_MS: u64 = 120_000;
+/// Time for an answer on its way when its connection must end, ms.
+pub const HTTP_GOODBYE_MS: u64 = 2_000;
+/// Time that connections and the log get to end in when the process was asked to, ms.
+pub const SHUTDOWN_MS: u64 = 20_000;

@@ -1,2 +1,78 @@
 //! The `dassie` program.
-fn main() {}
+//!
+//! Owns: arguments in, one line on standard error and an exit code out. Does not know: how the broker works.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dassie::clock::{Clock, SystemClock};
+use dassie::config::{self, Config, Invocation};
+use dassie::metrics::Metrics;
+use dassie::process::{self, Failure};
+use dassie::server::health::Readiness;
+use dassie::server::{self, Stopper, http};
+use dassie::{limits, logging};
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("dassie: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn start() -> Result<(), Failure> {
+    let clock = SystemClock::new();
+    match config::load(std::env::args_os()).map_err(Failure::usage)? {
+        Invocation::Print(text) => print(&text),
+        Invocation::Run(config) => {
+            logging::init(config.log_level);
+            let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;
+            runtime.block_on(run(&config, &clock))
+        }
+    }
+}
+
+/// Text that the reader's end of a pipe does not want any more is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write};
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new(error)),
+        _ => Ok(()),
+    }
+}
+
+async fn run(config: &Config, clock: &dyn Clock) -> Result<(), Failure> {
+    let asked = process::termination().map_err(Failure::new)?;
+    tracing::info!("dassie {} with data in {}", env!("CARGO_PKG_VERSION"), config.data_dir);
+    let (stopper, stop) = Stopper::new();
+    let metrics = Metrics::new();
+    let ready = Readiness::new(["http.listen", "metrics.listen"]);
+    let mut servers = tokio::task::JoinSet::new();
+    if let Some(address) = &config.http_listen {
+        let listener = server::bind(address, "http.listen").await.map_err(Failure::new)?;
+        tracing::info!("health on http://{address}/health/ready");
+        servers.spawn(http::serve_health(listener, Arc::clone(&ready), Arc::clone(&metrics), stop.clone()));
+    }
+    ready.up("http.listen");
+    if let Some(address) = &config.metrics_listen {
+        let listener = server::bind(address, "metrics.listen").await.map_err(Failure::new)?;
+        tracing::info!("metrics on http://{address}/metrics");
+        servers.spawn(http::serve_metrics(listener, metrics, stop));
+    }
+    ready.up("metrics.listen");
+    tracing::info!("ready in {} ms", clock.monotonic().as_millis());
+    let signal = asked.await;
+    tracing::info!("{signal}: ending");
+    ready.down("the broker is ending");
+    stopper.stop();
+    let all = async { while servers.join_next().await.is_some() {} };
+    if tokio::time::timeout(Duration::from_millis(limits::SHUTDOWN_MS), all).await.is_err() {
+        tracing::warn!("some connections did not end in time and were cut");
+    }
+    tracing::info!("ended");
+    Ok(())
+}

@@ -1,0 +1,542 @@
+//! Configuration: defaults, then the file, then the command line.
+//!
+//! Owns: the shape of [`Config`], reading the TOML file and the arguments, and the words of every complaint about them.
+//! Promises: a wrong key, value, file or argument is one line that names it and where it came from; nothing is ignored.
+//! Does not know: what a setting does. The keys themselves, with default, unit and bound, are the table in [`keys`].
+
+pub mod keys;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use keys::KEYS;
+
+/// Everything that can be set. Built by [`load`]; field by field it is documented in [`keys::KEYS`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Config {
+    /// `data_dir`: relative to the working directory.
+    pub data_dir: String,
+    /// `amqp.*`
+    pub amqp: Amqp,
+    /// `rocketmq.*`
+    pub rocketmq: Rocketmq,
+    /// `http.listen`: health and, later, management.
+    pub http_listen: Option<Address>,
+    /// `metrics.listen`
+    pub metrics_listen: Option<Address>,
+    /// `log.level`
+    pub log_level: LogLevel,
+    /// `storage.*`
+    pub storage: Storage,
+}
+
+/// `amqp.*`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Amqp {
+    /// `amqp.listen`
+    pub listen: Option<Address>,
+    /// `amqp.heartbeat`: seconds, 0 = none.
+    pub heartbeat: u64,
+    /// `amqp.frame_max`: bytes.
+    pub frame_max: u64,
+    /// `amqp.channel_max`: channels of one connection.
+    pub channel_max: u64,
+}
+
+/// `rocketmq.*`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rocketmq {
+    /// `rocketmq.listen`
+    pub listen: Option<Address>,
+    /// `rocketmq.vip_listen`, with `auto` resolved.
+    pub vip_listen: Option<Address>,
+    /// `rocketmq.advertised_host`, with `auto` resolved: what routes tell clients to connect to.
+    pub advertised_host: String,
+    /// `rocketmq.name_server_listen`
+    pub name_server_listen: Option<Address>,
+    /// `rocketmq.broker_name`
+    pub broker_name: String,
+    /// `rocketmq.cluster_name`
+    pub cluster_name: String,
+    /// `rocketmq.auto_create_topics`
+    pub auto_create_topics: bool,
+    /// `rocketmq.default_topic_queues`
+    pub default_topic_queues: u64,
+}
+
+/// `storage.*`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Storage {
+    /// `storage.segment_size`: bytes; counts only when the store is created.
+    pub segment_size: u64,
+    /// `storage.tail_memory`: bytes.
+    pub tail_memory: u64,
+}
+
+/// host:port of a listener. The host is a name or an address (IPv6 in brackets); it is looked up when it is bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Without brackets.
+    pub host: String,
+    /// 0 lets the system choose.
+    pub port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogLevel {
+    /// What needs a person.
+    Error,
+    /// And what may soon.
+    Warn,
+    /// And what the broker does as a whole: the default.
+    #[default]
+    Info,
+    /// And each connection.
+    Debug,
+    /// And everything.
+    Trace,
+}
+
+/// What the arguments ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invocation {
+    /// Run the broker.
+    Run(Box<Config>),
+    /// Print this (help, version, the list of keys) and end well.
+    Print(String),
+}
+
+/// Why there is no configuration: one line each, naming the key, value, file or argument.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No such key.
+    #[error("unknown configuration key '{key}' in {source_name}; nearest known key: '{nearest}'")]
+    UnknownKey {
+        /// As written, dotted.
+        key: String,
+        /// The known key with the fewest differences.
+        nearest: &'static str,
+        /// File or argument.
+        source_name: String,
+    },
+    /// A known key with a value it can not have.
+    #[error("bad value {value} for configuration key '{key}' in {source_name}: expected {expected}")]
+    BadValue {
+        /// Dotted.
+        key: &'static str,
+        /// As written, quoted.
+        value: String,
+        /// Form and bounds.
+        expected: String,
+        /// File or argument.
+        source_name: String,
+    },
+    /// The file can not be read.
+    #[error("can not read configuration file '{path}': {cause}")]
+    File {
+        /// As given.
+        path: String,
+        /// The system's words.
+        cause: String,
+    },
+    /// The file is not TOML.
+    #[error("configuration file '{path}', line {line}, column {column}: {cause}")]
+    Syntax {
+        /// As given.
+        path: String,
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// The parser's words.
+        cause: String,
+    },
+    /// The command line itself.
+    #[error("{0} (dassie --help lists the arguments)")]
+    Argument(String),
+}
+
+/// Reads arguments (the program's name first) and the file they name.
+///
+/// # Errors
+/// [`ConfigError`], the first thing that is wrong: arguments, then the file, then `--set` and `--data-dir` in the order given.
+pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, ConfigError> {
+    let matches = match command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return help_or_complaint(&error),
+    };
+    if matches.get_flag("list-keys") {
+        return Ok(Invocation::Print(keys::reference()));
+    }
+    let mut config = defaults();
+    if let Some(path) = matches.get_one::<PathBuf>("config") {
+        read_file(&mut config, path)?;
+    }
+    for setting in settings_in_order(&matches) {
+        read_setting(&mut config, &setting)?;
+    }
+    Ok(Invocation::Run(Box::new(resolve(config))))
+}
+
+/// The configuration of a start without file or arguments, `auto` not yet resolved.
+fn defaults() -> Draft {
+    let mut draft = Draft::default();
+    for key in KEYS {
+        // A default that its own bounds refuse is our mistake; a unit test sets each of them.
+        key.set(&mut draft, &keys::Given::Text(key.default.to_owned()))
+            .expect("a key's default is a valid value");
+    }
+    draft
+}
+
+/// A configuration whose `auto` values still wait for the values they derive from.
+#[derive(Debug, Default)]
+pub struct Draft {
+    config: Config,
+    vip_listen: Derived<Option<Address>>,
+    advertised_host: Derived<String>,
+}
+
+/// A value that is given, or follows from others.
+#[derive(Debug, Default)]
+pub enum Derived<T> {
+    /// `auto`
+    #[default]
+    Auto,
+    /// As given.
+    Given(T),
+}
+
+fn resolve(draft: Draft) -> Config {
+    let Draft { mut config, vip_listen, advertised_host } = draft;
+    let listen = config.rocketmq.listen.clone();
+    config.rocketmq.vip_listen = match vip_listen {
+        Derived::Given(address) => address,
+        // Clients compute the VIP port themselves: always the broker's port minus two. There is none below port 3.
+        Derived::Auto => listen.clone().and_then(|address| {
+            (address.port > 2).then(|| Address { host: address.host, port: address.port - 2 })
+        }),
+    };
+    config.rocketmq.advertised_host = match advertised_host {
+        Derived::Given(host) => host,
+        Derived::Auto => match listen {
+            Some(address) if !matches!(&*address.host, "0.0.0.0" | "::") => address.host,
+            // "Everywhere" is no place that a client could connect to.
+            _ => "127.0.0.1".to_owned(),
+        },
+    };
+    config
+}
+
+fn read_file(draft: &mut Draft, path: &Path) -> Result<(), ConfigError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::File { path: shown.clone(), cause: error.to_string() })?;
+    let table: toml::Table = text.parse().map_err(|error| syntax(&shown, &text, &error))?;
+    read_table(draft, "", &table, &format!("file '{shown}'"))
+}
+
+fn syntax(path: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or(text);
+    let cause = error.message().lines().next().unwrap_or("not TOML").to_owned();
+    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+    ConfigError::Syntax { path: path.to_owned(), line: before.matches('\n').count() + 1, column, cause }
+}
+
+fn read_table(
+    draft: &mut Draft,
+    prefix: &str,
+    table: &toml::Table,
+    source_name: &str,
+) -> Result<(), ConfigError> {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            toml::Value::Table(inner) if is_section(&key) => read_table(draft, &key, inner, source_name)?,
+            _ => set(draft, &key, &keys::Given::from_toml(value), source_name)?,
+        }
+    }
+    Ok(())
+}
+
+fn is_section(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+}
+
+fn read_setting(draft: &mut Draft, setting: &Setting) -> Result<(), ConfigError> {
+    let (key, value) = match setting {
+        Setting::DataDir(path) => ("data_dir", path.as_str()),
+        Setting::Set(text) => text.split_once('=').ok_or_else(|| {
+            ConfigError::Argument(format!("--set '{text}' has no '=': write --set section.key=value"))
+        })?,
+    };
+    let source_name = match setting {
+        Setting::DataDir(_) => "argument --data-dir",
+        Setting::Set(_) => "argument --set",
+    };
+    set(draft, key.trim(), &keys::Given::from_argument(value), source_name)
+}
+
+fn set(draft: &mut Draft, name: &str, value: &keys::Given, source_name: &str) -> Result<(), ConfigError> {
+    let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+        return Err(ConfigError::UnknownKey {
+            key: printable(name),
+            nearest: keys::nearest(name),
+            source_name: source_name.to_owned(),
+        });
+    };
+    key.set(draft, value).map_err(|expected| ConfigError::BadValue {
+        key: key.name,
+        value: printable(&value.to_string()),
+        expected,
+        source_name: source_name.to_owned(),
+    })
+}
+
+/// A complaint stays on one line, whatever the input held.
+fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
+/// One override, in the order of the command line.
+enum Setting {
+    DataDir(String),
+    Set(String),
+}
+
+fn settings_in_order(matches: &ArgMatches) -> Vec<Setting> {
+    let mut found: Vec<(usize, Setting)> = Vec::new();
+    let mut collect = |id: &str, make: fn(String) -> Setting| {
+        let indices = matches.indices_of(id).into_iter().flatten();
+        let values = matches.get_many::<String>(id).into_iter().flatten();
+        found.extend(indices.zip(values).map(|(index, value)| (index, make(value.clone()))));
+    };
+    collect("data-dir", Setting::DataDir);
+    collect("set", Setting::Set);
+    found.sort_by_key(|(index, _)| *index);
+    found.into_iter().map(|(_, setting)| setting).collect()
+}
+
+fn help_or_complaint(error: &clap::Error) -> Result<Invocation, ConfigError> {
+    use clap::error::ErrorKind;
+    let text = error.to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Ok(Invocation::Print(text));
+    }
+    let first = text.lines().next().unwrap_or("bad arguments");
+    Err(ConfigError::Argument(first.strip_prefix("error: ").unwrap_or(first).to_owned()))
+}
+
+fn command() -> Command {
+    Command::new("dassie")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("One message broker for unchanged RabbitMQ and RocketMQ clients, over one durable log.")
+        .override_usage("dassie [--config FILE] [--data-dir DIR] [--set section.key=value]...")
+        .after_help(HELP)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .value_parser(ValueParser::path_buf())
+                .help("Read settings from this TOML file; without it only defaults and --set count"),
+        )
+        .arg(Arg::new("data-dir").long("data-dir").value_name("DIR").action(ArgAction::Append).help(
+            "Where the log lives (default ./dassie-data, made when missing); short for --set data_dir=DIR",
+        ))
+        .arg(
+            Arg::new("set")
+                .long("set")
+                .value_name("section.key=value")
+                .action(ArgAction::Append)
+                .help("Change one setting; may be repeated, the last one wins, and all win over the file"),
+        )
+        .arg(
+            Arg::new("list-keys")
+                .long("list-keys")
+                .action(ArgAction::SetTrue)
+                .help("Print every setting with its default, unit and bounds, and end"),
+        )
+}
+
+const HELP: &str = "\
+Without arguments it listens on loopback and keeps its data in ./dassie-data:
+  AMQP 0-9-1             127.0.0.1:5672    amqp://guest:guest@127.0.0.1:5672
+  RocketMQ name server   127.0.0.1:9876    give this address to RocketMQ clients
+  RocketMQ broker        127.0.0.1:10911   and 10909, the VIP port
+  health                 http://127.0.0.1:15672/health/ready
+  metrics                http://127.0.0.1:15692/metrics
+
+Examples:
+  dassie --data-dir /var/lib/dassie
+  dassie --set amqp.listen=127.0.0.1:5673 --set http.listen=
+  dassie --config /etc/dassie.toml
+
+A config file has the same keys:
+  data_dir = \"/var/lib/dassie\"
+  [rocketmq]
+  listen = \"10.0.0.5:10911\"
+
+Ctrl-C or SIGTERM ends it gracefully. Exit codes: 0 ended as asked, 1 could not start or go on,
+2 wrong arguments or configuration, 3 the log could not be written.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<Config, ConfigError> {
+        let all = std::iter::once("dassie").chain(arguments.iter().copied()).map(OsString::from);
+        match load(all)? {
+            Invocation::Run(config) => Ok(*config),
+            Invocation::Print(text) => panic!("expected a configuration, got {text}"),
+        }
+    }
+
+    fn complaint(arguments: &[&str]) -> String {
+        run(arguments).expect_err("arguments should be refused").to_string()
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    #[test]
+    fn without_arguments_everything_is_on_loopback_with_the_contracts_ports() {
+        let config = run(&[]).unwrap();
+        let shown = |address: &Option<Address>| address.as_ref().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(config.data_dir, "./dassie-data");
+        assert_eq!(shown(&config.amqp.listen), "127.0.0.1:5672");
+        assert_eq!(shown(&config.rocketmq.listen), "127.0.0.1:10911");
+        assert_eq!(shown(&config.rocketmq.vip_listen), "127.0.0.1:10909");
+        assert_eq!(shown(&config.rocketmq.name_server_listen), "127.0.0.1:9876");
+        assert_eq!(shown(&config.http_listen), "127.0.0.1:15672");
+        assert_eq!(shown(&config.metrics_listen), "127.0.0.1:15692");
+        assert_eq!(config.rocketmq.advertised_host, "127.0.0.1");
+        assert_eq!(config.storage.segment_size, 64 * 1024 * 1024);
+    }
+
+    #[test]
+    fn the_file_wins_over_defaults_and_arguments_win_over_the_file_in_their_order() {
+        let file = file(
+            "data_dir = 'from-file'\n[amqp]\nheartbeat = 10\nframe_max = '64KiB'\n[rocketmq]\nauto_create_topics = false\n",
+        );
+        let path = file.path().to_str().unwrap();
+        let config = run(&["--set", "data_dir=first", "--config", path, "--data-dir", "last"]).unwrap();
+        assert_eq!(config.data_dir, "last");
+        assert_eq!(config.amqp.heartbeat, 10);
+        assert_eq!(config.amqp.frame_max, 65536);
+        assert!(!config.rocketmq.auto_create_topics);
+        assert_eq!(run(&["--config", path]).unwrap().data_dir, "from-file");
+        assert_eq!(run(&["--data-dir", "first", "--set", "data_dir=last"]).unwrap().data_dir, "last");
+    }
+
+    #[test]
+    fn the_vip_port_and_the_advertised_host_follow_the_broker_listener() {
+        let config = run(&["--set", "rocketmq.listen=0.0.0.0:20911"]).unwrap();
+        assert_eq!(config.rocketmq.vip_listen.unwrap().to_string(), "0.0.0.0:20909");
+        assert_eq!(config.rocketmq.advertised_host, "127.0.0.1");
+        let config =
+            run(&["--set", "rocketmq.listen=[::1]:0", "--set", "rocketmq.advertised_host=mq.example"])
+                .unwrap();
+        assert_eq!(config.rocketmq.vip_listen, None);
+        assert_eq!(config.rocketmq.advertised_host, "mq.example");
+        assert_eq!(run(&["--set", "rocketmq.vip_listen="]).unwrap().rocketmq.vip_listen, None);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_nearest_neighbour() {
+        assert_eq!(
+            complaint(&["--set", "amqp.lisen=1"]),
+            "unknown configuration key 'amqp.lisen' in argument --set; nearest known key: 'amqp.listen'"
+        );
+        let file = file("[storag]\nsegment_size = 1\n");
+        let path = file.path().to_str().unwrap();
+        assert_eq!(
+            complaint(&["--config", path]),
+            format!(
+                "unknown configuration key 'storag' in file '{path}'; nearest known key: 'storage.segment_size'"
+            )
+        );
+        let file = self::file("amqp = 5\n");
+        assert!(
+            complaint(&["--config", file.path().to_str().unwrap()])
+                .contains("unknown configuration key 'amqp'")
+        );
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_was_expected() {
+        let text = complaint(&["--set", "amqp.heartbeat=70000"]);
+        assert_eq!(
+            text,
+            "bad value '70000' for configuration key 'amqp.heartbeat' in argument --set: expected a number of seconds from 0 to 65535"
+        );
+        for wrong in [
+            "amqp.listen=nowhere",
+            "amqp.listen=127.0.0.1:99999",
+            "log.level=loud",
+            "rocketmq.auto_create_topics=yes",
+            "storage.segment_size=5000001",
+            "storage.segment_size=1KiB",
+            "data_dir=",
+            "amqp.heartbeat=-1",
+        ] {
+            let key = wrong.split('=').next().unwrap();
+            let text = complaint(&["--set", wrong]);
+            assert!(text.starts_with("bad value") && text.contains(key) && !text.contains('\n'), "{text}");
+        }
+        let file = file("[amqp]\nlisten = 5672\n");
+        let text = complaint(&["--config", file.path().to_str().unwrap()]);
+        assert!(text.contains("bad value 5672 for configuration key 'amqp.listen'"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_or_broken_file_is_named_with_its_place() {
+        assert!(
+            complaint(&["--config", "/no/such/file"])
+                .starts_with("can not read configuration file '/no/such/file'")
+        );
+        let file = file("[amqp]\nlisten = = 1\n");
+        let text = complaint(&["--config", file.path().to_str().unwrap()]);
+        assert!(text.contains("line 2, column 10") && !text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn a_complaint_is_one_line_even_about_a_value_with_line_breaks() {
+        let text = complaint(&["--set", "log.level=a\nb"]);
+        assert!(!text.contains('\n') && text.contains("a\\nb"), "{text}");
+    }
+
+    #[test]
+    fn wrong_arguments_are_one_line_and_help_and_version_are_no_error() {
+        assert!(complaint(&["--port", "1"]).starts_with("unexpected argument '--port'"));
+        assert!(complaint(&["--set", "amqp.listen"]).contains("has no '='"));
+        let print = |argument: &str| match load(["dassie".into(), argument.into()]) {
+            Ok(Invocation::Print(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(print("--help").contains("guest:guest@127.0.0.1:5672"));
+        assert_eq!(print("--version"), format!("dassie {}\n", env!("CARGO_PKG_VERSION")));
+        assert!(print("--list-keys").contains("| `amqp.heartbeat` |"));
+    }
+}

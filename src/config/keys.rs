@@ -1,0 +1,487 @@
+//! Every key of the configuration: the one table.
+//!
+//! Owns: name, default, unit, bound and meaning of each key, and how its text becomes a value.
+//! Promises: `src/docs/configuration.md` is this table printed ([`reference`]), and a test compares them.
+//! Does not know: where a value came from.
+
+use std::fmt;
+
+use super::{Address, Derived, Draft, LogLevel};
+
+/// One key.
+#[derive(Debug)]
+pub struct Key {
+    /// Dotted, as in `--set`.
+    pub name: &'static str,
+    /// As it would be written in `--set`.
+    pub default: &'static str,
+    /// What it does and when one changes it.
+    pub meaning: &'static str,
+    kind: Kind,
+}
+
+/// What a key's value looks like, and where it goes.
+#[derive(Debug)]
+enum Kind {
+    /// host:port, or "" for none.
+    Listen(fn(&mut Draft) -> &mut Option<Address>),
+    /// The same, or `auto`.
+    DerivedListen(fn(&mut Draft) -> &mut Derived<Option<Address>>),
+    /// A host name or address without port, or `auto`.
+    DerivedHost(fn(&mut Draft) -> &mut Derived<String>),
+    /// Anything but nothing.
+    Path(fn(&mut Draft) -> &mut String),
+    /// A name as RocketMQ takes them.
+    Name(fn(&mut Draft) -> &mut String),
+    /// true or false.
+    Flag(fn(&mut Draft) -> &mut bool),
+    /// Whole, both bounds included.
+    Number { unit: &'static str, min: u64, max: u64, place: fn(&mut Draft) -> &mut u64 },
+    /// Bytes, with or without KiB, MiB, GiB, both bounds included, a multiple of `step`.
+    Size { min: u64, max: u64, step: u64, place: fn(&mut Draft) -> &mut u64 },
+    /// One of five words.
+    Level(fn(&mut Draft) -> &mut LogLevel),
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+/// Longest name of a broker or cluster: RocketMQ's clients keep it in fields of one byte length.
+const NAME_MAX: usize = 127;
+
+/// All keys, in the order of the documentation.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "data_dir",
+        default: "./dassie-data",
+        meaning: "Directory of the log and everything else that survives a restart. Made when missing; one process at a time.",
+        kind: Kind::Path(|d| &mut d.config.data_dir),
+    },
+    Key {
+        name: "amqp.listen",
+        default: "127.0.0.1:5672",
+        meaning: "Where AMQP 0-9-1 clients (RabbitMQ's) connect.",
+        kind: Kind::Listen(|d| &mut d.config.amqp.listen),
+    },
+    Key {
+        name: "amqp.heartbeat",
+        default: "60",
+        meaning: "Offered to clients at the start of a connection; the smaller wish counts. A peer silent for two intervals is cut off. 0: none.",
+        kind: Kind::Number { unit: "seconds", min: 0, max: 65535, place: |d| &mut d.config.amqp.heartbeat },
+    },
+    Key {
+        name: "amqp.frame_max",
+        default: "128KiB",
+        meaning: "Largest AMQP frame in both directions. Larger messages travel in several frames.",
+        kind: Kind::Size { min: 8 * KIB, max: 16 * MIB, step: 1, place: |d| &mut d.config.amqp.frame_max },
+    },
+    Key {
+        name: "amqp.channel_max",
+        default: "2047",
+        meaning: "Channels that one connection may have open.",
+        kind: Kind::Number {
+            unit: "channels",
+            min: 1,
+            max: 65535,
+            place: |d| &mut d.config.amqp.channel_max,
+        },
+    },
+    Key {
+        name: "rocketmq.listen",
+        default: "127.0.0.1:10911",
+        meaning: "Where RocketMQ clients send and pull.",
+        kind: Kind::Listen(|d| &mut d.config.rocketmq.listen),
+    },
+    Key {
+        name: "rocketmq.vip_listen",
+        default: "auto",
+        meaning: "The second door that RocketMQ clients with `vipChannelEnabled` use. They compute its port themselves, so anything but `auto` (the port of `rocketmq.listen` minus two; none when that port is below 3) only makes sense behind a port mapping.",
+        kind: Kind::DerivedListen(|d| &mut d.vip_listen),
+    },
+    Key {
+        name: "rocketmq.advertised_host",
+        default: "auto",
+        meaning: "Host that the name server gives to clients as the broker's. `auto`: the host of `rocketmq.listen`, or 127.0.0.1 when that is everywhere. Set it when clients come from other machines or through NAT.",
+        kind: Kind::DerivedHost(|d| &mut d.advertised_host),
+    },
+    Key {
+        name: "rocketmq.name_server_listen",
+        default: "127.0.0.1:9876",
+        meaning: "Where RocketMQ clients ask for routes: their `namesrvAddr`.",
+        kind: Kind::Listen(|d| &mut d.config.rocketmq.name_server_listen),
+    },
+    Key {
+        name: "rocketmq.broker_name",
+        default: "broker-a",
+        meaning: "Name of this broker in routes. Clients keep it beside offsets: do not change it once consumers have run.",
+        kind: Kind::Name(|d| &mut d.config.rocketmq.broker_name),
+    },
+    Key {
+        name: "rocketmq.cluster_name",
+        default: "DefaultCluster",
+        meaning: "Name of the cluster in routes and admin answers.",
+        kind: Kind::Name(|d| &mut d.config.rocketmq.cluster_name),
+    },
+    Key {
+        name: "rocketmq.auto_create_topics",
+        default: "true",
+        meaning: "A send to a topic that does not exist makes it. false: such a send is refused with TOPIC_NOT_EXIST.",
+        kind: Kind::Flag(|d| &mut d.config.rocketmq.auto_create_topics),
+    },
+    Key {
+        name: "rocketmq.default_topic_queues",
+        default: "8",
+        meaning: "Message queues of a topic that a send makes; a client that asks for fewer gets fewer.",
+        kind: Kind::Number {
+            unit: "message queues",
+            min: 1,
+            max: crate::limits::TOPIC_QUEUES_MAX as u64,
+            place: |d| &mut d.config.rocketmq.default_topic_queues,
+        },
+    },
+    Key {
+        name: "http.listen",
+        default: "127.0.0.1:15672",
+        meaning: "`/health/live` and `/health/ready`.",
+        kind: Kind::Listen(|d| &mut d.config.http_listen),
+    },
+    Key {
+        name: "metrics.listen",
+        default: "127.0.0.1:15692",
+        meaning: "`/metrics`, for Prometheus.",
+        kind: Kind::Listen(|d| &mut d.config.metrics_listen),
+    },
+    Key {
+        name: "log.level",
+        default: "info",
+        meaning: "How much goes to standard error. `debug` adds each connection, `trace` is for developers.",
+        kind: Kind::Level(|d| &mut d.config.log_level),
+    },
+    Key {
+        name: "storage.segment_size",
+        default: "64MiB",
+        meaning: "Size of one file of the log. Fixed when the data directory is first made (it stands in its genesis record); later values of this key are without effect.",
+        kind: Kind::Size {
+            min: 4 * MIB,
+            max: GIB,
+            step: 4 * KIB,
+            place: |d| &mut d.config.storage.segment_size,
+        },
+    },
+    Key {
+        name: "storage.tail_memory",
+        default: "64MiB",
+        meaning: "Newest part of the log that is kept in memory, so that consumers who keep up never cause a read.",
+        kind: Kind::Size {
+            min: 4 * MIB,
+            max: 64 * GIB,
+            step: 1,
+            place: |d| &mut d.config.storage.tail_memory,
+        },
+    },
+];
+
+/// A value as somebody wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Given {
+    /// A string of the file, or anything from the command line.
+    Text(String),
+    /// A whole number of the file.
+    Number(i64),
+    /// A boolean of the file.
+    Flag(bool),
+    /// Anything else of the file, which no key takes.
+    Other(String),
+}
+
+impl Given {
+    /// From the file.
+    #[must_use]
+    pub fn from_toml(value: &toml::Value) -> Self {
+        match value {
+            toml::Value::String(text) => Self::Text(text.clone()),
+            toml::Value::Integer(number) => Self::Number(*number),
+            toml::Value::Boolean(flag) => Self::Flag(*flag),
+            other => Self::Other(format!("of type {}", other.type_str())),
+        }
+    }
+
+    /// From the command line, where quotes around the whole are taken off: both spellings are common.
+    #[must_use]
+    pub fn from_argument(text: &str) -> Self {
+        let bare = ['"', '\''].iter().find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote));
+        Self::Text(bare.unwrap_or(text).to_owned())
+    }
+
+    fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
+
+    fn flag(&self) -> Option<bool> {
+        match self {
+            Self::Flag(flag) => Some(*flag),
+            Self::Text(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn number(&self) -> Option<u64> {
+        match self {
+            Self::Number(number) => u64::try_from(*number).ok(),
+            Self::Text(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn size(&self) -> Option<u64> {
+        let Self::Text(text) = self else { return self.number() };
+        let units = [("KiB", KIB), ("MiB", MIB), ("GiB", GIB)];
+        match units.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes))) {
+            Some((number, bytes)) => number.trim_end().parse::<u64>().ok()?.checked_mul(*bytes),
+            None => self.number(),
+        }
+    }
+}
+
+impl fmt::Display for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "'{text}'"),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Flag(flag) => write!(f, "{flag}"),
+            Self::Other(what) => f.write_str(what),
+        }
+    }
+}
+
+impl Key {
+    /// Puts a value in its place.
+    ///
+    /// # Errors
+    /// What was expected instead.
+    pub fn set(&self, draft: &mut Draft, given: &Given) -> Result<(), String> {
+        self.kind.put(draft, given).ok_or_else(|| self.kind.expected())
+    }
+}
+
+impl Kind {
+    fn put(&self, draft: &mut Draft, given: &Given) -> Option<()> {
+        match self {
+            Self::Listen(place) => *place(draft) = listen(given.text()?)?,
+            Self::DerivedListen(place) => {
+                *place(draft) = match given.text()? {
+                    "auto" => Derived::Auto,
+                    text => Derived::Given(listen(text)?),
+                }
+            }
+            Self::DerivedHost(place) => {
+                *place(draft) = match given.text()? {
+                    "auto" => Derived::Auto,
+                    text => Derived::Given(Some(text).filter(|t| is_host(t))?.to_owned()),
+                }
+            }
+            Self::Path(place) => {
+                *place(draft) = given.text().filter(|t| !t.is_empty() && !t.contains('\0'))?.to_owned()
+            }
+            Self::Name(place) => *place(draft) = given.text().filter(|t| is_name(t))?.to_owned(),
+            Self::Flag(place) => *place(draft) = given.flag()?,
+            Self::Number { min, max, place, .. } => {
+                *place(draft) = given.number().filter(|n| (min..=max).contains(&n))?;
+            }
+            Self::Size { min, max, step, place } => {
+                *place(draft) = given.size().filter(|n| (min..=max).contains(&n) && n % step == 0)?;
+            }
+            Self::Level(place) => *place(draft) = level(given.text()?)?,
+        }
+        Some(())
+    }
+
+    /// Form and bounds, as both the documentation and a complaint say them.
+    fn expected(&self) -> String {
+        match self {
+            Self::Listen(_) => "host:port, or \"\" for no such listener".to_owned(),
+            Self::DerivedListen(_) => "host:port, `auto`, or \"\" for no such listener".to_owned(),
+            Self::DerivedHost(_) => "a host name or address without port, or `auto`".to_owned(),
+            Self::Path(_) => "a path".to_owned(),
+            Self::Name(_) => format!("1 to {NAME_MAX} letters, digits, '-' or '_'"),
+            Self::Flag(_) => "true or false".to_owned(),
+            Self::Number { unit, min, max, .. } => format!("a number of {unit} from {min} to {max}"),
+            Self::Size { min, max, step: 1, .. } => {
+                format!("a number of bytes (or KiB, MiB, GiB) from {} to {}", bytes(*min), bytes(*max))
+            }
+            Self::Size { min, max, step, .. } => format!(
+                "a number of bytes (or KiB, MiB, GiB) from {} to {}, a multiple of {}",
+                bytes(*min),
+                bytes(*max),
+                bytes(*step)
+            ),
+            Self::Level(_) => "error, warn, info, debug or trace".to_owned(),
+        }
+    }
+}
+
+fn bytes(count: u64) -> String {
+    match [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)]
+        .iter()
+        .find(|(_, unit)| count >= *unit && count % unit == 0)
+    {
+        Some((name, unit)) => format!("{} {name}", count / unit),
+        None => count.to_string(),
+    }
+}
+
+/// `None`: not a listener. `Some(None)`: no listener wanted.
+fn listen(text: &str) -> Option<Option<Address>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok()?;
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').filter(|h| h.parse::<std::net::Ipv6Addr>().is_ok())?,
+        None => Some(host).filter(|h| is_host(h) && !h.contains(':'))?,
+    };
+    Some(Some(Address { host: host.to_owned(), port }))
+}
+
+fn is_host(text: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    text.parse::<std::net::Ipv6Addr>().is_ok()
+        || (!text.is_empty() && text.len() <= 253 && text.chars().all(is_part))
+}
+
+fn is_name(text: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    !text.is_empty() && text.len() <= NAME_MAX && text.chars().all(is_part)
+}
+
+fn level(text: &str) -> Option<LogLevel> {
+    Some(match text {
+        "error" => LogLevel::Error,
+        "warn" => LogLevel::Warn,
+        "info" => LogLevel::Info,
+        "debug" => LogLevel::Debug,
+        "trace" => LogLevel::Trace,
+        _ => return None,
+    })
+}
+
+/// The known key that differs least from `name`.
+#[must_use]
+pub fn nearest(name: &str) -> &'static str {
+    // A key written without its section, or a section without its key, counts as near as its own part is.
+    let distance = |key: &Key| {
+        let (section, last) = key.name.rsplit_once('.').unwrap_or(("", key.name));
+        let whole = edits(name, key.name) * 2;
+        whole.min(edits(name, last) * 2 + 1).min(edits(name, section) * 2 + 1)
+    };
+    KEYS.iter().min_by_key(|key| distance(key)).map_or("", |key| key.name)
+}
+
+/// Levenshtein distance: insertions, deletions and changes of one character.
+fn edits(a: &str, b: &str) -> usize {
+    // A key can not be longer than this by a slip of the finger; keeps the cost of absurd input small.
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(80).collect(), b.chars().collect());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let change = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// The table as Markdown: what `dassie --list-keys` prints and `src/docs/configuration.md` holds.
+#[must_use]
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Configuration\n\n\
+        Printed by `dassie --list-keys` from the table in `src/config/keys.rs`; a test keeps this page equal to it.\n\n\
+        Defaults first, then the file of `--config`, then `--data-dir` and `--set section.key=value` in the order given.\n\
+        In the file a dot is a TOML table: `amqp.listen` is `listen` in `[amqp]`. Sizes are whole numbers of bytes, or\n\
+        text such as `\"64MiB\"`. A key, value, file or argument that is wrong ends the start with one line that names it\n\
+        and exit code 2. Nothing is reloaded while running.\n\n\
+        | key | default | value | meaning |\n|---|---|---|---|\n",
+    );
+    for key in KEYS {
+        let row =
+            format!("| `{}` | `{}` | {} | {} |\n", key.name, key.default, key.kind.expected(), key.meaning);
+        text.push_str(&row);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_valid_value_of_its_key() {
+        let mut draft = Draft::default();
+        for key in KEYS {
+            assert_eq!(key.set(&mut draft, &Given::Text(key.default.to_owned())), Ok(()), "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn keys_are_unique_and_every_section_stands_together() {
+        let names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+        let mut sections: Vec<_> = names.iter().map(|n| n.rsplit_once('.').map_or("", |(s, _)| s)).collect();
+        sections.dedup();
+        let mut unique = sections.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(sections.len(), unique.len());
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), names.len());
+    }
+
+    #[test]
+    fn the_documentation_is_the_table() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/src/docs/configuration.md");
+        let written = std::fs::read_to_string(page).unwrap_or_default();
+        assert!(
+            written == reference(),
+            "write it again: cargo run -- --list-keys > src/docs/configuration.md"
+        );
+    }
+
+    #[test]
+    fn addresses_take_names_and_both_families() {
+        for good in ["localhost:1", "127.0.0.1:65535", "[::1]:5672", "mq-1.example:0"] {
+            assert_eq!(listen(good).flatten().map(|a| a.to_string()).as_deref(), Some(good));
+        }
+        for bad in [
+            "5672",
+            ":5672",
+            "host",
+            "host:",
+            "host:65536",
+            "::1:5672",
+            "[::1]",
+            "a b:1",
+            "[host]:1",
+            "host:+1x",
+        ] {
+            assert_eq!(listen(bad), None, "{bad}");
+        }
+        assert_eq!(listen(""), Some(None));
+    }
+
+    #[test]
+    fn sizes_take_units_and_never_overflow() {
+        let size = |text: &str| Given::Text(text.to_owned()).size();
+        assert_eq!(size("64MiB"), Some(64 * MIB));
+        assert_eq!(size("4 KiB"), Some(4096));
+        assert_eq!(size("17"), Some(17));
+        assert_eq!(size("99999999999GiB"), None);
+        assert_eq!(size("64MB"), None);
+        assert_eq!(Given::Number(-1).size(), None);
+    }
+}

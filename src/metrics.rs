@@ -1,0 +1,301 @@
+//! Numbers for whoever watches the broker.
+//!
+//! Owns: every metric, its name and its meaning. Where RabbitMQ has a metric of the same meaning it has RabbitMQ's name, so that
+//! its dashboards work; what only Dassie has begins with `dassie_`.
+//! Promises: updating is one relaxed atomic; reading never stops anybody. Connections and the shard update once per read, turn
+//! or batch, never per message.
+//! Does not know: who updates, and over what it is served.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+/// All metrics of a process. Shared by `Arc`; fields are atomics, their help texts in [`Metrics::new`] say what they mean.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Client connections of both protocols that stand now.
+    pub connections: Gauge,
+    /// Since the start.
+    pub connections_opened: Counter,
+    /// Since the start.
+    pub connections_closed: Counter,
+    /// AMQP channels open now.
+    pub channels: Gauge,
+    /// Queues that exist: AMQP queues and RocketMQ message queues.
+    pub queues: Gauge,
+    /// Attached readers of both protocols.
+    pub consumers: Gauge,
+    /// Messages that wait for a reader.
+    pub messages_ready: Gauge,
+    /// Messages that were handed out and are not settled.
+    pub messages_unacked: Gauge,
+    /// What AMQP clients did.
+    pub amqp: Traffic,
+    /// What RocketMQ clients did.
+    pub rocketmq: Traffic,
+    /// The log of this node's shard.
+    pub log: LogMetrics,
+    /// Connection tasks that ended in a panic: each is a defect.
+    pub connection_panics: Counter,
+    registry: Registry,
+}
+
+/// Messages by what became of them, for one protocol. Counters only grow, from 0 at each start.
+#[derive(Debug, Clone)]
+pub struct Traffic {
+    /// Taken from publishers.
+    pub received: Counter,
+    /// Of those: with an answer wanted.
+    pub received_confirm: Counter,
+    /// Reached at least one queue.
+    pub routed: Counter,
+    /// Reached none and were dropped.
+    pub unroutable_dropped: Counter,
+    /// Reached none and went back.
+    pub unroutable_returned: Counter,
+    /// Confirmed to publishers: durable where they must be.
+    pub confirmed: Counter,
+    /// Handed to readers; a message counts each time.
+    pub delivered: Counter,
+    /// Of those: not the first time.
+    pub redelivered: Counter,
+    /// Settled by readers for good.
+    pub acknowledged: Counter,
+    /// Gets and pulls that found nothing.
+    pub get_empty: Counter,
+}
+
+/// Watermarks are positions in bytes: applied ≤ committed ≤ position, synced ≤ position.
+#[derive(Debug, Default)]
+pub struct LogMetrics {
+    /// End of what is written.
+    pub position: Gauge,
+    /// End of what is on the disk for certain.
+    pub synced: Gauge,
+    /// End of what is committed.
+    pub committed: Gauge,
+    /// End of what queues and topology show.
+    pub applied: Gauge,
+    /// Batches appended.
+    pub batches: Counter,
+    /// Syncs that those took.
+    pub syncs: Counter,
+    /// 1 while this node leads the log.
+    pub leader: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Protocol {
+    protocol: &'static str,
+}
+
+impl Metrics {
+    /// Registers everything; all values are 0.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let mut r = Registry::default();
+        let (amqp, rocketmq) = traffic(&mut r);
+        r.register(
+            "dassie_build",
+            "Version of this broker",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        r.register_collector(Box::new(Process));
+        Arc::new(Self {
+            connections: gauge(
+                &mut r,
+                "rabbitmq_connections",
+                "Client connections that stand now, both protocols",
+            ),
+            connections_opened: counter(&mut r, "rabbitmq_connections_opened", "Client connections opened"),
+            connections_closed: counter(&mut r, "rabbitmq_connections_closed", "Client connections closed"),
+            channels: gauge(&mut r, "rabbitmq_channels", "AMQP channels open now"),
+            queues: gauge(&mut r, "rabbitmq_queues", "AMQP queues and RocketMQ message queues that exist"),
+            consumers: gauge(&mut r, "rabbitmq_consumers", "Attached consumers, both protocols"),
+            messages_ready: gauge(&mut r, "rabbitmq_queue_messages_ready", "Messages ready to be delivered"),
+            messages_unacked: gauge(
+                &mut r,
+                "rabbitmq_queue_messages_unacked",
+                "Messages delivered and not yet settled",
+            ),
+            amqp,
+            rocketmq,
+            log: LogMetrics {
+                position: gauge(&mut r, "dassie_log_position", "Bytes: end of what is written to the log"),
+                synced: gauge(&mut r, "dassie_log_synced", "Bytes: end of what is synced to the disk"),
+                committed: gauge(&mut r, "dassie_log_committed", "Bytes: end of what is committed"),
+                applied: gauge(
+                    &mut r,
+                    "dassie_log_applied",
+                    "Bytes: end of what is applied to queues and topology",
+                ),
+                batches: counter(&mut r, "dassie_log_batches", "Batches appended to the log"),
+                syncs: counter(&mut r, "dassie_log_syncs", "Disk syncs of the log"),
+                leader: gauge(&mut r, "dassie_log_leader", "1 while this node leads the log"),
+            },
+            connection_panics: counter(
+                &mut r,
+                "dassie_connection_panics",
+                "Connections closed by a defect of the broker",
+            ),
+            registry: r,
+        })
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    ///
+    /// # Errors
+    /// Only a metric of ours that can not be encoded; a unit test encodes all of them.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut text = String::with_capacity(8 * 1024);
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
+}
+
+/// The encoding adds `_total` to the name.
+fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
+    let counter = Counter::default();
+    registry.register(name, help, counter.clone());
+    counter
+}
+
+/// One family per name with both protocols in it: two families of one name would be two TYPE lines, which scrapers refuse.
+fn traffic(registry: &mut Registry) -> (Traffic, Traffic) {
+    let mut family = |name: &str, help: &str| {
+        let family = Family::<Protocol, Counter>::default();
+        registry.register(format!("rabbitmq_global_messages_{name}"), help, family.clone());
+        family
+    };
+    let received = family("received", "Messages taken from publishers");
+    let received_confirm = family("received_confirm", "Messages taken from publishers that want an answer");
+    let routed = family("routed", "Messages that reached at least one queue");
+    let unroutable_dropped = family("unroutable_dropped", "Messages that reached no queue and were dropped");
+    let unroutable_returned = family("unroutable_returned", "Messages that reached no queue and went back");
+    let confirmed = family("confirmed", "Messages confirmed to publishers");
+    let delivered = family("delivered", "Messages handed to consumers, each time");
+    let redelivered = family("redelivered", "Messages handed to consumers again");
+    let acknowledged = family("acknowledged", "Messages settled for good by consumers");
+    let get_empty = family("get_empty", "Gets and pulls that found nothing");
+    let of = |protocol: &'static str| {
+        let take = |family: &Family<Protocol, Counter>| family.get_or_create(&Protocol { protocol }).clone();
+        Traffic {
+            received: take(&received),
+            received_confirm: take(&received_confirm),
+            routed: take(&routed),
+            unroutable_dropped: take(&unroutable_dropped),
+            unroutable_returned: take(&unroutable_returned),
+            confirmed: take(&confirmed),
+            delivered: take(&delivered),
+            redelivered: take(&redelivered),
+            acknowledged: take(&acknowledged),
+            get_empty: take(&get_empty),
+        }
+    };
+    (of("amqp091"), of("rocketmq"))
+}
+
+/// What the kernel knows about this process, read when asked.
+#[derive(Debug)]
+struct Process;
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut gauge = |name, help, value: Option<u64>| {
+            // A kernel that hides a value gets no line rather than a wrong one.
+            let Some(value) = value else { return Ok(()) };
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge("process_resident_memory_bytes", "Resident memory", resident_bytes())?;
+        gauge("process_open_fds", "Open file descriptors", open_fds())?;
+        if let Some(seconds) = cpu_seconds() {
+            let counter = ConstCounter::new(seconds);
+            let name = encoder.encode_descriptor(
+                "process_cpu_seconds",
+                "CPU time, user and system",
+                None,
+                counter.metric_type(),
+            )?;
+            counter.encode(name)?;
+        }
+        Ok(())
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+fn open_fds() -> Option<u64> {
+    // One of them is the directory being read.
+    Some((std::fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1))
+}
+
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the program's name in brackets and may hold anything, so count from behind it.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let (user, system) = (fields.next()?.parse::<f64>().ok()?, fields.next()?.parse::<f64>().ok()?);
+    // Linux shows 100 ticks a second on every architecture.
+    Some((user + system) / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dashboards_find_the_names_they_know() {
+        let metrics = Metrics::new();
+        metrics.connections.set(3);
+        metrics.amqp.received.inc_by(7);
+        metrics.rocketmq.received.inc_by(2);
+        metrics.log.synced.set(4096);
+        let text = metrics.render().unwrap();
+        for line in [
+            "rabbitmq_connections 3",
+            "rabbitmq_global_messages_received_total{protocol=\"amqp091\"} 7",
+            "rabbitmq_global_messages_received_total{protocol=\"rocketmq\"} 2",
+            "rabbitmq_queue_messages_ready 0",
+            "dassie_log_synced 4096",
+            "dassie_log_batches_total 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
+        }
+        assert!(text.contains("dassie_build_info{version=\""));
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn no_metric_is_described_twice() {
+        let text = Metrics::new().render().unwrap();
+        let mut types: Vec<_> = text.lines().filter(|l| l.starts_with("# TYPE")).collect();
+        let all = types.len();
+        types.sort_unstable();
+        types.dedup();
+        assert_eq!(types.len(), all);
+    }
+
+    #[test]
+    fn the_kernel_tells_memory_files_and_cpu() {
+        assert!(resident_bytes().unwrap() > 1024 * 1024);
+        assert!(open_fds().unwrap() >= 3);
+        assert!(cpu_seconds().unwrap() >= 0.0);
+    }
+}

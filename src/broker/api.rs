@@ -384,19 +384,6 @@ pub struct Delivery {
     pub message: Located,
 }
 
-impl Delivery {
-    /// Bytes that it counts against [`crate::limits::DELIVERY_CREDIT`], and that [`Op::Drained`] gives back.
-    #[must_use]
-    pub fn weight(&self) -> u32 {
-        let bytes = match &self.message {
-            Located::Ready(message) if message.body.is_some() => message.bytes.len() + message.body_len as usize,
-            Located::Ready(message) => message.bytes.len(),
-            Located::Stored { len, .. } => *len as usize,
-        };
-        u32::try_from(bytes).unwrap_or(u32::MAX)
-    }
-}
-
 /// Why a verb was refused; adapters choose the code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

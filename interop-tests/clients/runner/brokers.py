@@ -1,0 +1,277 @@
+"""Starting, restarting and stopping the brokers under test.
+
+Owns the processes it starts and ends them by pid only. Every broker lives in its own directory and listens on
+loopback ports chosen at run time. It knows how to ask a broker whether it is ready, not what clients do with it.
+"""
+
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+from .paths import CACHE, REPOSITORY
+
+START_SECONDS = 120
+STOP_SECONDS = 60
+
+
+class BrokerError(Exception):
+    """A broker did not start or stop; the text is fit for one line of output."""
+
+
+def free_port(offsets=(0,)):
+    """A port P for which P + offset is free for every offset. Below the ephemeral range, so that no client's own
+    socket takes it while the broker restarts."""
+    for _ in range(200):
+        port = random.randrange(20000, 32000)
+        if all(_is_free(port + offset) for offset in offsets):
+            return port
+    raise BrokerError("no free port between 20000 and 32000")
+
+
+def _is_free(port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+class Process:
+    """One child process whose output goes to a file."""
+
+    def __init__(self, name, command, log, environment=None, directory=None):
+        self.name, self.command, self.log = name, [str(part) for part in command], pathlib.Path(log)
+        self.environment, self.directory, self.child = environment, directory, None
+
+    def start(self):
+        try:
+            with open(self.log, "ab") as log:
+                self.child = subprocess.Popen(
+                    self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                    env=self.environment, cwd=self.directory)
+        except OSError as error:
+            raise BrokerError(f"{self.name} can not be started: {error}") from error
+
+    def wait_until(self, ready):
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            if self.child.poll() is not None:
+                raise BrokerError(f"{self.name} ended with {self.child.returncode} while starting: {self.last_line()}")
+            if time.monotonic() > deadline:
+                raise BrokerError(f"{self.name} is not ready after {START_SECONDS} s (log: {self.log})")
+            time.sleep(0.05)
+
+    def stop(self, how=signal.SIGTERM):
+        if self.child is None or self.child.poll() is not None:
+            return
+        self.child.send_signal(how)
+        try:
+            self.child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+            raise BrokerError(f"{self.name} did not end within {STOP_SECONDS} s of signal {how}; killed") from None
+
+    def last_line(self):
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"(nothing in {self.log})"
+
+
+def tcp_answers(port, sends=b"", expects=b""):
+    """True when something listens on the port and its first answer to `sends` begins with `expects`."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
+            probe.sendall(sends)
+            return not expects or probe.recv(len(expects)).startswith(expects)
+    except OSError:
+        return False
+
+
+class Broker:
+    """A broker that can be restarted on its own data. Subclasses set `amqp` and `name_server` (host:port or None)."""
+
+    amqp = None
+    name_server = None
+
+    def start(self):
+        raise NotImplementedError
+
+    def stop(self):
+        raise NotImplementedError
+
+    def restart(self, how):
+        raise NotImplementedError
+
+
+class RunningBroker(Broker):
+    """Somebody else's broker: never started, stopped or restarted from here."""
+
+    def __init__(self, amqp, name_server):
+        self.amqp, self.name_server = amqp, name_server
+
+    def start(self):
+        pass
+
+    def stop(self):
+        pass
+
+    restart = None
+
+
+class Dassie(Broker):
+    def __init__(self, directory):
+        binary = pathlib.Path(os.environ.get("DASSIE_BIN", REPOSITORY / "target/release/dassie"))
+        if not binary.exists():
+            raise BrokerError(f"no broker to test: {binary} does not exist (cargo build --release, or set DASSIE_BIN)")
+        amqp, name_server, self.http, metrics = (free_port() for _ in range(4))
+        # The VIP port of RocketMQ clients is always the broker's port minus two.
+        rocketmq = free_port((0, -2))
+        self.amqp, self.name_server = f"127.0.0.1:{amqp}", f"127.0.0.1:{name_server}"
+        settings = {
+            "amqp.listen": self.amqp,
+            "rocketmq.listen": f"127.0.0.1:{rocketmq}",
+            "rocketmq.name_server_listen": self.name_server,
+            "http.listen": f"127.0.0.1:{self.http}",
+            "metrics.listen": f"127.0.0.1:{metrics}",
+        }
+        command = [binary, "--data-dir", directory / "data"]
+        for key, value in settings.items():
+            command += ["--set", f"{key}={value}"]
+        self.process = Process("dassie", command, directory / "dassie.log")
+
+    def start(self):
+        self.process.start()
+        self.process.wait_until(self._ready)
+
+    def _ready(self):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/health/ready", timeout=2) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def stop(self):
+        self.process.stop()
+
+    def restart(self, how):
+        self.process.stop(how)
+        self.start()
+
+
+class RabbitMQ(Broker):
+    """Debian's RabbitMQ, run from the tree that `setup --control` unpacked, with an epmd of its own."""
+
+    def __init__(self, directory):
+        server = CACHE / "rabbitmq/sbin/rabbitmq-server"
+        if not server.exists():
+            raise BrokerError("RabbitMQ is not installed: run setup --control")
+        self.port, distribution, epmd = free_port(), free_port(), free_port()
+        self.amqp = f"127.0.0.1:{self.port}"
+        directory.mkdir(parents=True)
+        (directory / "enabled_plugins").write_text("[].\n")
+        (directory / "rabbitmq.conf").write_text(f"listeners.tcp.default = 127.0.0.1:{self.port}\n")
+        environment = dict(
+            os.environ,
+            HOME=str(directory),  # the Erlang cookie
+            ERL_EPMD_PORT=str(epmd),
+            ERL_EPMD_ADDRESS="127.0.0.1",
+            RABBITMQ_NODENAME="interop@localhost",
+            RABBITMQ_DIST_PORT=str(distribution),
+            RABBITMQ_CONF_ENV_FILE=os.devnull,
+            RABBITMQ_CONFIG_FILE=str(directory / "rabbitmq.conf"),
+            RABBITMQ_ADVANCED_CONFIG_FILE=str(directory / "none.config"),
+            RABBITMQ_ENABLED_PLUGINS_FILE=str(directory / "enabled_plugins"),
+            RABBITMQ_MNESIA_BASE=str(directory / "data"),
+            RABBITMQ_LOG_BASE=str(directory / "log"),
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}",
+            # Makes the start script become the Erlang machine, so that our child's pid is the broker.
+            RUNNING_UNDER_SYSTEMD="true",
+        )
+        self.epmd = Process("epmd", ["epmd", "-port", epmd], directory / "epmd.log", environment)
+        self.server = Process("rabbitmq", [server], directory / "rabbitmq.log", environment)
+
+    def start(self):
+        if self.epmd.child is None:
+            self.epmd.start()
+        self.server.start()
+        # The listener is RabbitMQ's last boot step; a frame of type method on channel 0 is its connection.start.
+        self.server.wait_until(lambda: tcp_answers(self.port, b"AMQP\0\0\x09\x01", b"\1\0\0"))
+
+    def stop(self):
+        try:
+            self.server.stop()
+        finally:
+            self.epmd.stop()
+
+    def restart(self, how):
+        if how == signal.SIGKILL:
+            # RabbitMQ writes the names of young quorum queues out lazily; killed sooner, 3.10.8 never finds a leader
+            # for them again. Nothing tells when it is done.
+            time.sleep(2)
+        self.server.stop(how)
+        self.start()
+
+
+class RocketMQ(Broker):
+    """Apache RocketMQ: a name server and one broker, with heaps fit for a small machine."""
+
+    def __init__(self, directory):
+        jars = CACHE / "jars/rocketmq-broker"
+        if not jars.exists():
+            raise BrokerError("Apache RocketMQ is not installed: run setup --control")
+        self.name_server_port = free_port()
+        self.broker_port = free_port((0, -2, 1))  # -2: VIP, +1: replication
+        self.name_server = f"127.0.0.1:{self.name_server_port}"
+        directory.mkdir(parents=True)
+        (directory / "namesrv.conf").write_text(
+            f"listenPort={self.name_server_port}\nbindAddress=127.0.0.1\n"
+            f"kvConfigPath={directory}/kvConfig.json\n")
+        (directory / "broker.conf").write_text("\n".join([
+            "brokerClusterName=DefaultCluster", "brokerName=broker-a", "brokerId=0", "brokerRole=ASYNC_MASTER",
+            "brokerIP1=127.0.0.1", "bindAddress=127.0.0.1", f"listenPort={self.broker_port}",
+            f"namesrvAddr={self.name_server}", f"storePathRootDir={directory}/store",
+            f"storePathCommitLog={directory}/store/commitlog", "mappedFileSizeCommitLog=268435456",
+            "flushDiskType=ASYNC_FLUSH", "autoCreateTopicEnable=true",
+            # Without it a busy two-core machine answers SYSTEM_BUSY after 200 ms in the queue.
+            "waitTimeMillsInSendQueue=2000", ""]))
+
+        def java(name, main, configuration, heap):
+            return Process(name, [
+                "java", f"-Xms{heap}", f"-Xmx{heap}", "-XX:MaxDirectMemorySize=1g", f"-Duser.home={directory}",
+                f"-Drocketmq.home.dir={directory}", "--add-opens=java.base/java.nio=ALL-UNNAMED",
+                "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED", "--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
+                "-cp", f"{jars}/*", main, "-c", directory / configuration], directory / f"{name}.log")
+
+        self.namesrv = java("namesrv", "org.apache.rocketmq.namesrv.NamesrvStartup", "namesrv.conf", "256m")
+        self.broker = java("rocketmq-broker", "org.apache.rocketmq.broker.BrokerStartup", "broker.conf", "1g")
+
+    def start(self):
+        if self.namesrv.child is None:
+            self.namesrv.start()
+            self.namesrv.wait_until(lambda: tcp_answers(self.name_server_port))
+        self._start_broker()
+
+    def _start_broker(self):
+        marker = b"boot success"
+        already = self.broker.log.read_bytes().count(marker) if self.broker.log.exists() else 0
+        self.broker.start()
+        # Printed after the broker has registered with the name server.
+        self.broker.wait_until(lambda: self.broker.log.read_bytes().count(marker) > already)
+
+    def stop(self):
+        try:
+            self.broker.stop()
+        finally:
+            self.namesrv.stop()
+
+    def restart(self, how):
+        self.broker.stop(how)
+        self._start_broker()

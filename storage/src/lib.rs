@@ -8,12 +8,14 @@
 //! [`Writer`] and [`Preparer`] for one thread each (`block_on(writer.run())`), [`LogReader`] for everybody.
 
 mod block_on;
+mod checkpoint;
 pub mod disk;
 mod format;
 mod genesis;
 mod hard_state;
 mod log;
 mod map;
+mod pages;
 mod prepare;
 mod queue;
 mod reader;
@@ -21,16 +23,20 @@ mod real;
 mod recovery;
 mod seams;
 mod segments;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod writer;
 
 use std::io;
 
 pub use block_on::block_on;
+pub use checkpoint::{CheckpointStore, FullSpeed, Loaded, MAX_KEY, Pace};
 pub use disk::{Disk, File};
 pub use format::{Batch, HEADER, LogPoint, MAX_PAYLOAD, NewBatch, Uuid};
 pub use genesis::Genesis;
 pub use hard_state::MAX_VOTE;
 pub use log::{Backlog, Done, Flush, Log, Opened, Options, Progress};
+pub use pages::{FILE_PAGES, FreedBefore, NewPage, PAGE, PAGE_CONTENT, PageId, PageReader, PageStore};
 pub use prepare::Preparer;
 pub use reader::LogReader;
 pub use real::{RealDisk, RealFile, RealLock};
@@ -47,4 +53,9 @@ pub async fn lock_store<D: Disk>(disk: &D) -> io::Result<D::Lock> {
         }
         _ => error,
     })
+}
+
+/// The log floor of a store, before its log is opened: [`CheckpointStore::load`] wants to know it.
+pub async fn read_floor<D: Disk>(disk: &D, genesis: &Genesis) -> io::Result<Option<LogPoint>> {
+    Ok(hard_state::StateFile::open(disk, &genesis.store).await?.state.floor)
 }

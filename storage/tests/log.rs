@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Node, SEGMENT, payload};
-use dassie_storage::{Disk, RealDisk};
+use dassie_storage::{Disk, RealDisk, sim::SimDisk};
 
 fn on_real<T>(test: impl FnOnce(RealDisk) -> T) -> T {
     let dir = tempfile::tempdir().unwrap();
@@ -38,6 +38,11 @@ fn appends_survive_a_restart<D: Disk>(disk: D) {
 }
 
 #[test]
+fn appends_survive_a_restart_on_the_simulated_disk() {
+    appends_survive_a_restart(SimDisk::new());
+}
+
+#[test]
 fn appends_survive_a_restart_on_the_real_disk() {
     on_real(appends_survive_a_restart);
 }
@@ -58,6 +63,11 @@ fn truncation_drops_the_suffix_for_good<D: Disk>(disk: D) {
     let all: Vec<_> = node.log.get(0, 100, usize::MAX).unwrap().iter().map(|b| b.point).collect();
     assert_eq!(all, points[..5].iter().chain(&new).copied().collect::<Vec<_>>());
     assert_eq!(node.log.get(7, 8, 0).unwrap()[0].payload, payload(107, 200));
+}
+
+#[test]
+fn truncation_drops_the_suffix_for_good_on_the_simulated_disk() {
+    truncation_drops_the_suffix_for_good(SimDisk::new());
 }
 
 #[test]

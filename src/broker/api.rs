@@ -343,9 +343,9 @@ pub struct Verb {
 pub enum Located {
     /// In memory.
     Ready(StoredMessage),
-    /// In the log: payload bytes `record` of the batch at `batch`. Read with [`crate::broker::message::resolve`].
+    /// In the log: `len` bytes, `record` bytes behind the batch header at `batch`. Read with [`crate::broker::message::resolve`].
     Stored { /// Position of the batch header.
-        batch: Position, /// First byte of the record in the payload.
+        batch: Position, /// From the batch header to the record.
         record: u32, /// Bytes of the record.
         len: u32 },
 }

@@ -153,6 +153,21 @@ pub(crate) fn parse_reference(record: &[u8]) -> Result<Reference<'_>, Malformed>
     })
 }
 
+/// Where batches are read from: the log, or its stand-in in a simulation.
+pub trait Batches {
+    /// The batch whose header stands at `position`, verified.
+    ///
+    /// # Errors
+    /// What the disk says, with file and offset; damage is an error, never data.
+    fn batch(&self, position: Position) -> io::Result<Batch>;
+}
+
+impl<D: dassie_storage::Disk> Batches for LogReader<D> {
+    fn batch(&self, position: Position) -> io::Result<Batch> {
+        LogReader::batch(self, position)
+    }
+}
+
 /// Remembers the batch read last: readers mostly go on in the same one.
 #[derive(Debug, Default)]
 pub struct Cache {
@@ -160,7 +175,17 @@ pub struct Cache {
 }
 
 impl Cache {
-    fn batch(&mut self, log: &LogReader, position: Position) -> io::Result<&Batch> {
+    /// Which batch is remembered.
+    pub(crate) fn position(&self) -> Option<Position> {
+        self.last.as_ref().map(|b| b.point.position)
+    }
+
+    /// The shard just applied this batch: most deliveries come from it.
+    pub(crate) fn remember(&mut self, batch: &Batch) {
+        self.last = Some(batch.clone());
+    }
+
+    fn batch(&mut self, log: &dyn Batches, position: Position) -> io::Result<&Batch> {
         if self.last.as_ref().is_none_or(|b| b.point.position != position) {
             self.last = Some(log.batch(position)?);
         }
@@ -172,19 +197,22 @@ impl Cache {
 ///
 /// # Errors
 /// What the log says, with its place; `InvalidData` when the place holds no such record.
-pub fn resolve(message: &Located, log: &LogReader, cache: &mut Cache) -> io::Result<StoredMessage> {
+pub fn resolve(message: &Located, log: &dyn Batches, cache: &mut Cache) -> io::Result<StoredMessage> {
     match message {
         Located::Ready(message) => Ok(message.clone()),
         Located::Stored { batch, record, len } => {
             let batch = cache.batch(log, *batch)?;
-            let record = slice(&batch.payload, *record, *len)
+            let head = u32::try_from(batch.payload_position - batch.point.position).unwrap_or(u32::MAX);
+            let record = record
+                .checked_sub(head)
+                .and_then(|start| slice(&batch.payload, start, *len))
                 .ok_or_else(|| damaged(batch.point.position, "a record beyond its batch"))?;
             read_record(&record, batch.point.position, log)
         }
     }
 }
 
-fn read_record(record: &Bytes, position: Position, log: &LogReader) -> io::Result<StoredMessage> {
+fn read_record(record: &Bytes, position: Position, log: &dyn Batches) -> io::Result<StoredMessage> {
     let reference = parse_reference(record).map_err(|e| damaged(position, &e.to_string()))?;
     let content = record.slice(reference.content..reference.content + reference.content_len);
     let mut message = StoredMessage {

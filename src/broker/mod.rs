@@ -2,11 +2,16 @@
 
 pub mod api;
 mod change;
+pub mod core;
 mod cursor;
+mod decide;
 mod index;
 pub mod link;
 pub mod message;
 pub mod pattern;
+mod memory;
+mod read;
+mod reader;
 mod record;
 mod state;
 pub mod topology;

@@ -153,6 +153,8 @@ pub(crate) struct Applied {
     pub(crate) removed: Vec<QueueUid>,
     /// The topology changed.
     pub(crate) topology: bool,
+    /// It was a batch of outcomes.
+    pub(crate) outcomes: bool,
     /// A new leader's term began: (term, node).
     pub(crate) term_start: Option<(u64, u64)>,
     /// The whole batch was void, with the reason.
@@ -263,6 +265,7 @@ impl State {
                 out.term_start = Some((batch.point.term, batch.point.leader));
             }
             OUTCOMES => {
+                out.outcomes = true;
                 if let Err(error) = self.apply_outcomes(batch, pages, &mut out) {
                     panic!("log position {}: {error}", batch.point.position);
                 }

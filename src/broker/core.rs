@@ -1,0 +1,776 @@
+//! The shard's core: state, what is in flight, who waits. One value on one thread.
+//!
+//! Owns: the order of everything. Verbs come in, batches go out to the log, committed batches come back, events leave.
+//! Promises: nothing durable leaves before it is committed (D7); a refused or voided batch is decided again, in order, and no verb
+//! is answered twice (D10); acks are never held back by publishes.
+//! Does not know: threads, sockets, the consensus library, files.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dassie_storage::{Batch, LogPoint};
+use hashbrown::HashMap;
+use tokio::sync::{mpsc, watch};
+
+use super::api::{ChannelId, ConnectionId, Delivery, Event, Fetch, Op, QueueUid, ReaderId, Refusal, Reply, Semantics, Verb};
+use super::index::Pages;
+use super::link::{Credit, Input, weight};
+use super::message::{Batches, Cache, Extent};
+use super::reader::{Reader, ReaderKey, Runtime};
+use super::record::{BatchBuilder, Kind, PayloadHead};
+use super::state::{Applied, Done, State};
+use super::topology::{Route, Topology};
+use crate::clock::{Clock, LogTime};
+use crate::limits;
+
+/// Fast maps for small keys made here; keys that clients choose freely use the seeded default.
+pub(crate) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// A batch to be proposed.
+#[derive(Debug, Clone)]
+pub struct Proposal {
+    /// Term in which it was decided.
+    pub term: u64,
+    /// Its number in that term.
+    pub ordinal: u64,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+/// What the core is given.
+pub struct Parts {
+    /// This node.
+    pub node: u64,
+    /// A new incarnation's number: random, never 0.
+    pub session: u64,
+    /// Reads batches.
+    pub log: Box<dyn Batches>,
+    /// Reads index pages.
+    pub pages: Box<dyn PageSource>,
+    /// Knows the layouts.
+    pub semantics: Arc<dyn Semantics>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Where snapshots of the topology go.
+    pub topology: watch::Sender<Arc<Topology>>,
+}
+
+/// Reads index pages, synchronously.
+pub trait PageSource {
+    /// The entries of `page`, which must belong to `owner`.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn read(&self, page: u32, owner: u64) -> std::io::Result<Bytes>;
+}
+
+struct PagesOf<'a>(&'a dyn PageSource);
+
+impl Pages for PagesOf<'_> {
+    fn read(&self, page: u32, owner: u64) -> std::io::Result<Bytes> {
+        self.0.read(page, owner)
+    }
+}
+
+/// One connection of this node.
+pub(crate) struct Connection {
+    events: mpsc::UnboundedSender<Vec<Event>>,
+    credit: Arc<Credit>,
+    /// Events of this turn.
+    pub(crate) outbox: Vec<Event>,
+    /// Verbs that wait until what is in flight is applied.
+    pub(crate) stalled: VecDeque<Verb>,
+    /// Sequence whose outcome the stalled verbs wait for; `None` with stalled verbs: any batch.
+    pub(crate) stalled_on: Option<u64>,
+    /// Weight of deliveries handed over and not written yet.
+    pub(crate) outstanding: usize,
+    pub(crate) readers: Vec<ReaderId>,
+    /// Shared windows of channels: (limit, held).
+    pub(crate) windows: Map<ChannelId, (u16, u32)>,
+    /// The client is gone; kept until its last verbs are decided.
+    gone: bool,
+}
+
+/// What a verb in the log leads to.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// A client's verb.
+    Verb { connection: ConnectionId, verb: Verb, weight: usize },
+    /// Topology changes that the leader owes (auto-delete, exclusive queues).
+    Internal(Vec<super::topology::Change>),
+    /// Settlements the leader made by itself (auto-ack).
+    Settled { queue: QueueUid, ranges: Vec<(u64, u64)> },
+    /// A piece of a large body of the verb that waits in `large`.
+    Piece { connection: ConnectionId, bytes: Bytes },
+    /// This node's incarnation.
+    OpenSession,
+}
+
+/// A verb that has a number and is not resolved yet.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) work: Work,
+    pub(crate) done: bool,
+    /// Gathered while its records are applied.
+    pub(crate) enqueued: Vec<super::state::Enqueued>,
+    /// Chosen message queue of a send.
+    pub(crate) queue_id: u32,
+}
+
+/// A large publish whose pieces are on their way.
+pub(crate) struct Large {
+    pub(crate) verb: Verb,
+    pub(crate) left: usize,
+    pub(crate) extents: Vec<Extent>,
+}
+
+/// A pull that waits.
+pub(crate) struct Waiter {
+    pub(crate) connection: ConnectionId,
+    pub(crate) request: u64,
+    pub(crate) queue: QueueUid,
+    pub(crate) fetch: Fetch,
+    pub(crate) deadline: Duration,
+}
+
+/// What the leader decided on top of the applied state.
+pub(crate) struct Overlay {
+    pub(crate) term: u64,
+    pub(crate) ordinal: u64,
+    /// With everything in flight applied.
+    pub(crate) topology: Topology,
+    /// Last sequence of this node's session that stands in a decided batch.
+    pub(crate) previous: u64,
+    pub(crate) builder: BatchBuilder,
+    /// Closed, not proposed yet.
+    pub(crate) closed: VecDeque<Proposal>,
+    /// Proposed, not applied yet.
+    pub(crate) in_flight: usize,
+}
+
+/// See the module.
+pub struct Core {
+    pub(crate) state: State,
+    pub(crate) node: u64,
+    pub(crate) session: u64,
+    pub(crate) log: Box<dyn Batches>,
+    pub(crate) pages: Box<dyn PageSource>,
+    pub(crate) semantics: Arc<dyn Semantics>,
+    clock: Arc<dyn Clock>,
+    log_time: LogTime,
+    topology_out: watch::Sender<Arc<Topology>>,
+    /// `Some` while this node leads and has decided everything again that it must.
+    pub(crate) overlay: Option<Overlay>,
+    /// Batches of a dropped overlay of that term that must be applied or refused before anything is decided again.
+    draining: Option<(u64, usize)>,
+    session_open: bool,
+    next_sequence: u64,
+    /// Verbs with numbers, oldest first; the first one has number `first_pending`.
+    pub(crate) pending: VecDeque<Pending>,
+    first_pending: u64,
+    pub(crate) connections: Map<ConnectionId, Connection>,
+    pub(crate) readers: HashMap<ReaderKey, Reader, foldhash::fast::RandomState>,
+    pub(crate) runtimes: Map<QueueUid, Runtime>,
+    pub(crate) routes: HashMap<(u32, Arc<str>, Arc<str>), Arc<Route>>,
+    routes_version: u64,
+    pub(crate) waiters: Map<u64, Waiter>,
+    pub(crate) deadlines: BTreeMap<(Duration, u64), ()>,
+    next_waiter: u64,
+    /// Queues that may have something to hand out.
+    pub(crate) work: VecDeque<QueueUid>,
+    /// Queues whose readers moved on since the last delivered-through record.
+    pub(crate) handed: Vec<QueueUid>,
+    /// Connections with events to send or verbs to retry.
+    flushes: Vec<ConnectionId>,
+    pub(crate) memory_used: usize,
+    pub(crate) large: Map<ConnectionId, Large>,
+    pub(crate) cache: Cache,
+    pub(crate) counters: Counters,
+    pub(crate) round_robin: u64,
+    /// Handed to readers that settle as they get, in this turn.
+    pub(crate) auto_acked: Vec<(QueueUid, u64)>,
+}
+
+/// What the shard counts; read by metrics.
+#[derive(Debug, Default, Clone)]
+pub struct Counters {
+    /// Messages taken from publishers (AMQP).
+    pub published: u64,
+    /// Messages taken from producers (RocketMQ).
+    pub sent: u64,
+    /// Confirms given.
+    pub confirmed: u64,
+    /// Messages handed to AMQP readers.
+    pub delivered: u64,
+    /// Of these, not for the first time.
+    pub redelivered: u64,
+    /// Messages handed to pulls.
+    pub pulled: u64,
+    /// Acknowledged or discarded.
+    pub settled: u64,
+    /// Reached no queue.
+    pub unroutable: u64,
+    /// Batches applied.
+    pub batches: u64,
+    /// Batches or sections found void.
+    pub voided: u64,
+}
+
+impl Core {
+    /// A core on a recovered state. `state` is what the last checkpoint held; the log is replayed through [`Core::apply`].
+    #[must_use]
+    pub(crate) fn new(parts: Parts, state: State) -> Self {
+        let (monotonic, wall) = (parts.clock.monotonic(), parts.clock.wall_ms());
+        let log_time = LogTime::begin(state.log_time, monotonic, wall);
+        let _ = parts.topology.send(Arc::new(state.topology.clone()));
+        Self {
+            state,
+            node: parts.node,
+            session: parts.session,
+            log: parts.log,
+            pages: parts.pages,
+            semantics: parts.semantics,
+            clock: parts.clock,
+            log_time,
+            topology_out: parts.topology,
+            overlay: None,
+            draining: None,
+            session_open: false,
+            next_sequence: 1,
+            pending: VecDeque::new(),
+            first_pending: 1,
+            connections: Map::default(),
+            readers: HashMap::default(),
+            runtimes: Map::default(),
+            routes: HashMap::default(),
+            routes_version: 0,
+            waiters: Map::default(),
+            deadlines: BTreeMap::new(),
+            next_waiter: 1,
+            work: VecDeque::new(),
+            handed: Vec::new(),
+            flushes: Vec::new(),
+            memory_used: 0,
+            large: Map::default(),
+            cache: Cache::default(),
+            counters: Counters::default(),
+            round_robin: 0,
+            auto_acked: Vec::new(),
+        }
+    }
+
+    /// This node leads and serves.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.overlay.is_some() && self.session_open
+    }
+
+    /// Last applied batch.
+    #[must_use]
+    pub fn applied(&self) -> Option<LogPoint> {
+        self.state.applied
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Takes what connections sent.
+    pub(crate) fn input(&mut self, input: Input) {
+        match input {
+            Input::Connected(id, events, credit) => {
+                let connection = Connection {
+                    events,
+                    credit,
+                    outbox: Vec::new(),
+                    stalled: VecDeque::new(),
+                    stalled_on: None,
+                    outstanding: 0,
+                    readers: Vec::new(),
+                    windows: Map::default(),
+                    gone: false,
+                };
+                self.connections.insert(id, connection);
+            }
+            Input::Verbs(id, verbs) => {
+                for verb in verbs {
+                    self.verb(id, verb);
+                }
+            }
+            Input::Disconnected(id) => {
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.gone = true;
+                }
+                self.disconnected(id);
+            }
+        }
+    }
+
+    /// One verb: decided now, or kept until it can be.
+    fn verb(&mut self, id: ConnectionId, verb: Verb) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let urgent = matches!(verb.op, Op::Drained { .. });
+        if !urgent && (self.overlay.is_none() || !self.session_open || !connection.stalled.is_empty() || connection.stalled_on.is_some())
+        {
+            connection.stalled.push_back(verb);
+            return;
+        }
+        self.decide(id, verb);
+    }
+
+    /// Keeps `verb` (and what follows it on this connection) until the next batch is applied.
+    pub(crate) fn stall(&mut self, id: ConnectionId, verb: Verb) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.stalled.push_front(verb);
+        }
+    }
+
+    /// Is a topology change on its way that is not applied yet?
+    pub(crate) fn topology_in_flight(&self) -> bool {
+        self.overlay.as_ref().is_some_and(|o| o.topology.version != self.state.topology.version)
+    }
+
+    /// Gives a verb its number and remembers it until its records are applied.
+    pub(crate) fn number(&mut self, work: Work) -> u64 {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.pending.push_back(Pending { work, done: false, enqueued: Vec::new(), queue_id: 0 });
+        sequence
+    }
+
+    /// The pending verb with that number.
+    pub(crate) fn pending(&mut self, sequence: u64) -> Option<&mut Pending> {
+        let place = usize::try_from(sequence.checked_sub(self.first_pending)?).ok()?;
+        self.pending.get_mut(place)
+    }
+
+    /// Writes one record of verb `sequence` into the open batch.
+    ///
+    /// # Panics
+    /// When this node does not lead: callers checked.
+    pub(crate) fn record(&mut self, sequence: u64, kind: Kind, size_hint: usize, write: impl FnOnce(&mut bytes::BytesMut, usize)) {
+        let Some(overlay) = self.overlay.as_ref() else { panic!("only a leader writes records") };
+        if !overlay.builder.is_empty() && overlay.builder.len() + size_hint > limits::BATCH_TARGET {
+            self.close_batch();
+        }
+        let session = self.session;
+        let Some(overlay) = self.overlay.as_mut() else { return };
+        let version = overlay.topology.version;
+        let start = overlay.builder.begin(session, overlay.previous, sequence, version, kind, 0);
+        overlay.previous = sequence;
+        let record = start;
+        write(overlay.builder.body(), record);
+        overlay.builder.end(start);
+    }
+
+    /// Closes the open batch if `bytes` more do not fit: what follows stands in one batch.
+    pub(crate) fn make_room(&mut self, bytes: usize) {
+        if self.overlay.as_ref().is_some_and(|o| !o.builder.is_empty() && o.builder.len() + bytes > limits::BATCH_TARGET) {
+            self.close_batch();
+        }
+    }
+
+    fn close_batch(&mut self) {
+        self.put_delivered_through();
+        let log_time = self.now();
+        let Some(overlay) = self.overlay.as_mut() else { return };
+        let builder = std::mem::replace(&mut overlay.builder, BatchBuilder::new());
+        let head = PayloadHead { term: overlay.term, ordinal: overlay.ordinal, log_time };
+        overlay.closed.push_back(Proposal { term: overlay.term, ordinal: overlay.ordinal, payload: builder.close(head) });
+        overlay.ordinal += 1;
+    }
+
+    /// Delivered-through marks ride in a batch that goes anyway (D4).
+    fn put_delivered_through(&mut self) {
+        let handed = std::mem::take(&mut self.handed);
+        let session = self.session;
+        for uid in handed {
+            let Some(runtime) = self.runtimes.get_mut(&uid) else { continue };
+            runtime.handed = false;
+            let next = runtime.next;
+            if !self.state.queues.contains_key(&uid) {
+                continue;
+            }
+            let Some(overlay) = self.overlay.as_mut() else { return };
+            if overlay.builder.is_empty() {
+                return;
+            }
+            let (previous, version) = (overlay.previous, overlay.topology.version);
+            let start = overlay.builder.begin(session, previous, previous, version, Kind::DeliveredThrough, 0);
+            bytes::BufMut::put_u64_le(overlay.builder.body(), uid);
+            bytes::BufMut::put_u64_le(overlay.builder.body(), next);
+            overlay.builder.end(start);
+        }
+    }
+
+    /// Log time now, ms since 1970.
+    pub(crate) fn now(&mut self) -> u64 {
+        let (monotonic, wall) = (self.clock.monotonic(), self.clock.wall_ms());
+        self.log_time.now_ms(monotonic, wall)
+    }
+
+    /// Monotonic time for waits.
+    pub(crate) fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    /// Batches to propose now, in order: the open one is closed when nothing is in flight (the sync is the only timer, D24).
+    pub fn proposals(&mut self) -> Vec<Proposal> {
+        let mut out = Vec::new();
+        let Some(overlay) = self.overlay.as_ref() else { return out };
+        if overlay.in_flight == 0 && overlay.closed.is_empty() && !overlay.builder.is_empty() {
+            self.close_batch();
+        }
+        if let Some(overlay) = self.overlay.as_mut() {
+            while overlay.in_flight < limits::BATCHES_IN_FLIGHT
+                && let Some(proposal) = overlay.closed.pop_front()
+            {
+                overlay.in_flight += 1;
+                out.push(proposal);
+            }
+        }
+        out
+    }
+
+    /// A proposal was refused: drop what was decided on top of the applied state, wait until all that is in flight was applied or
+    /// refused too, and decide again (D10). [`Core::retry`] starts again, because an immediate attempt would be refused too.
+    pub fn refused(&mut self, term: u64) {
+        match &mut self.draining {
+            Some((draining, left)) if *draining == term => *left = left.saturating_sub(1),
+            _ => self.drop_overlay(term),
+        }
+    }
+
+    fn drop_overlay(&mut self, term: u64) {
+        if let Some(overlay) = self.overlay.take_if(|o| o.term == term) {
+            self.draining = Some((term, overlay.in_flight.saturating_sub(1)));
+        }
+    }
+
+    /// The consensus library still says that this node leads `term`: if a refusal was waited out, decide again.
+    pub fn retry(&mut self, term: u64) {
+        if self.draining == Some((term, 0)) && self.state.term == term {
+            self.draining = None;
+            self.start_leading(term);
+        }
+    }
+
+    /// This node does not lead any more.
+    pub fn stop_leading(&mut self) {
+        self.overlay = None;
+        self.draining = None;
+    }
+
+    /// Begins to lead in `term`: everything before it is applied, so what is pending is decided again.
+    fn start_leading(&mut self, term: u64) {
+        let last = self.state.sessions.get(&self.session).map(|s| s.last);
+        self.overlay = Some(Overlay {
+            term,
+            ordinal: self.state.ordinal,
+            topology: self.state.topology.clone(),
+            previous: last.unwrap_or(0),
+            builder: BatchBuilder::new(),
+            closed: VecDeque::new(),
+            in_flight: 0,
+        });
+        let (monotonic, wall) = (self.clock.monotonic(), self.clock.wall_ms());
+        self.log_time = LogTime::begin(self.state.log_time, monotonic, wall);
+        self.session_open = last.is_some();
+        if !self.session_open {
+            let (node, session) = (self.node, self.session);
+            let Some(overlay) = self.overlay.as_mut() else { return };
+            let version = overlay.topology.version;
+            let start = overlay.builder.begin(session, 0, 0, version, Kind::Session, 0);
+            bytes::BufMut::put_u64_le(overlay.builder.body(), node);
+            overlay.builder.end(start);
+            return;
+        }
+        self.decide_again();
+    }
+
+    /// Applies a committed batch, tells who waited, and looks for what can go out now.
+    pub fn apply(&mut self, batch: &Batch) {
+        let pages = PagesOf(&*self.pages);
+        let applied = self.state.apply(batch, &pages);
+        self.counters.batches += 1;
+        self.cache.remember(batch);
+        self.log_time.observe(self.state.log_time);
+        if applied.topology {
+            self.topology_applied(&applied);
+        }
+        for (session, sequence, done) in &applied.done {
+            if *session == self.session {
+                self.resolve_record(*sequence, *done, &applied);
+            }
+        }
+        self.pop_resolved();
+        for enqueued in &applied.enqueued {
+            self.list(enqueued.queue);
+        }
+        self.after_apply(&applied);
+    }
+
+    fn after_apply(&mut self, applied: &Applied) {
+        self.counters.voided += applied.void_sections.len() as u64 + u64::from(applied.void.is_some());
+        if let Some((term, leader)) = applied.term_start {
+            if leader == self.node {
+                self.start_leading(term);
+            } else {
+                self.stop_leading();
+            }
+            return;
+        }
+        if !self.session_open && self.state.sessions.contains_key(&self.session) && self.overlay.is_some() {
+            self.session_open = true;
+            self.decide_again();
+        }
+        let own = applied.term_start.is_none() && applied.outcomes;
+        match (&mut self.overlay, &mut self.draining) {
+            (Some(overlay), _) if own && applied.void.is_none() => overlay.in_flight = overlay.in_flight.saturating_sub(1),
+            (Some(_), _) if own => {
+                // Our own batch was void: what was decided after it rests on nothing.
+                self.drop_overlay(self.state.term);
+                self.retry(self.state.term);
+            }
+            (None, Some((_, left))) if own => {
+                *left = left.saturating_sub(1);
+                self.retry(self.state.term);
+            }
+            _ => {}
+        }
+        self.retry_stalled();
+    }
+
+    /// Verbs that were decided but are not in the log are decided again, in their order, before anything new.
+    fn decide_again(&mut self) {
+        let last = self.state.sessions.get(&self.session).map_or(0, |s| s.last);
+        let first = self.first_pending;
+        let again: Vec<u64> = (first..first + self.pending.len() as u64).filter(|s| *s > last).collect();
+        for sequence in again {
+            self.redo(sequence);
+        }
+        self.retry_stalled();
+    }
+
+    fn topology_applied(&mut self, applied: &Applied) {
+        let _ = self.topology_out.send(Arc::new(self.state.topology.clone()));
+        for uid in &applied.removed {
+            self.queue_gone(*uid);
+        }
+    }
+
+    fn resolve_record(&mut self, sequence: u64, done: Done, applied: &Applied) {
+        let Some(pending) = self.pending(sequence) else { return };
+        pending.done = true;
+        if let Done::Enqueued { first, count } = done {
+            pending.enqueued.extend_from_slice(&applied.enqueued[first..first + count]);
+        }
+        if let (Done::Body { position, batch_back }, Work::Piece { connection, bytes }) = (done, &pending.work) {
+            let (connection, len) = (*connection, u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            self.piece_stored(connection, Extent { position, len, batch_back });
+        }
+    }
+
+    fn pop_resolved(&mut self) {
+        while self.pending.front().is_some_and(|p| p.done) {
+            let Some(pending) = self.pending.pop_front() else { return };
+            let sequence = self.first_pending;
+            self.first_pending += 1;
+            self.resolved(sequence, pending);
+        }
+    }
+
+    /// Answers a verb whose records are committed and applied.
+    fn resolved(&mut self, sequence: u64, pending: Pending) {
+        let Work::Verb { connection, verb, weight } = pending.work else { return };
+        self.give(connection, weight);
+        match verb.op {
+            Op::Publish(publish) if publish.confirm > 0 => self.confirm(connection, publish.channel, publish.confirm, true),
+            Op::Send(_) => {
+                let reply = Reply::Sent {
+                    queue_id: pending.queue_id,
+                    offsets: pending.enqueued.iter().map(|e| e.offset).collect(),
+                    positions: pending.enqueued.iter().map(|e| e.position).collect(),
+                };
+                self.counters.sent += pending.enqueued.len() as u64;
+                self.reply(connection, verb.request, Ok(reply));
+            }
+            Op::Publish(_) | Op::Settle { .. } => {}
+            Op::PurgeQueue { .. } | Op::DeleteQueue { .. } | Op::DeclareQueue(..) => {
+                // What these answer was known when they were decided.
+                let messages = u64::from(pending.queue_id);
+                self.reply(connection, verb.request, Ok(Reply::Queue { messages, consumers: 0 }));
+            }
+            _ => self.reply(connection, verb.request, Ok(Reply::Ok)),
+        }
+        if let Some(connection) = self.connections.get_mut(&connection)
+            && connection.stalled_on == Some(sequence)
+        {
+            connection.stalled_on = None;
+        }
+    }
+
+    /// After a batch: connections whose verbs waited go on.
+    pub(crate) fn retry_stalled(&mut self) {
+        if !self.is_ready() {
+            return;
+        }
+        let mut waiting: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| !c.stalled.is_empty() && c.stalled_on.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let mut verbs = std::mem::take(&mut connection.stalled);
+            while let Some(verb) = verbs.pop_front() {
+                self.decide(id, verb);
+                let Some(connection) = self.connections.get_mut(&id) else { break };
+                if !connection.stalled.is_empty() || connection.stalled_on.is_some() {
+                    connection.stalled.extend(verbs);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Answers a verb, if its connection wants that.
+    pub(crate) fn reply(&mut self, id: ConnectionId, request: u64, result: Result<Reply, Refusal>) {
+        if request != 0 {
+            self.event(id, Event::Reply { request, result });
+        }
+    }
+
+    /// Queues an event for a connection; it leaves at the end of the turn.
+    pub(crate) fn event(&mut self, id: ConnectionId, event: Event) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if connection.outbox.is_empty() {
+            self.flushes.push(id);
+        }
+        connection.outbox.push(event);
+    }
+
+    /// A confirm, joined to the one before where they adjoin.
+    pub(crate) fn confirm(&mut self, id: ConnectionId, channel: ChannelId, number: u64, accepted: bool) {
+        self.counters.confirmed += u64::from(accepted);
+        if let Some(connection) = self.connections.get_mut(&id)
+            && let Some(Event::Confirmed { channel: c, last, accepted: a, .. }) = connection.outbox.last_mut()
+            && (*c, *a, *last + 1) == (channel, accepted, number)
+        {
+            *last = number;
+            return;
+        }
+        self.event(id, Event::Confirmed { channel, first: number, last: number, accepted });
+    }
+
+    /// Adds a delivery to what its reader gets in this turn.
+    pub(crate) fn hand_out(&mut self, (id, reader): ReaderKey, delivery: Delivery) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.outstanding += delivery.weight as usize;
+        if let Some(Event::Deliveries { reader: r, deliveries }) = connection.outbox.last_mut()
+            && *r == reader
+        {
+            deliveries.push(delivery);
+            return;
+        }
+        self.event(id, Event::Deliveries { reader, deliveries: vec![delivery] });
+    }
+
+    /// Gives credit back to a connection's publisher side.
+    pub(crate) fn give(&mut self, id: ConnectionId, bytes: usize) {
+        if bytes > 0
+            && let Some(connection) = self.connections.get(&id)
+        {
+            connection.credit.give(bytes);
+        }
+    }
+
+    /// Verb done without a record: its credit returns now.
+    pub(crate) fn finished(&mut self, id: ConnectionId, verb: &Verb) {
+        self.give(id, weight(verb));
+    }
+
+    /// Sends the events of this turn.
+    pub fn flush(&mut self) {
+        for id in std::mem::take(&mut self.flushes) {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let events = std::mem::take(&mut connection.outbox);
+            // A task that ended has dropped its end; its Disconnected is on the way.
+            let _ = connection.events.send(events);
+        }
+    }
+
+    /// Puts a queue on the work list.
+    pub(crate) fn list(&mut self, uid: QueueUid) {
+        if let Some(runtime) = self.runtimes.get_mut(&uid)
+            && !runtime.listed
+            && !(runtime.readers.is_empty() && runtime.waiting.is_empty())
+        {
+            runtime.listed = true;
+            self.work.push_back(uid);
+        }
+    }
+
+    /// Serves listed queues for one turn; true: there is more to do.
+    pub fn serve(&mut self) -> bool {
+        let started = self.clock.monotonic();
+        while let Some(uid) = self.work.pop_front() {
+            if let Some(runtime) = self.runtimes.get_mut(&uid) {
+                runtime.listed = false;
+            }
+            self.serve_queue(uid);
+            if self.clock.monotonic().saturating_sub(started) > Duration::from_micros(limits::TURN_MAX_US) {
+                break;
+            }
+        }
+        !self.work.is_empty()
+    }
+
+    /// When the next wait ends.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadlines.keys().next().map(|(at, _)| *at)
+    }
+
+    /// Number for a waiting pull.
+    pub(crate) fn waiter_number(&mut self) -> u64 {
+        self.next_waiter += 1;
+        self.next_waiter
+    }
+
+    /// Where a message goes on the leader's topology; remembered per version.
+    pub(crate) fn route(&mut self, vhost: u32, exchange: &Arc<str>, key: &Arc<str>, message: &super::api::Message) -> Option<Arc<Route>> {
+        let overlay = self.overlay.as_ref()?;
+        if overlay.topology.version != self.routes_version || self.routes.len() > limits::ROUTE_CACHE_MAX {
+            self.routes.clear();
+            self.routes_version = overlay.topology.version;
+        }
+        let place = (vhost, Arc::clone(exchange), Arc::clone(key));
+        if let Some(route) = self.routes.get(&place) {
+            return Some(Arc::clone(route));
+        }
+        let route = Arc::new(overlay.topology.route(vhost, exchange, key, message, &*self.semantics)?);
+        if !route.by_headers {
+            self.routes.insert(place, Arc::clone(&route));
+        }
+        Some(route)
+    }
+
+    /// Pages through the core's source.
+    pub(crate) fn with_pages<R>(&mut self, act: impl FnOnce(&mut State, &dyn Pages) -> R) -> R {
+        let pages = PagesOf(&*self.pages);
+        act(&mut self.state, &pages)
+    }
+
+    /// Forgets a connection that has nothing left to decide.
+    pub(crate) fn forget(&mut self, id: ConnectionId) {
+        self.connections.remove(&id);
+        self.large.remove(&id);
+    }
+}

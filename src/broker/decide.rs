@@ -1,0 +1,996 @@
+//! Deciding verbs: what the leader makes of a wish, on the applied state plus what is in flight.
+//!
+//! Owns: the rules of every verb but reading. Promises: a verb is answered now, or written as records and answered when they are
+//! applied, or waits; a wish refused because of a change that is still in flight waits for that change first (D7).
+//! Does not know: reply codes, layouts of messages, threads.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes};
+
+use super::api::{
+    BindingSpec, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Op, Origin, Publish, QueueKind, QueueSpec,
+    QueueUid, Refusal, Reply, Send, Settle, StoredMessage, Verb, VhostId,
+};
+use super::change;
+use super::core::{Core, Large, Work};
+use super::link::weight;
+use super::memory;
+use super::message::{Extent, put_reference};
+use super::reader::Runtime;
+use super::record::{Kind, put_text};
+use super::state::put_ranges;
+use super::topology::{Change, Owner, Route, TOPIC_EXCHANGE_PREFIX, Topic, Topology};
+use crate::limits;
+
+/// Bytes of a record beside its message.
+const REFERENCE_OVERHEAD: usize = 256;
+
+/// What a topology verb leads to.
+enum Outcome {
+    /// Answer now.
+    Answer(Result<Reply, Refusal>),
+    /// Make these changes; `messages` goes into the answer.
+    Changes(Vec<Change>, u64),
+    /// Purge.
+    Settle(QueueUid, Vec<(u64, u64)>, u64),
+}
+
+impl Core {
+    /// Decides one verb. The node leads and its session is open.
+    pub(crate) fn decide(&mut self, id: ConnectionId, verb: Verb) {
+        match &verb.op {
+            Op::Publish(_) => self.publish(id, verb),
+            Op::Send(_) => self.send(id, verb),
+            Op::Settle { reader, ranges, how } => {
+                let (reader, ranges, how) = (*reader, ranges.clone(), *how);
+                self.settle((id, reader), &ranges, how);
+            }
+            Op::Subscribe(_)
+            | Op::Unsubscribe { .. }
+            | Op::Get { .. }
+            | Op::SetChannelWindow { .. }
+            | Op::CloseChannel { .. }
+            | Op::Fetch(_)
+            | Op::QueueOffsets { .. }
+            | Op::SearchOffset { .. }
+            | Op::GroupOffset { .. }
+            | Op::Inspect
+            | Op::Drained { .. } => self.read(id, verb),
+            Op::CommitOffset { group, topic, queue_id, offset, wait } => {
+                let Some(queue) = self.topic_queue(topic, *queue_id) else {
+                    return self.refuse_missing(id, verb);
+                };
+                let (group, offset, wait) = (Arc::clone(group), *offset, *wait);
+                let kept = Verb { request: if wait { verb.request } else { 0 }, ..verb };
+                let sequence = self.number(Work::Verb { connection: id, verb: kept, weight: 0 });
+                self.write_offset(sequence, &group, queue, offset);
+            }
+            Op::Disconnected => self.disconnected(id),
+            _ => self.change_topology(id, verb),
+        }
+    }
+
+    /// Decides a numbered verb again after its records were lost.
+    pub(crate) fn redo(&mut self, sequence: u64) {
+        let Some(pending) = self.pending(sequence) else { return };
+        if pending.done {
+            return;
+        }
+        pending.enqueued.clear();
+        let work = std::mem::replace(&mut pending.work, Work::OpenSession);
+        let written = match &work {
+            Work::Verb { connection, verb, .. } => self.redo_verb(sequence, *connection, verb),
+            Work::Internal(changes) => {
+                self.write_changes(sequence, changes);
+                true
+            }
+            Work::Settled { queue, ranges } => {
+                self.write_settlement(sequence, *queue, ranges);
+                true
+            }
+            Work::Piece { bytes, .. } => {
+                self.write_piece(sequence, bytes);
+                true
+            }
+            Work::OpenSession => false,
+        };
+        if let Some(pending) = self.pending(sequence) {
+            pending.work = work;
+            pending.done = !written;
+        }
+    }
+
+    fn redo_verb(&mut self, sequence: u64, id: ConnectionId, verb: &Verb) -> bool {
+        match &verb.op {
+            Op::Publish(publish) => {
+                let Some(route) = self.route(verb.vhost, &publish.exchange, &publish.routing_key, &publish.message) else {
+                    return false;
+                };
+                let targets = self.durable_targets(&route, publish);
+                if targets.is_empty() {
+                    return false;
+                }
+                self.write_reference(sequence, publish, &targets, &[]);
+                true
+            }
+            Op::Send(send) => match self.send_targets(send, None) {
+                Some((queue_id, targets)) => {
+                    self.write_send(sequence, send, queue_id, &targets);
+                    true
+                }
+                None => false,
+            },
+            Op::CommitOffset { group, topic, queue_id, offset, .. } => {
+                let Some(queue) = self.topic_queue(topic, *queue_id) else { return false };
+                self.write_offset(sequence, group, queue, *offset);
+                true
+            }
+            _ => match self.topology_outcome(id, verb) {
+                Outcome::Changes(changes, _) => {
+                    self.write_changes(sequence, &changes);
+                    true
+                }
+                Outcome::Settle(queue, ranges, _) => {
+                    self.write_settlement(sequence, queue, &ranges);
+                    true
+                }
+                Outcome::Answer(_) => false,
+            },
+        }
+    }
+
+    // ---- publishing
+
+    fn publish(&mut self, id: ConnectionId, verb: Verb) {
+        let Op::Publish(publish) = &verb.op else { return };
+        let route = self.route(verb.vhost, &publish.exchange, &publish.routing_key, &publish.message);
+        let Some(route) = route else { return self.no_exchange(id, verb) };
+        if self.is_internal(verb.vhost, &publish.exchange) {
+            let refusal = Refusal::Internal { name: Arc::clone(&publish.exchange), vhost: self.vhost_name(verb.vhost) };
+            return self.refuse_publish(id, &verb, refusal);
+        }
+        self.counters.published += 1;
+        if route.is_empty() {
+            return self.unroutable(id, verb);
+        }
+        let durable = self.durable_targets(&route, publish);
+        if !durable.is_empty() && publish.message.bytes.len() + REFERENCE_OVERHEAD > limits::INLINE_BODY_MAX as usize {
+            return self.publish_large(id, verb);
+        }
+        if !self.push_to_memory(&route, publish) {
+            return self.memory_full(id, &verb);
+        }
+        if durable.is_empty() {
+            if publish.confirm > 0 {
+                self.confirm(id, publish.channel, publish.confirm, true);
+            }
+            return self.finished(id, &verb);
+        }
+        self.publish_durable(id, verb, &durable, &[]);
+    }
+
+    fn publish_durable(&mut self, id: ConnectionId, verb: Verb, targets: &[QueueUid], extents: &[Extent]) {
+        let Op::Publish(publish) = &verb.op else { return };
+        let weight = weight(&verb);
+        // The message is kept until it is applied, to be decided again if this batch is lost: cheap, it is reference counted.
+        let publish = publish.clone();
+        let sequence = self.number(Work::Verb { connection: id, verb, weight });
+        self.write_reference(sequence, &publish, targets, extents);
+    }
+
+    fn no_exchange(&mut self, id: ConnectionId, verb: Verb) {
+        if self.topology_in_flight() {
+            return self.stall(id, verb);
+        }
+        let Op::Publish(publish) = &verb.op else { return };
+        let refusal = not_found("exchange", &publish.exchange, &self.vhost_name(verb.vhost));
+        self.refuse_publish(id, &verb, refusal);
+    }
+
+    fn refuse_publish(&mut self, id: ConnectionId, verb: &Verb, refusal: Refusal) {
+        let Op::Publish(publish) = &verb.op else { return };
+        self.event(id, Event::PublishRefused { channel: publish.channel, refusal });
+        self.finished(id, verb);
+    }
+
+    fn unroutable(&mut self, id: ConnectionId, verb: Verb) {
+        if self.topology_in_flight() {
+            return self.stall(id, verb);
+        }
+        self.counters.unroutable += 1;
+        self.finished(id, &verb);
+        let Op::Publish(publish) = verb.op else { return };
+        let (channel, confirm, mandatory) = (publish.channel, publish.confirm, publish.mandatory);
+        if mandatory {
+            self.event(id, Event::Returned { channel, publish: Box::new(publish) });
+        }
+        if confirm > 0 {
+            self.confirm(id, channel, confirm, true);
+        }
+    }
+
+    fn memory_full(&mut self, id: ConnectionId, verb: &Verb) {
+        let Op::Publish(publish) = &verb.op else { return };
+        if publish.confirm > 0 {
+            self.confirm(id, publish.channel, publish.confirm, false);
+            self.finished(id, verb);
+        } else {
+            let text = format!("queues in memory hold {} bytes, their limit", limits::MEMORY_QUEUES_MAX);
+            self.refuse_publish(id, verb, Refusal::Limit(text));
+        }
+    }
+
+    /// A body too large for one batch goes first in pieces, each its own verb; the reference follows when they are applied (D5).
+    /// The connection waits meanwhile, so that nothing overtakes.
+    fn publish_large(&mut self, id: ConnectionId, verb: Verb) {
+        let Op::Publish(publish) = &verb.op else { return };
+        let message = publish.message.clone();
+        let body = message.bytes.slice(message.prefix_len as usize..(message.prefix_len + message.body_len) as usize);
+        let size = limits::INLINE_BODY_MAX as usize - REFERENCE_OVERHEAD;
+        let pieces: Vec<Bytes> = (0..body.len()).step_by(size).map(|at| body.slice(at..body.len().min(at + size))).collect();
+        let left = pieces.len();
+        self.large.insert(id, Large { verb, left, extents: Vec::with_capacity(left) });
+        let mut last = 0;
+        for bytes in pieces {
+            last = self.number(Work::Piece { connection: id, bytes: bytes.clone() });
+            self.write_piece(last, &bytes);
+        }
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.stalled_on = Some(last);
+        }
+    }
+
+    fn write_piece(&mut self, sequence: u64, bytes: &Bytes) {
+        self.record(sequence, Kind::Body, bytes.len() + 64, |buf, _| buf.put_slice(bytes));
+    }
+
+    /// One piece of a large body is in the log.
+    pub(crate) fn piece_stored(&mut self, id: ConnectionId, extent: Extent) {
+        let Some(large) = self.large.get_mut(&id) else { return };
+        large.extents.push(extent);
+        large.left -= 1;
+        if large.left > 0 {
+            return;
+        }
+        let Some(large) = self.large.remove(&id) else { return };
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.stalled_on = None;
+        }
+        self.complete_large(id, large);
+    }
+
+    fn complete_large(&mut self, id: ConnectionId, large: Large) {
+        if self.overlay.is_none() {
+            // Not leading any more: the pieces are garbage, the verb starts over under the next leader.
+            return self.stall(id, large.verb);
+        }
+        match &large.verb.op {
+            Op::Publish(publish) => {
+                let Some(route) = self.route(large.verb.vhost, &publish.exchange, &publish.routing_key, &publish.message) else {
+                    return self.no_exchange(id, large.verb);
+                };
+                let durable = self.durable_targets(&route, publish);
+                if !self.push_to_memory(&route, publish) {
+                    return self.memory_full(id, &large.verb);
+                }
+                if durable.is_empty() {
+                    return self.unroutable(id, large.verb);
+                }
+                self.publish_durable(id, large.verb, &durable, &large.extents);
+            }
+            Op::Send(send) => {
+                let send = send.clone();
+                let Some((queue_id, targets)) = self.send_targets(&send, None) else {
+                    return self.refuse_missing(id, large.verb);
+                };
+                let weight = weight(&large.verb);
+                let sequence = self.number(Work::Verb { connection: id, verb: large.verb, weight });
+                if let Some(pending) = self.pending(sequence) {
+                    pending.queue_id = queue_id;
+                }
+                let now = self.now();
+                self.write_one(sequence, &send.messages[0].message, &targets[0], &large.extents, queue_id, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Durable queues of a route, and one message queue of each topic it reaches.
+    fn durable_targets(&mut self, route: &Route, publish: &Publish) -> Vec<QueueUid> {
+        let Some(overlay) = self.overlay.as_ref() else { return Vec::new() };
+        let topology = &overlay.topology;
+        let mut targets: Vec<QueueUid> = Vec::with_capacity(route.queues.len() + route.topics.len());
+        for topic in &route.topics {
+            let Some(topic) = topology.topic(topic) else { continue };
+            let count = topic.write_queues.max(1);
+            let chosen = self.semantics.topic_queue(&publish.message, count).unwrap_or_else(|| {
+                self.round_robin += 1;
+                u32::try_from(self.round_robin % u64::from(count)).unwrap_or(0)
+            });
+            targets.extend(topic.queues.get(chosen as usize).copied());
+        }
+        let durable = |uid: &QueueUid| topology.queue_by_uid(*uid).is_some_and(|q| !q.in_memory());
+        targets.extend(route.queues.iter().copied().filter(durable));
+        targets
+    }
+
+    /// Hands a message to the memory queues of a route; false: their budget is used up, and none got it.
+    fn push_to_memory(&mut self, route: &Route, publish: &Publish) -> bool {
+        let Some(overlay) = self.overlay.as_ref() else { return true };
+        let memory: Vec<QueueUid> = route
+            .queues
+            .iter()
+            .copied()
+            .filter(|uid| overlay.topology.queue_by_uid(*uid).is_some_and(|q| q.in_memory()))
+            .collect();
+        if memory.is_empty() {
+            return true;
+        }
+        let message = StoredMessage {
+            origin: publish.message.origin,
+            // A copy of its own: a small message must not pin the whole read it came with.
+            bytes: Bytes::copy_from_slice(&publish.message.bytes),
+            prefix_len: publish.message.prefix_len,
+            body_len: publish.message.body_len,
+            body: None,
+            store_time: self.now(),
+        };
+        let cost = memory::cost(&message) * memory.len();
+        if self.memory_used + cost > limits::MEMORY_QUEUES_MAX {
+            return false;
+        }
+        for uid in memory {
+            let runtime = self.runtimes.entry(uid).or_default();
+            runtime.memory.get_or_insert_default().push(message.clone());
+            self.memory_used += memory::cost(&message);
+            self.list(uid);
+        }
+        true
+    }
+
+    fn write_reference(&mut self, sequence: u64, publish: &Publish, targets: &[QueueUid], extents: &[Extent]) {
+        let now = self.now();
+        self.write_one(sequence, &publish.message, targets, extents, 0, now);
+    }
+
+    fn write_one(
+        &mut self,
+        sequence: u64,
+        message: &super::api::Message,
+        targets: &[QueueUid],
+        extents: &[Extent],
+        queue_id: u32,
+        now: u64,
+    ) {
+        let semantics = Arc::clone(&self.semantics);
+        let size = message.bytes.len() + REFERENCE_OVERHEAD + targets.len() * 24;
+        self.record(sequence, Kind::Reference, size, |buf, record| {
+            let content = put_reference(buf, record, message, targets, extents, now);
+            if message.origin == Origin::Rocketmq {
+                semantics.stamp(&mut buf[content..content + message.prefix_len as usize], queue_id, now);
+            }
+        });
+    }
+
+    // ---- RocketMQ sends
+
+    fn send(&mut self, id: ConnectionId, verb: Verb) {
+        let Op::Send(send) = &verb.op else { return };
+        let send = send.clone();
+        let missing = self.overlay.as_ref().is_some_and(|o| o.topology.topic(&send.topic).is_none());
+        let created = match (missing, send.create_queues) {
+            (true, None) => return self.refuse_missing(id, verb),
+            (true, Some(queues)) => Some(queues),
+            (false, _) => None,
+        };
+        if let (Some(wanted), Some(topic)) =
+            (send.queue_id, self.overlay.as_ref().and_then(|o| o.topology.topic(&send.topic)))
+            && wanted >= topic.write_queues
+        {
+            let text = format!("request queueId[{wanted}] is illegal, topic {} has {} write queues", send.topic, topic.write_queues);
+            self.reply(id, verb.request, Err(Refusal::Invalid(text)));
+            return self.finished(id, &verb);
+        }
+        if send.messages.len() == 1
+            && created.is_none()
+            && send.messages[0].message.bytes.len() + REFERENCE_OVERHEAD > limits::INLINE_BODY_MAX as usize
+        {
+            return self.send_large(id, verb);
+        }
+        let weight = weight(&verb);
+        let sequence = self.number(Work::Verb { connection: id, verb, weight });
+        match self.send_targets(&send, created.map(|queues| (sequence, queues))) {
+            Some((queue_id, targets)) => self.write_send(sequence, &send, queue_id, &targets),
+            None => {
+                if let Some(pending) = self.pending(sequence) {
+                    pending.done = true;
+                }
+            }
+        }
+    }
+
+    fn send_large(&mut self, id: ConnectionId, verb: Verb) {
+        let Op::Send(send) = &verb.op else { return };
+        // The same way as a large publish: pieces first.
+        let message = send.messages[0].message.clone();
+        let body = message.bytes.slice(message.prefix_len as usize..(message.prefix_len + message.body_len) as usize);
+        let size = limits::INLINE_BODY_MAX as usize - REFERENCE_OVERHEAD;
+        let pieces: Vec<Bytes> = (0..body.len()).step_by(size).map(|at| body.slice(at..body.len().min(at + size))).collect();
+        let left = pieces.len();
+        self.large.insert(id, Large { verb, left, extents: Vec::with_capacity(left) });
+        let mut last = 0;
+        for bytes in pieces {
+            last = self.number(Work::Piece { connection: id, bytes: bytes.clone() });
+            self.write_piece(last, &bytes);
+        }
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.stalled_on = Some(last);
+        }
+    }
+
+    /// The message queue a send goes to, and for each message all its queues: that one first, then AMQP queues bound to the
+    /// topic. `create`: (sequence, queues) if the topic must be made first. `None`: no such topic.
+    fn send_targets(&mut self, send: &Send, create: Option<(u64, u32)>) -> Option<(u32, Vec<Vec<QueueUid>>)> {
+        if let Some((sequence, queues)) = create {
+            let change = self.topic_change(&send.topic, queues, queues, 6)?;
+            self.write_changes(sequence, &[change]);
+        }
+        let topic = self.overlay.as_ref()?.topology.topic(&send.topic).cloned()?;
+        let count = topic.write_queues.max(1);
+        let queue_id = send.queue_id.unwrap_or_else(|| {
+            self.round_robin += 1;
+            u32::try_from(self.round_robin % u64::from(count)).unwrap_or(0)
+        });
+        let queue = *topic.queues.get(queue_id as usize)?;
+        let exchange: Arc<str> = format!("{TOPIC_EXCHANGE_PREFIX}{}", send.topic).into();
+        let mut targets = Vec::with_capacity(send.messages.len());
+        for message in &send.messages {
+            let route = self.route(0, &exchange, &message.tag, &message.message)?;
+            let mut queues = vec![queue];
+            let topology = &self.overlay.as_ref()?.topology;
+            queues.extend(
+                route.queues.iter().copied().filter(|uid| topology.queue_by_uid(*uid).is_some_and(|q| !q.in_memory())),
+            );
+            let publish = Publish {
+                channel: 0,
+                exchange: Arc::clone(&exchange),
+                routing_key: Arc::clone(&message.tag),
+                mandatory: false,
+                confirm: 0,
+                message: message.message.clone(),
+            };
+            self.push_to_memory(&route, &publish);
+            targets.push(queues);
+        }
+        Some((queue_id, targets))
+    }
+
+    fn write_send(&mut self, sequence: u64, send: &Send, queue_id: u32, targets: &[Vec<QueueUid>]) {
+        if let Some(pending) = self.pending(sequence) {
+            pending.queue_id = queue_id;
+        }
+        // All messages of a send stand in one batch: it is atomic and its offsets adjoin.
+        let total: usize = send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum();
+        self.make_room(total);
+        let now = self.now();
+        for (message, queues) in send.messages.iter().zip(targets) {
+            self.write_one(sequence, &message.message, queues, &[], queue_id, now);
+        }
+    }
+
+    pub(crate) fn topic_queue(&self, topic: &str, queue_id: u32) -> Option<QueueUid> {
+        self.state.topology.topic(topic)?.queues.get(queue_id as usize).copied()
+    }
+
+    fn refuse_missing(&mut self, id: ConnectionId, verb: Verb) {
+        if self.topology_in_flight() {
+            return self.stall(id, verb);
+        }
+        let (Op::Send(Send { topic, .. }) | Op::CommitOffset { topic, .. }) = &verb.op else { return };
+        let refusal = not_found("topic", topic, &self.vhost_name(verb.vhost));
+        self.reply(id, verb.request, Err(refusal));
+        self.finished(id, &verb);
+    }
+
+    fn write_offset(&mut self, sequence: u64, group: &str, queue: QueueUid, offset: u64) {
+        self.record(sequence, Kind::OffsetCommit, 64 + group.len(), |buf, _| {
+            buf.put_u64_le(queue);
+            buf.put_u64_le(offset);
+            put_text(buf, group);
+        });
+    }
+
+    // ---- settling
+
+    fn settle(&mut self, key: (ConnectionId, u32), ranges: &[(u64, u64)], how: Settle) {
+        let mut taken = Vec::new();
+        let mut count = 0;
+        let Some(reader) = self.readers.get_mut(&key) else { return };
+        for (first, last) in ranges {
+            count += reader.take(*first, *last, &mut taken);
+        }
+        let (queue, channel, idle) = (reader.queue, reader.channel, !reader.attached && reader.leases.is_empty());
+        if idle {
+            self.readers.remove(&key);
+        }
+        self.window_freed(key.0, channel, count);
+        match how {
+            Settle::Requeue => self.requeue(queue, &taken),
+            Settle::Ack | Settle::Discard => {
+                self.counters.settled += count as u64;
+                self.unleased(queue, count as u64);
+                self.settle_in(queue, taken);
+            }
+        }
+        self.list(queue);
+    }
+
+    /// Settles (first, count) ranges of a queue that nobody holds any more.
+    pub(crate) fn settle_in(&mut self, queue: QueueUid, ranges: Vec<(u64, u64)>) {
+        if ranges.is_empty() {
+            return;
+        }
+        if let Some(memory) = self.runtimes.get_mut(&queue).and_then(|r| r.memory.as_mut()) {
+            let mut freed = 0;
+            for (first, count) in ranges {
+                freed += (first..first + count).map(|offset| memory.settle(offset)).sum::<usize>();
+            }
+            self.memory_used -= freed;
+            return;
+        }
+        let sequence = self.number(Work::Settled { queue, ranges: ranges.clone() });
+        if self.overlay.is_some() {
+            self.write_settlement(sequence, queue, &ranges);
+        }
+    }
+
+    fn write_settlement(&mut self, sequence: u64, queue: QueueUid, ranges: &[(u64, u64)]) {
+        self.record(sequence, Kind::Settlement, 32 + ranges.len() * 16, |buf, _| put_ranges(buf, queue, ranges));
+    }
+
+    fn requeue(&mut self, queue: QueueUid, ranges: &[(u64, u64)]) {
+        let count: u64 = ranges.iter().map(|(_, n)| n).sum();
+        self.unleased(queue, count);
+        let quorum = self.state.queues.get(&queue).is_some_and(|q| q.kind == QueueKind::Quorum);
+        if let Some(runtime) = self.runtimes.get_mut(&queue) {
+            runtime.returned.extend(ranges.iter().flat_map(|(first, n)| *first..*first + *n));
+        }
+        if quorum && self.overlay.is_some() && !ranges.is_empty() {
+            let ranges = ranges.to_vec();
+            let sequence = self.number(Work::OpenSession);
+            self.record(sequence, Kind::Release, 32 + ranges.len() * 16, |buf, _| put_ranges(buf, queue, &ranges));
+        }
+    }
+
+    fn unleased(&mut self, queue: QueueUid, count: u64) {
+        if let Some(runtime) = self.runtimes.get_mut(&queue) {
+            assert!(runtime.unacked >= count, "a queue has no more leases to give back than it gave");
+            runtime.unacked -= count;
+        }
+    }
+
+    /// Releases everything a reader holds and forgets it.
+    pub(crate) fn drop_reader(&mut self, key: (ConnectionId, u32)) {
+        self.detach(key);
+        let Some(reader) = self.readers.remove(&key) else { return };
+        let mut ranges = Vec::new();
+        let mut leases = reader.leases;
+        let count = leases.len();
+        leases.drain(..).for_each(|offset| super::reader::push_range(&mut ranges, offset));
+        self.window_freed(key.0, reader.channel, count);
+        self.requeue(reader.queue, &ranges);
+        self.list(reader.queue);
+    }
+
+    // ---- topology
+
+    fn vhost_name(&self, vhost: VhostId) -> Arc<str> {
+        self.state.topology.vhost_name(vhost)
+    }
+
+    fn is_internal(&self, vhost: VhostId, exchange: &str) -> bool {
+        self.overlay
+            .as_ref()
+            .and_then(|o| o.topology.exchange(vhost, exchange))
+            .is_some_and(|exchange| exchange.spec.internal)
+    }
+
+    fn change_topology(&mut self, id: ConnectionId, verb: Verb) {
+        match self.topology_outcome(id, &verb) {
+            Outcome::Answer(Err(_)) if self.topology_in_flight() => self.stall(id, verb),
+            Outcome::Answer(result) => {
+                // What an answer rests on may still be in flight: a look at something that is not applied yet waits.
+                if self.topology_in_flight() {
+                    return self.stall(id, verb);
+                }
+                self.reply(id, verb.request, result);
+            }
+            Outcome::Changes(changes, messages) => {
+                let sequence = self.number(Work::Verb { connection: id, verb, weight: 0 });
+                if let Some(pending) = self.pending(sequence) {
+                    pending.queue_id = u32::try_from(messages).unwrap_or(u32::MAX);
+                }
+                self.write_changes(sequence, &changes);
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.stalled_on = Some(sequence);
+                }
+            }
+            Outcome::Settle(queue, ranges, messages) => {
+                let in_memory = self.runtimes.get(&queue).is_some_and(|r| r.memory.is_some());
+                if let Some(runtime) = self.runtimes.get_mut(&queue) {
+                    runtime.returned.clear();
+                }
+                if in_memory || ranges.is_empty() {
+                    self.settle_in(queue, ranges);
+                    return self.reply(id, verb.request, Ok(Reply::Queue { messages, consumers: 0 }));
+                }
+                let sequence = self.number(Work::Verb { connection: id, verb, weight: 0 });
+                if let Some(pending) = self.pending(sequence) {
+                    pending.queue_id = u32::try_from(messages).unwrap_or(u32::MAX);
+                }
+                self.write_settlement(sequence, queue, &ranges);
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.stalled_on = Some(sequence);
+                }
+            }
+        }
+    }
+
+    fn topology_outcome(&mut self, id: ConnectionId, verb: &Verb) -> Outcome {
+        let vhost = verb.vhost;
+        match &verb.op {
+            Op::DeclareExchange(spec, passive) => self.declare_exchange(vhost, spec, *passive),
+            Op::DeleteExchange { name, if_unused } => self.delete_exchange(vhost, name, *if_unused),
+            Op::DeclareQueue(spec, passive) => self.declare_queue(id, vhost, spec, *passive),
+            Op::DeleteQueue { name, if_unused, if_empty } => self.delete_queue(id, vhost, name, *if_unused, *if_empty),
+            Op::PurgeQueue { name } => self.purge_queue(id, vhost, name),
+            Op::Bind(spec) => self.bind(id, vhost, spec),
+            Op::Unbind(spec) => self.unbind(id, vhost, spec),
+            Op::CreateTopic { topic, write_queues, read_queues, permission } => {
+                if *write_queues > limits::TOPIC_QUEUES_MAX || *read_queues > limits::TOPIC_QUEUES_MAX {
+                    return answer(Err(Refusal::Limit(format!(
+                        "a topic has at most {} message queues",
+                        limits::TOPIC_QUEUES_MAX
+                    ))));
+                }
+                match self.topic_change(topic, *write_queues, *read_queues, *permission) {
+                    Some(change) => Outcome::Changes(vec![change], 0),
+                    None => answer(Ok(Reply::Ok)),
+                }
+            }
+            _ => answer(Err(Refusal::Invalid("not a topology verb".into()))),
+        }
+    }
+
+    fn decided(&self) -> &Topology {
+        self.overlay.as_ref().map_or(&self.state.topology, |o| &o.topology)
+    }
+
+    fn declare_exchange(&mut self, vhost: VhostId, spec: &ExchangeSpec, passive: bool) -> Outcome {
+        let name = self.vhost_name(vhost);
+        let Some(known) = self.decided().exchange(vhost, &spec.name) else {
+            if passive {
+                return answer(Err(not_found("exchange", &spec.name, &name)));
+            }
+            return Outcome::Changes(vec![Change::Exchange(vhost, spec.clone())], 0);
+        };
+        if passive {
+            return answer(Ok(Reply::Ok));
+        }
+        let known = &known.spec;
+        let differs = [
+            ("type", kind_name(spec.kind), kind_name(known.kind)),
+            ("durable", text(spec.durable), text(known.durable)),
+            ("auto_delete", text(spec.auto_delete), text(known.auto_delete)),
+            ("internal", text(spec.internal), text(known.internal)),
+        ]
+        .into_iter()
+        .find(|(_, received, current)| received != current)
+        .map(|(a, r, c)| (a.to_string(), format!("'{r}'"), format!("'{c}'")))
+        .or_else(|| self.semantics.arguments_differ("exchange", &spec.arguments, &known.arguments));
+        match differs {
+            Some(differs) => answer(Err(inequivalent("exchange", &spec.name, &name, differs))),
+            None => answer(Ok(Reply::Ok)),
+        }
+    }
+
+    fn delete_exchange(&mut self, vhost: VhostId, name: &Arc<str>, if_unused: bool) -> Outcome {
+        let vhost_name = self.vhost_name(vhost);
+        let Some(exchange) = self.decided().exchange(vhost, name) else { return answer(Ok(Reply::Ok)) };
+        if if_unused && exchange.bindings > 0 {
+            return answer(Err(Refusal::InUse { kind: "exchange", name: Arc::clone(name), vhost: vhost_name }));
+        }
+        Outcome::Changes(self.with_auto_delete(vhost, Change::RemoveExchange(vhost, Arc::clone(name))), 0)
+    }
+
+    /// The change, and the removal of every auto-delete exchange that loses its last binding by it.
+    fn with_auto_delete(&self, vhost: VhostId, change: Change) -> Vec<Change> {
+        let mut topology = self.decided().clone();
+        let mut changes = vec![change];
+        let mut at = 0;
+        while at < changes.len() {
+            let sources: Vec<Arc<str>> = match &changes[at] {
+                Change::RemoveQueue(uid) => topology.queue_by_uid(*uid).map_or_else(Vec::new, |queue| {
+                    let destination = Destination::Queue(Arc::clone(&queue.spec.name));
+                    topology.bindings_to(queue.vhost, &destination).map(|b| Arc::clone(&b.spec.source)).collect()
+                }),
+                Change::RemoveExchange(_, name) => {
+                    let destination = Destination::Exchange(Arc::clone(name));
+                    topology.bindings_to(vhost, &destination).map(|b| Arc::clone(&b.spec.source)).collect()
+                }
+                Change::RemoveBinding(_, spec) => vec![Arc::clone(&spec.source)],
+                _ => Vec::new(),
+            };
+            topology.apply(&changes[at]);
+            for source in sources {
+                let goes = topology.exchange(vhost, &source).is_some_and(|e| e.spec.auto_delete && e.bindings == 0);
+                let removal = Change::RemoveExchange(vhost, source);
+                if goes && !changes.contains(&removal) {
+                    changes.push(removal);
+                }
+            }
+            at += 1;
+        }
+        changes
+    }
+
+    /// May this connection touch the queue? Exclusive queues belong to their declarer.
+    pub(crate) fn check_owner(&self, id: ConnectionId, queue: &super::topology::QueueDefinition) -> Result<(), Refusal> {
+        let owner = Owner { session: self.session, connection: id };
+        if queue.spec.exclusive && queue.owner != Some(owner) {
+            return Err(Refusal::Locked { name: Arc::clone(&queue.spec.name), vhost: self.vhost_name(queue.vhost) });
+        }
+        Ok(())
+    }
+
+    fn declare_queue(&mut self, id: ConnectionId, vhost: VhostId, spec: &QueueSpec, passive: bool) -> Outcome {
+        let vhost_name = self.vhost_name(vhost);
+        let Some(known) = self.decided().queue(vhost, &spec.name).cloned() else {
+            if passive {
+                return answer(Err(not_found("queue", &spec.name, &vhost_name)));
+            }
+            if self.decided().queue_count() >= limits::QUEUES_MAX {
+                return answer(Err(Refusal::Limit(format!("a shard has at most {} queues", limits::QUEUES_MAX))));
+            }
+            let bound = spec.exclusive || !spec.durable;
+            let owner = bound.then_some(Owner { session: self.session, connection: id });
+            let uid = self.decided().next_uid;
+            return Outcome::Changes(vec![Change::Queue { uid, vhost, spec: spec.clone(), owner }], 0);
+        };
+        if let Err(refusal) = self.check_owner(id, &known) {
+            return answer(Err(refusal));
+        }
+        if !passive && let Some(differs) = self.queue_differs(spec, &known.spec) {
+            if differs.0 == "exclusive" {
+                return answer(Err(Refusal::Locked { name: Arc::clone(&spec.name), vhost: vhost_name }));
+            }
+            return answer(Err(inequivalent("queue", &spec.name, &vhost_name, differs)));
+        }
+        answer(Ok(Reply::Queue { messages: self.ready(known.uid), consumers: self.consumers(known.uid) }))
+    }
+
+    fn queue_differs(&self, asked: &QueueSpec, known: &QueueSpec) -> Option<(String, String, String)> {
+        [
+            ("durable", asked.durable, known.durable),
+            ("auto_delete", asked.auto_delete, known.auto_delete),
+            ("exclusive", asked.exclusive, known.exclusive),
+        ]
+        .into_iter()
+        .find(|(_, asked, known)| asked != known)
+        .map(|(name, asked, known)| (name.to_string(), format!("'{asked}'"), format!("'{known}'")))
+        .or_else(|| self.semantics.arguments_differ("queue", &asked.arguments, &known.arguments))
+    }
+
+    /// The queue of that name, if this connection may touch it.
+    pub(crate) fn own_queue(
+        &self,
+        id: ConnectionId,
+        vhost: VhostId,
+        name: &Arc<str>,
+    ) -> Result<Arc<super::topology::QueueDefinition>, Refusal> {
+        let queue = self.decided().queue(vhost, name).cloned();
+        let queue = queue.ok_or_else(|| not_found("queue", name, &self.vhost_name(vhost)))?;
+        self.check_owner(id, &queue)?;
+        Ok(queue)
+    }
+
+    fn delete_queue(&mut self, id: ConnectionId, vhost: VhostId, name: &Arc<str>, if_unused: bool, if_empty: bool) -> Outcome {
+        let queue = match self.own_queue(id, vhost, name) {
+            Ok(queue) => queue,
+            Err(Refusal::NotFound { .. }) => return answer(Ok(Reply::Queue { messages: 0, consumers: 0 })),
+            Err(refusal) => return answer(Err(refusal)),
+        };
+        let vhost_name = self.vhost_name(vhost);
+        if if_unused && self.consumers(queue.uid) > 0 {
+            return answer(Err(Refusal::InUse { kind: "queue", name: Arc::clone(name), vhost: vhost_name }));
+        }
+        let messages = self.ready(queue.uid);
+        if if_empty && messages > 0 {
+            return answer(Err(Refusal::NotEmpty { name: Arc::clone(name), vhost: vhost_name }));
+        }
+        Outcome::Changes(self.with_auto_delete(vhost, Change::RemoveQueue(queue.uid)), messages)
+    }
+
+    fn purge_queue(&mut self, id: ConnectionId, vhost: VhostId, name: &Arc<str>) -> Outcome {
+        let queue = match self.own_queue(id, vhost, name) {
+            Ok(queue) => queue,
+            Err(refusal) => return answer(Err(refusal)),
+        };
+        let ranges = self.ready_ranges(queue.uid);
+        let messages = ranges.iter().map(|(_, n)| n).sum();
+        Outcome::Settle(queue.uid, ranges, messages)
+    }
+
+    fn bind(&mut self, id: ConnectionId, vhost: VhostId, spec: &BindingSpec) -> Outcome {
+        if let Err(refusal) = self.check_ends(id, vhost, spec) {
+            return answer(Err(refusal));
+        }
+        if self.decided().binding(vhost, spec).is_some() {
+            return answer(Ok(Reply::Ok));
+        }
+        if self.decided().binding_count() >= limits::BINDINGS_MAX {
+            return answer(Err(Refusal::Limit(format!("a shard has at most {} bindings", limits::BINDINGS_MAX))));
+        }
+        let uid = self.decided().next_uid;
+        Outcome::Changes(vec![Change::Binding { uid, vhost, spec: spec.clone() }], 0)
+    }
+
+    fn check_ends(&self, id: ConnectionId, vhost: VhostId, spec: &BindingSpec) -> Result<(), Refusal> {
+        match &spec.destination {
+            Destination::Queue(name) => {
+                self.own_queue(id, vhost, name)?;
+            }
+            Destination::Exchange(name) => {
+                if self.decided().exchange(vhost, name).is_none() {
+                    return Err(not_found("exchange", name, &self.vhost_name(vhost)));
+                }
+            }
+        }
+        if self.decided().exchange(vhost, &spec.source).is_none() {
+            return Err(not_found("exchange", &spec.source, &self.vhost_name(vhost)));
+        }
+        Ok(())
+    }
+
+    fn unbind(&mut self, id: ConnectionId, vhost: VhostId, spec: &BindingSpec) -> Outcome {
+        // Unbinding what is not there succeeds, whichever part is missing; an exclusive queue of another connection does not.
+        if let Err(refusal @ Refusal::Locked { .. }) = self.check_ends(id, vhost, spec) {
+            return answer(Err(refusal));
+        }
+        if self.decided().binding(vhost, spec).is_none() {
+            return answer(Ok(Reply::Ok));
+        }
+        Outcome::Changes(self.with_auto_delete(vhost, Change::RemoveBinding(vhost, spec.clone())), 0)
+    }
+
+    /// The change that makes or alters a topic; `None`: it is so already. Queues are only ever added.
+    fn topic_change(&self, name: &Arc<str>, write_queues: u32, read_queues: u32, permission: u32) -> Option<Change> {
+        let topology = self.decided();
+        let known = topology.topic(name);
+        let mut queues = known.map_or_else(Vec::new, |t| t.queues.to_vec());
+        let mut uid = topology.next_uid;
+        while queues.len() < write_queues.max(read_queues) as usize {
+            queues.push(uid);
+            uid += 1;
+        }
+        let topic = Topic { name: Arc::clone(name), queues: queues.into(), write_queues, read_queues, permission };
+        (known.map(|t| &**t) != Some(&topic)).then_some(Change::Topic { topic })
+    }
+
+    fn write_changes(&mut self, sequence: u64, changes: &[Change]) {
+        // One verb's changes stand in one batch: they are atomic.
+        self.make_room(changes.len() * 256);
+        for change in changes {
+            let kind = if change::removes(change) { Kind::Removal } else { Kind::Definition };
+            self.record(sequence, kind, 0, |buf, _| change::put(buf, change));
+            if let Some(overlay) = self.overlay.as_mut() {
+                overlay.topology.apply(change);
+            }
+        }
+    }
+
+    /// A queue of this shard was removed: readers are told, its memory is freed.
+    pub(crate) fn queue_gone(&mut self, uid: QueueUid) {
+        let Some(runtime) = self.runtimes.remove(&uid) else { return };
+        self.memory_used -= runtime.memory.as_ref().map_or(0, super::memory::MemoryQueue::cost);
+        let keys: Vec<_> = self.readers.iter().filter(|(_, r)| r.queue == uid).map(|(k, _)| *k).collect();
+        for key in keys {
+            let Some(reader) = self.readers.remove(&key) else { continue };
+            self.window_freed(key.0, reader.channel, reader.leases.len());
+            if let Some(connection) = self.connections.get_mut(&key.0) {
+                connection.readers.retain(|r| *r != key.1);
+            }
+            if reader.attached {
+                self.event(key.0, Event::ReaderCancelled { reader: key.1 });
+            }
+        }
+        for waiter in runtime.waiting {
+            self.end_wait(waiter);
+        }
+    }
+
+    /// Changes that the leader owes without being asked.
+    pub(crate) fn owe(&mut self, changes: Vec<Change>) {
+        if self.overlay.is_none() || changes.is_empty() {
+            return;
+        }
+        let sequence = self.number(Work::Internal(changes.clone()));
+        self.write_changes(sequence, &changes);
+    }
+
+    /// A connection ended: what it held is released, what was its alone is removed.
+    pub(crate) fn disconnected(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let readers = std::mem::take(&mut connection.readers);
+        // Verbs it sent before it went are decided as if it were there; their answers go nowhere.
+        for reader in readers {
+            self.drop_reader((id, reader));
+        }
+        let waiting: Vec<u64> = self.waiters.iter().filter(|(_, w)| w.connection == id).map(|(n, _)| *n).collect();
+        for waiter in waiting {
+            self.forget_waiter(waiter);
+        }
+        let owner = Owner { session: self.session, connection: id };
+        let mut exclusive: Vec<(VhostId, QueueUid)> = self
+            .runtimes
+            .keys()
+            .filter_map(|uid| self.decided().queue_by_uid(*uid))
+            .filter(|q| q.spec.exclusive && q.owner == Some(owner))
+            .map(|q| (q.vhost, q.uid))
+            .collect();
+        exclusive.sort_unstable();
+        for (vhost, uid) in exclusive {
+            let changes = self.with_auto_delete(vhost, Change::RemoveQueue(uid));
+            self.owe(changes);
+        }
+        self.forget(id);
+    }
+
+    /// An auto-delete queue that lost its last reader goes.
+    pub(crate) fn after_detach(&mut self, uid: QueueUid) {
+        let unread = self.runtimes.get(&uid).is_some_and(|r| r.was_read && r.readers.is_empty());
+        let Some(queue) = self.decided().queue_by_uid(uid).cloned() else { return };
+        if unread && queue.spec.auto_delete {
+            let changes = self.with_auto_delete(queue.vhost, Change::RemoveQueue(uid));
+            self.owe(changes);
+        }
+    }
+
+    /// The volatile side of a queue, made when it is first needed.
+    pub(crate) fn runtime(&mut self, uid: QueueUid) -> &mut Runtime {
+        let durable = self.state.queues.get(&uid).map(|q| (q.cursor.floor(), q.cursor.delivered_through));
+        self.runtimes.entry(uid).or_insert_with(|| match durable {
+            Some((floor, handed)) => Runtime { next: floor, handed_before: handed, ..Runtime::default() },
+            None => Runtime { memory: Some(memory::MemoryQueue::default()), ..Runtime::default() },
+        })
+    }
+}
+
+fn answer(result: Result<Reply, Refusal>) -> Outcome {
+    Outcome::Answer(result)
+}
+
+pub(crate) fn not_found(kind: &'static str, name: &Arc<str>, vhost: &Arc<str>) -> Refusal {
+    Refusal::NotFound { kind, name: Arc::clone(name), vhost: Arc::clone(vhost) }
+}
+
+fn inequivalent(kind: &'static str, name: &Arc<str>, vhost: &Arc<str>, differs: (String, String, String)) -> Refusal {
+    let (argument, received, current) = differs;
+    Refusal::Inequivalent { kind, name: Arc::clone(name), vhost: Arc::clone(vhost), argument, received, current }
+}
+
+fn text(value: bool) -> String {
+    value.to_string()
+}
+
+fn kind_name(kind: ExchangeKind) -> String {
+    match kind {
+        ExchangeKind::Direct => "direct",
+        ExchangeKind::Fanout => "fanout",
+        ExchangeKind::Topic => "topic",
+        ExchangeKind::Headers => "headers",
+        ExchangeKind::RocketmqTopic => "rocketmq-topic",
+    }
+    .to_string()
+}

@@ -1,0 +1,627 @@
+//! Reading: subscriptions, deliveries, gets, pulls.
+//!
+//! Owns: what is handed to whom, from applied state only. Promises: a message is handed out once until it is settled or comes
+//! back; a reader never holds more than its windows; a slow connection is given no more than its delivery credit.
+//! Does not know: sockets, layouts, how positions become bytes (that is `message`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::api::{
+    ConnectionId, Delivery, Event, Fetch, FetchStatus, Fetched, Located, Op, QueueUid, Refusal, Reply, Subscribe, Verb,
+};
+use super::core::{Core, Waiter};
+use super::decide::not_found;
+use super::index::Entry;
+use super::message::resolve;
+use super::reader::{Reader, ReaderKey, push_range};
+use crate::limits;
+
+impl Core {
+    /// Verbs that only look, or change what no record holds.
+    pub(crate) fn read(&mut self, id: ConnectionId, verb: Verb) {
+        match &verb.op {
+            Op::Subscribe(subscribe) => {
+                let subscribe = subscribe.clone();
+                self.subscribe(id, verb, &subscribe);
+            }
+            Op::Unsubscribe { reader } => {
+                let key = (id, *reader);
+                let queue = self.readers.get(&key).map(|r| r.queue);
+                self.detach(key);
+                self.reply(id, verb.request, Ok(Reply::Ok));
+                if let Some(queue) = queue {
+                    self.after_detach(queue);
+                }
+            }
+            Op::Get { reader, queue, no_ack } => {
+                let (reader, queue, no_ack) = (*reader, Arc::clone(queue), *no_ack);
+                self.get(id, verb, reader, &queue, no_ack);
+            }
+            Op::SetChannelWindow { channel, limit } => {
+                let (channel, limit) = (*channel, *limit);
+                self.set_window(id, channel, limit);
+                self.reply(id, verb.request, Ok(Reply::Ok));
+            }
+            Op::CloseChannel { channel } => {
+                let channel = *channel;
+                self.close_channel(id, channel);
+                self.reply(id, verb.request, Ok(Reply::Ok));
+            }
+            Op::Drained { bytes } => {
+                let bytes = *bytes as usize;
+                self.drained(id, bytes);
+            }
+            Op::Fetch(fetch) => {
+                let fetch = fetch.clone();
+                self.fetch(id, verb, fetch);
+            }
+            Op::QueueOffsets { topic, queue_id } => {
+                let place = (Arc::clone(topic), *queue_id);
+                let result = self.with_topic_queue(&verb, &place, Self::offsets);
+                self.answer_look(id, verb, result);
+            }
+            Op::SearchOffset { topic, queue_id, timestamp } => {
+                let (place, timestamp) = ((Arc::clone(topic), *queue_id), *timestamp);
+                let result = self.with_topic_queue(&verb, &place, |core, uid| core.search(uid, timestamp));
+                self.answer_look(id, verb, result);
+            }
+            Op::GroupOffset { group, topic, queue_id } => {
+                let (group, place) = (Arc::clone(group), (Arc::clone(topic), *queue_id));
+                let result = self.with_topic_queue(&verb, &place, |core, uid| core.group_offset(&group, uid));
+                self.answer_look(id, verb, result);
+            }
+            Op::Inspect => {
+                let text = self.inspect();
+                self.reply(id, verb.request, Ok(Reply::Inspected(text)));
+            }
+            _ => {}
+        }
+    }
+
+    /// A refusal that a change in flight may turn waits for it.
+    fn answer_look(&mut self, id: ConnectionId, verb: Verb, result: Result<Reply, Refusal>) {
+        if result.is_err() && self.topology_in_flight() {
+            return self.stall(id, verb);
+        }
+        self.reply(id, verb.request, result);
+    }
+
+    // ---- consumers
+
+    fn subscribe(&mut self, id: ConnectionId, verb: Verb, subscribe: &Subscribe) {
+        let queue = match self.own_queue(id, verb.vhost, &subscribe.queue) {
+            Ok(queue) if queue.in_memory() || self.state.queues.contains_key(&queue.uid) => queue,
+            // Declared by somebody, not applied yet.
+            Ok(_) => return self.stall(id, verb),
+            Err(refusal) => return self.answer_look(id, verb, Err(refusal)),
+        };
+        let key = (id, subscribe.reader);
+        let runtime = self.runtime(queue.uid);
+        if runtime.exclusive.is_some() || (subscribe.exclusive && !runtime.readers.is_empty()) {
+            let name = Arc::clone(&queue.spec.name);
+            let vhost = self.state.topology.vhost_name(verb.vhost);
+            return self.reply(id, verb.request, Err(Refusal::InExclusiveUse { name, vhost }));
+        }
+        runtime.readers.push_back(key);
+        runtime.was_read = true;
+        if subscribe.exclusive {
+            runtime.exclusive = Some(key);
+        }
+        let reader = Reader {
+            queue: queue.uid,
+            no_ack: subscribe.no_ack,
+            window: subscribe.window.reader,
+            channel: subscribe.window.channel,
+            attached: true,
+            leases: std::collections::VecDeque::new(),
+        };
+        self.readers.insert(key, reader);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.readers.push(subscribe.reader);
+        }
+        self.reply(id, verb.request, Ok(Reply::Subscribed));
+        self.list(queue.uid);
+    }
+
+    /// Takes a reader off its queue; it keeps what it holds.
+    pub(crate) fn detach(&mut self, key: ReaderKey) {
+        let Some(reader) = self.readers.get_mut(&key) else { return };
+        if !reader.attached {
+            return;
+        }
+        reader.attached = false;
+        let (queue, empty) = (reader.queue, reader.leases.is_empty());
+        if let Some(runtime) = self.runtimes.get_mut(&queue) {
+            runtime.readers.retain(|k| *k != key);
+            if runtime.exclusive == Some(key) {
+                runtime.exclusive = None;
+            }
+        }
+        if empty {
+            self.readers.remove(&key);
+            if let Some(connection) = self.connections.get_mut(&key.0) {
+                connection.readers.retain(|r| *r != key.1);
+            }
+        }
+    }
+
+    fn close_channel(&mut self, id: ConnectionId, channel: u16) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.windows.remove(&channel);
+        let keys: Vec<ReaderKey> = connection.readers.iter().map(|r| (id, *r)).collect();
+        for key in keys {
+            let Some(reader) = self.readers.get(&key).filter(|r| r.channel == channel) else { continue };
+            let queue = reader.queue;
+            self.drop_reader(key);
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.readers.retain(|r| *r != key.1);
+            }
+            self.after_detach(queue);
+        }
+    }
+
+    fn set_window(&mut self, id: ConnectionId, channel: u16, limit: u16) {
+        let held: usize =
+            self.readers.iter().filter(|(k, r)| k.0 == id && r.channel == channel).map(|(_, r)| r.leases.len()).sum();
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.windows.insert(channel, (limit, u32::try_from(held).unwrap_or(u32::MAX)));
+        self.list_readers_of(id);
+    }
+
+    /// Leases of a channel ended: its shared window has room again.
+    pub(crate) fn window_freed(&mut self, id: ConnectionId, channel: u16, count: usize) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if let Some((_, held)) = connection.windows.get_mut(&channel) {
+            *held = held.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+            if count > 0 {
+                self.list_readers_of(id);
+            }
+        }
+    }
+
+    fn list_readers_of(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let queues: Vec<QueueUid> =
+            connection.readers.iter().filter_map(|r| self.readers.get(&(id, *r))).map(|r| r.queue).collect();
+        queues.into_iter().for_each(|uid| self.list(uid));
+    }
+
+    fn drained(&mut self, id: ConnectionId, bytes: usize) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let was_full = connection.outstanding >= limits::DELIVERY_CREDIT;
+        connection.outstanding = connection.outstanding.saturating_sub(bytes);
+        if was_full && connection.outstanding < limits::DELIVERY_CREDIT {
+            self.list_readers_of(id);
+        }
+    }
+
+    // ---- handing out
+
+    /// Gives a queue's messages to its readers and to the pulls that wait, for one turn.
+    pub(crate) fn serve_queue(&mut self, uid: QueueUid) {
+        self.wake_waiters(uid);
+        let mut given = 0;
+        while given < limits::DELIVERY_TURN {
+            let Some(key) = self.next_reader(uid) else { break };
+            let Some((offset, redelivered)) = self.next_message(uid) else { break };
+            let no_ack = self.readers.get(&key).is_some_and(|r| r.no_ack);
+            let Some(delivery) = self.load(uid, offset, redelivered, no_ack) else { continue };
+            given += delivery.weight as usize;
+            self.counters.delivered += 1;
+            self.counters.redelivered += u64::from(delivery.redelivered);
+            self.take_lease(key, uid, offset, no_ack);
+            self.hand_out(key, delivery);
+        }
+        if given >= limits::DELIVERY_TURN {
+            self.list(uid);
+        }
+        self.settle_auto_acked(uid);
+    }
+
+    /// The next reader that may get a message; readers take turns.
+    fn next_reader(&mut self, uid: QueueUid) -> Option<ReaderKey> {
+        let runtime = self.runtimes.get_mut(&uid)?;
+        for _ in 0..runtime.readers.len() {
+            let key = *runtime.readers.front()?;
+            runtime.readers.rotate_left(1);
+            let Some(reader) = self.readers.get(&key) else { continue };
+            let Some(connection) = self.connections.get(&key.0) else { continue };
+            let window = connection.windows.get(&reader.channel);
+            let channel_room = reader.no_ack || window.is_none_or(|(limit, held)| *limit == 0 || *held < u32::from(*limit));
+            if reader.has_room() && channel_room && connection.outstanding < limits::DELIVERY_CREDIT {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// The next message to hand out: what came back first, then fresh ones.
+    fn next_message(&mut self, uid: QueueUid) -> Option<(u64, bool)> {
+        let runtime = self.runtimes.get_mut(&uid)?;
+        if let Some(offset) = runtime.returned.pop_first() {
+            return Some((offset, true));
+        }
+        let (next, end) = match (&runtime.memory, self.state.queues.get(&uid)) {
+            (Some(memory), _) => (memory.next_unsettled(runtime.next), memory.next()),
+            (None, Some(queue)) => (queue.cursor.next_unsettled(runtime.next), queue.index.next()),
+            (None, None) => return None,
+        };
+        if next >= end {
+            return None;
+        }
+        runtime.next = next + 1;
+        if !runtime.handed && runtime.memory.is_none() {
+            runtime.handed = true;
+            self.handed.push(uid);
+        }
+        Some((next, next < runtime.handed_before))
+    }
+
+    /// A delivery of that message, or `None` when it is settled meanwhile (a purge).
+    fn load(&mut self, uid: QueueUid, offset: u64, redelivered: bool, in_memory: bool) -> Option<Delivery> {
+        if let Some(memory) = self.runtimes.get(&uid).and_then(|r| r.memory.as_ref()) {
+            let message = memory.get(offset)?.clone();
+            let weight = u32::try_from(message.bytes.len()).unwrap_or(u32::MAX).saturating_add(64);
+            return Some(Delivery { offset, position: 0, redelivered, attempts: 0, weight, message: Located::Ready(message) });
+        }
+        if self.state.queues.get(&uid)?.cursor.is_settled(offset) {
+            return None;
+        }
+        let entry = self.entry(uid, offset)?;
+        let attempts = self.state.queues.get(&uid)?.attempts.get(&offset).copied().unwrap_or(0);
+        let mut delivery = located(offset, &entry, redelivered, attempts);
+        let hot = self.cache_holds(&entry);
+        if hot || in_memory {
+            // What was just applied needs no reading; what is settled as it goes must be read before its segment may go.
+            match resolve(&delivery.message, &*self.log, &mut self.cache) {
+                Ok(message) => delivery.message = Located::Ready(message),
+                Err(error) => panic!("queue {uid}, offset {offset}: {error}"),
+            }
+        }
+        Some(delivery)
+    }
+
+    fn cache_holds(&self, entry: &Entry) -> bool {
+        self.cache.position() == Some(entry.position - u64::from(entry.batch_back))
+    }
+
+    fn entry(&mut self, uid: QueueUid, offset: u64) -> Option<Entry> {
+        self.with_pages(|state, pages| {
+            let queue = state.queues.get_mut(&uid)?;
+            match queue.index.get(offset, uid, pages) {
+                Ok(entry) => entry,
+                Err(error) => panic!("index of queue {uid}, offset {offset}: {error}"),
+            }
+        })
+    }
+
+    fn take_lease(&mut self, key: ReaderKey, uid: QueueUid, offset: u64, no_ack: bool) {
+        if no_ack {
+            self.auto_acked.push((uid, offset));
+            return;
+        }
+        let Some(reader) = self.readers.get_mut(&key) else { return };
+        reader.lease(offset);
+        let channel = reader.channel;
+        if let Some(runtime) = self.runtimes.get_mut(&uid) {
+            runtime.unacked += 1;
+        }
+        if let Some((_, held)) = self.connections.get_mut(&key.0).and_then(|c| c.windows.get_mut(&channel)) {
+            *held += 1;
+        }
+    }
+
+    fn settle_auto_acked(&mut self, uid: QueueUid) {
+        let acked = std::mem::take(&mut self.auto_acked);
+        let mut ranges = Vec::new();
+        acked.iter().filter(|(queue, _)| *queue == uid).for_each(|(_, offset)| push_range(&mut ranges, *offset));
+        self.auto_acked = acked.into_iter().filter(|(queue, _)| *queue != uid).collect();
+        self.counters.settled += ranges.iter().map(|(_, n)| n).sum::<u64>();
+        self.settle_in(uid, ranges);
+    }
+
+    fn get(&mut self, id: ConnectionId, verb: Verb, reader: u32, queue: &Arc<str>, no_ack: bool) {
+        let definition = match self.own_queue(id, verb.vhost, queue) {
+            Ok(queue) if queue.in_memory() || self.state.queues.contains_key(&queue.uid) => queue,
+            Ok(_) => return self.stall(id, verb),
+            Err(refusal) => return self.answer_look(id, verb, Err(refusal)),
+        };
+        let uid = definition.uid;
+        self.runtime(uid);
+        let mut delivery = None;
+        while delivery.is_none() {
+            let Some((offset, redelivered)) = self.next_message(uid) else { break };
+            delivery = self.load(uid, offset, redelivered, no_ack);
+        }
+        if let Some(delivery) = &delivery {
+            let key = (id, reader);
+            if !no_ack && !self.readers.contains_key(&key) {
+                let channel = u16::try_from(reader & 0xFFFF).unwrap_or(0);
+                let leases = std::collections::VecDeque::new();
+                let getter = Reader { queue: uid, no_ack: false, window: 0, channel, attached: false, leases };
+                self.readers.insert(key, getter);
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.readers.push(reader);
+                }
+            }
+            self.take_lease(key, uid, delivery.offset, no_ack);
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.outstanding += delivery.weight as usize;
+            }
+            self.counters.delivered += 1;
+        }
+        self.settle_auto_acked(uid);
+        let remaining = self.ready(uid);
+        self.reply(id, verb.request, Ok(Reply::Got { delivery, remaining }));
+    }
+
+    // ---- counts
+
+    /// Messages that nobody holds.
+    pub(crate) fn ready(&self, uid: QueueUid) -> u64 {
+        let runtime = self.runtimes.get(&uid);
+        let depth = match (runtime.and_then(|r| r.memory.as_ref()), self.state.queues.get(&uid)) {
+            (Some(memory), _) => memory.depth(),
+            (None, Some(queue)) => queue.depth(),
+            (None, None) => 0,
+        };
+        depth.saturating_sub(runtime.map_or(0, |r| r.unacked))
+    }
+
+    /// Attached readers.
+    pub(crate) fn consumers(&self, uid: QueueUid) -> u32 {
+        u32::try_from(self.runtimes.get(&uid).map_or(0, |r| r.readers.len())).unwrap_or(u32::MAX)
+    }
+
+    /// What a purge takes: everything unsettled that nobody holds.
+    pub(crate) fn ready_ranges(&mut self, uid: QueueUid) -> Vec<(u64, u64)> {
+        let held: std::collections::BTreeSet<u64> =
+            self.readers.values().filter(|r| r.queue == uid).flat_map(|r| r.leases.iter().copied()).collect();
+        let (start, end) = match (self.runtimes.get(&uid).and_then(|r| r.memory.as_ref()), self.state.queues.get(&uid)) {
+            (Some(memory), _) => (memory.next_unsettled(0), memory.next()),
+            (None, Some(queue)) => (queue.cursor.floor(), queue.index.next()),
+            (None, None) => (0, 0),
+        };
+        let mut ranges = Vec::new();
+        let mut from = start;
+        for stop in held.into_iter().chain([end]) {
+            if stop > from {
+                ranges.push((from, stop - from));
+            }
+            from = stop + 1;
+        }
+        ranges
+    }
+
+    // ---- pulls
+
+    fn with_topic_queue(
+        &mut self,
+        verb: &Verb,
+        (topic, queue_id): &(Arc<str>, u32),
+        act: impl FnOnce(&mut Self, QueueUid) -> Reply,
+    ) -> Result<Reply, Refusal> {
+        if self.state.topology.topic(topic).is_none() {
+            return Err(not_found("topic", topic, &self.state.topology.vhost_name(verb.vhost)));
+        }
+        match self.topic_queue(topic, *queue_id) {
+            Some(uid) => Ok(act(self, uid)),
+            None => Err(Refusal::Invalid(format!("queueId[{queue_id}] is illegal, topic:[{topic}]"))),
+        }
+    }
+
+    fn bounds(&self, uid: QueueUid) -> (u64, u64) {
+        self.state.queues.get(&uid).map_or((0, 0), |q| (q.index.head(), q.index.next()))
+    }
+
+    fn offsets(&mut self, uid: QueueUid) -> Reply {
+        let (min, max) = self.bounds(uid);
+        Reply::Offsets { min, max, earliest: if min < max { self.store_time(uid, min) } else { 0 } }
+    }
+
+    fn group_offset(&mut self, group: &str, uid: QueueUid) -> Reply {
+        let (min, max) = self.bounds(uid);
+        let offset = self.state.group_offsets.get(group).and_then(|o| o.get(&uid)).copied();
+        Reply::GroupOffset { offset, min, max }
+    }
+
+    fn store_time(&mut self, uid: QueueUid, offset: u64) -> u64 {
+        let Some(entry) = self.entry(uid, offset) else { return 0 };
+        let delivery = located(offset, &entry, false, 0);
+        match resolve(&delivery.message, &*self.log, &mut self.cache) {
+            Ok(message) => message.store_time,
+            Err(error) => panic!("queue {uid}, offset {offset}: {error}"),
+        }
+    }
+
+    /// First offset stored at or after `timestamp`: store times never decrease along a queue.
+    fn search(&mut self, uid: QueueUid, timestamp: u64) -> Reply {
+        let (mut low, mut high) = self.bounds(uid);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.store_time(uid, middle) < timestamp {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Reply::Offset(low)
+    }
+
+    fn fetch(&mut self, id: ConnectionId, verb: Verb, fetch: Fetch) {
+        let place = (Arc::clone(&fetch.topic), fetch.queue_id);
+        let mut found = None;
+        let result = self.with_topic_queue(&verb, &place, |core, uid| {
+            found = Some(uid);
+            Reply::Fetched(core.fetch_now(uid, &fetch))
+        });
+        let (Some(uid), Ok(Reply::Fetched(fetched))) = (found, &result) else {
+            return self.answer_look(id, verb, result);
+        };
+        let waits = fetched.status == FetchStatus::NotFound && fetch.wait_ms > 0;
+        if !waits || self.runtime(uid).waiting.len() >= limits::FETCH_WAITERS_MAX {
+            return self.reply(id, verb.request, result);
+        }
+        let wait = Duration::from_millis(u64::from(fetch.wait_ms.min(limits::FETCH_WAIT_MAX_MS)));
+        let deadline = self.monotonic() + wait;
+        let number = self.waiter_number();
+        self.runtime(uid).waiting.push(number);
+        self.deadlines.insert((deadline, number), ());
+        self.waiters.insert(number, Waiter { connection: id, request: verb.request, queue: uid, fetch, deadline });
+    }
+
+    fn fetch_now(&mut self, uid: QueueUid, fetch: &Fetch) -> Fetched {
+        let (min, max) = self.bounds(uid);
+        let mut fetched = Fetched { status: FetchStatus::NotFound, next: fetch.offset, min, max, deliveries: Vec::new() };
+        if fetch.offset < min || fetch.offset > max {
+            fetched.status = FetchStatus::OffsetMoved;
+            fetched.next = if fetch.offset < min { min } else { max };
+            return fetched;
+        }
+        let mut bytes = 0;
+        let mut offset = fetch.offset;
+        while offset < max && fetched.deliveries.len() < fetch.max_messages.min(limits::FETCH_MESSAGES_MAX) as usize {
+            let Some(entry) = self.entry(uid, offset) else { break };
+            let settled = self.state.queues.get(&uid).is_some_and(|q| q.cursor.is_settled(offset) && q.cursor.floor() > 0);
+            if !settled && (fetch.tags.is_empty() || fetch.tags.contains(&entry.tag)) {
+                if !fetched.deliveries.is_empty() && bytes + entry.len as usize > fetch.max_bytes as usize {
+                    break;
+                }
+                bytes += entry.len as usize;
+                let mut delivery = located(offset, &entry, false, 0);
+                if self.cache_holds(&entry)
+                    && let Ok(message) = resolve(&delivery.message, &*self.log, &mut self.cache)
+                {
+                    delivery.message = Located::Ready(message);
+                }
+                fetched.deliveries.push(delivery);
+            }
+            offset += 1;
+            if offset - fetch.offset > 8192 {
+                // A filter that matches nothing must not hold the shard.
+                break;
+            }
+        }
+        fetched.next = offset;
+        self.counters.pulled += fetched.deliveries.len() as u64;
+        if !fetched.deliveries.is_empty() {
+            fetched.status = FetchStatus::Found;
+        } else if offset > fetch.offset {
+            fetched.status = FetchStatus::NoneMatched;
+        }
+        fetched
+    }
+
+    fn wake_waiters(&mut self, uid: QueueUid) {
+        let Some(runtime) = self.runtimes.get_mut(&uid) else { return };
+        for number in std::mem::take(&mut runtime.waiting) {
+            let Some(waiter) = self.waiters.get(&number) else { continue };
+            let (fetch, connection, request) = (waiter.fetch.clone(), waiter.connection, waiter.request);
+            let fetched = self.fetch_now(uid, &fetch);
+            if fetched.status == FetchStatus::NotFound {
+                self.runtime(uid).waiting.push(number);
+                continue;
+            }
+            if fetched.status == FetchStatus::NoneMatched {
+                // Its filter let nothing pass: it goes on waiting behind what it has seen.
+                if let Some(waiter) = self.waiters.get_mut(&number) {
+                    waiter.fetch.offset = fetched.next;
+                }
+                self.runtime(uid).waiting.push(number);
+                continue;
+            }
+            self.forget_waiter(number);
+            self.reply(connection, request, Ok(Reply::Fetched(fetched)));
+        }
+    }
+
+    /// Ends waits whose time is up.
+    pub fn expire(&mut self) {
+        let now = self.monotonic();
+        while let Some(((at, number), ())) = self.deadlines.first_key_value().map(|(k, ())| (*k, ())) {
+            if at > now {
+                break;
+            }
+            self.deadlines.remove(&(at, number));
+            self.end_wait(number);
+        }
+    }
+
+    /// Answers a waiting pull with what is there.
+    pub(crate) fn end_wait(&mut self, number: u64) {
+        let Some(waiter) = self.waiters.get(&number) else { return };
+        let (uid, fetch, connection, request) = (waiter.queue, waiter.fetch.clone(), waiter.connection, waiter.request);
+        self.forget_waiter(number);
+        let fetched = self.fetch_now(uid, &fetch);
+        self.reply(connection, request, Ok(Reply::Fetched(fetched)));
+    }
+
+    pub(crate) fn forget_waiter(&mut self, number: u64) {
+        if let Some(waiter) = self.waiters.remove(&number) {
+            self.deadlines.remove(&(waiter.deadline, number));
+            if let Some(runtime) = self.runtimes.get_mut(&waiter.queue) {
+                runtime.waiting.retain(|n| *n != number);
+            }
+        }
+    }
+
+    // ---- looking
+
+    /// What is here, as one JSON object: for status pages and metrics.
+    fn inspect(&mut self) -> Arc<str> {
+        let mut queues: Vec<String> = Vec::new();
+        for queue in self.state.topology.queues() {
+            let unacked = self.runtimes.get(&queue.uid).map_or(0, |r| r.unacked);
+            queues.push(format!(
+                "{{\"name\":{},\"ready\":{},\"unacked\":{unacked},\"consumers\":{}}}",
+                json(&queue.spec.name),
+                self.ready(queue.uid),
+                self.consumers(queue.uid)
+            ));
+        }
+        queues.sort();
+        format!(
+            "{{\"term\":{},\"position\":{},\"connections\":{},\"queues\":[{}]}}",
+            self.state.term,
+            self.state.applied.map_or(0, |p| p.end),
+            self.connections.len(),
+            queues.join(",")
+        )
+        .into()
+    }
+
+    /// Tells every connection that the node is going down.
+    pub fn shutting_down(&mut self) {
+        let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.event(id, Event::ShuttingDown));
+    }
+}
+
+fn located(offset: u64, entry: &Entry, redelivered: bool, attempts: u32) -> Delivery {
+    Delivery {
+        offset,
+        position: entry.position,
+        redelivered,
+        attempts,
+        weight: entry.len,
+        message: Located::Stored {
+            batch: entry.position - u64::from(entry.batch_back),
+            record: entry.batch_back - entry.record_back,
+            len: entry.len,
+        },
+    }
+}
+
+fn json(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}

@@ -43,7 +43,7 @@ impl Clock for SystemClock {
 
     fn wall_ms(&self) -> u64 {
         // A clock before 1970 is a broken clock: log time then simply does not follow it.
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| millis(since))
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
     }
 }
 

@@ -396,7 +396,7 @@ A config file has the same keys:
   listen = \"10.0.0.5:10911\"
 
 Ctrl-C or SIGTERM ends it gracefully. Exit codes: 0 ended as asked, 1 could not start or go on,
-2 wrong arguments or configuration, 3 the log could not be written.";
+2 wrong arguments or configuration, 3 the log could not be written.\n";
 
 #[cfg(test)]
 mod tests {

@@ -289,7 +289,7 @@ impl Kind {
                 *place(draft) = given.number().filter(|n| (min..=max).contains(&n))?;
             }
             Self::Size { min, max, step, place } => {
-                *place(draft) = given.size().filter(|n| (min..=max).contains(&n) && n % step == 0)?;
+                *place(draft) = given.size().filter(|n| (min..=max).contains(&n) && n.is_multiple_of(*step))?;
             }
             Self::Level(place) => *place(draft) = level(given.text()?)?,
         }
@@ -323,7 +323,7 @@ impl Kind {
 fn bytes(count: u64) -> String {
     match [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)]
         .iter()
-        .find(|(_, unit)| count >= *unit && count % unit == 0)
+        .find(|(_, unit)| count >= *unit && count.is_multiple_of(*unit))
     {
         Some((name, unit)) => format!("{} {name}", count / unit),
         None => count.to_string(),

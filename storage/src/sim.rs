@@ -453,7 +453,7 @@ impl SimDisk {
     ) -> io::Result<T> {
         let mut world = lock(&self.world);
         let (path, offset) = (op.path.clone(), (op.kind == OpKind::Write).then_some(op.offset));
-        let mut attempt = || {
+        let attempt = || {
             if world.down {
                 return Err(power_lost());
             }

@@ -82,6 +82,8 @@ pub(crate) struct Node<D: Disk> {
     pub(crate) machine: Machine,
     pub(crate) results: Rc<RefCell<Vec<(u64, io::Result<()>)>>>,
     pub(crate) submitted: u64,
+    /// For a test's bookkeeping, one for each job.
+    pub(crate) ends: RefCell<Vec<usize>>,
 }
 
 /// One turn is enough for the opening itself: nothing else runs yet.
@@ -111,6 +113,7 @@ impl<D: Disk> Node<D> {
             machine,
             results: Rc::default(),
             submitted: 0,
+            ends: RefCell::default(),
         })
     }
 

@@ -5,7 +5,7 @@
 //! is answered twice (D10); acks are never held back by publishes.
 //! Does not know: threads, sockets, the consensus library, files.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,6 +89,8 @@ pub(crate) struct Connection {
     pub(crate) readers: Vec<ReaderId>,
     /// Shared windows of channels: (limit, held).
     pub(crate) windows: Map<ChannelId, (u16, u32)>,
+    /// Exclusive queues it declared.
+    pub(crate) owned: Vec<QueueUid>,
     /// The client is gone; kept until its last verbs are decided.
     gone: bool,
 }
@@ -104,8 +106,8 @@ pub(crate) enum Work {
     Settled { queue: QueueUid, ranges: Vec<(u64, u64)> },
     /// A piece of a large body of the verb that waits in `large`.
     Piece { connection: ConnectionId, bytes: Bytes },
-    /// This node's incarnation.
-    OpenSession,
+    /// A record that nobody waits for and whose loss changes nothing but a count.
+    Unanswered,
 }
 
 /// A verb that has a number and is not resolved yet.
@@ -171,6 +173,14 @@ pub struct Core {
     pub(crate) pending: VecDeque<Pending>,
     first_pending: u64,
     pub(crate) connections: Map<ConnectionId, Connection>,
+    /// Connections with verbs that wait.
+    stalled: BTreeSet<ConnectionId>,
+    /// Exclusive queues whose connection went while nobody led.
+    pub(crate) orphans: Vec<QueueUid>,
+    /// Verbs are being decided for the second time: what is not durable already happened.
+    pub(crate) again: bool,
+    /// Log time of this turn.
+    time: u64,
     pub(crate) readers: HashMap<ReaderKey, Reader, foldhash::fast::RandomState>,
     pub(crate) runtimes: Map<QueueUid, Runtime>,
     pub(crate) routes: HashMap<(u32, Arc<str>, Arc<str>), Arc<Route>>,
@@ -242,6 +252,10 @@ impl Core {
             pending: VecDeque::new(),
             first_pending: 1,
             connections: Map::default(),
+            stalled: BTreeSet::new(),
+            orphans: Vec::new(),
+            again: false,
+            time: 0,
             readers: HashMap::default(),
             runtimes: Map::default(),
             routes: HashMap::default(),
@@ -292,6 +306,7 @@ impl Core {
                     outstanding: 0,
                     readers: Vec::new(),
                     windows: Map::default(),
+                    owned: Vec::new(),
                     gone: false,
                 };
                 self.connections.insert(id, connection);
@@ -302,10 +317,14 @@ impl Core {
                 }
             }
             Input::Disconnected(id) => {
-                if let Some(connection) = self.connections.get_mut(&id) {
-                    connection.gone = true;
+                let Some(connection) = self.connections.get_mut(&id) else { return };
+                connection.gone = true;
+                if connection.stalled.is_empty() && connection.stalled_on.is_none() && self.is_ready() {
+                    self.disconnected(id);
+                } else {
+                    // What it sent before it went is decided first.
+                    self.stalled.insert(id);
                 }
-                self.disconnected(id);
             }
         }
     }
@@ -317,6 +336,7 @@ impl Core {
         if !urgent && (self.overlay.is_none() || !self.session_open || !connection.stalled.is_empty() || connection.stalled_on.is_some())
         {
             connection.stalled.push_back(verb);
+            self.stalled.insert(id);
             return;
         }
         self.decide(id, verb);
@@ -326,12 +346,18 @@ impl Core {
     pub(crate) fn stall(&mut self, id: ConnectionId, verb: Verb) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.stalled.push_front(verb);
+            self.stalled.insert(id);
         }
     }
 
     /// Is a topology change on its way that is not applied yet?
     pub(crate) fn topology_in_flight(&self) -> bool {
         self.overlay.as_ref().is_some_and(|o| o.topology.version != self.state.topology.version)
+    }
+
+    /// The number that the next [`Core::number`] gives.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next_sequence
     }
 
     /// Gives a verb its number and remembers it until its records are applied.
@@ -407,10 +433,15 @@ impl Core {
         }
     }
 
-    /// Log time now, ms since 1970.
-    pub(crate) fn now(&mut self) -> u64 {
+    /// Log time of this turn, ms since 1970.
+    pub(crate) fn now(&self) -> u64 {
+        self.time
+    }
+
+    /// A turn begins: looks at the clock once for all that is decided in it.
+    pub fn turn(&mut self) {
         let (monotonic, wall) = (self.clock.monotonic(), self.clock.wall_ms());
-        self.log_time.now_ms(monotonic, wall)
+        self.time = self.log_time.now_ms(monotonic, wall).max(self.state.log_time);
     }
 
     /// Monotonic time for waits.
@@ -479,7 +510,10 @@ impl Core {
         });
         let (monotonic, wall) = (self.clock.monotonic(), self.clock.wall_ms());
         self.log_time = LogTime::begin(self.state.log_time, monotonic, wall);
+        self.turn();
         self.session_open = last.is_some();
+        let listed: Vec<QueueUid> = self.runtimes.keys().copied().collect();
+        listed.into_iter().for_each(|uid| self.list(uid));
         if !self.session_open {
             let (node, session) = (self.node, self.session);
             let Some(overlay) = self.overlay.as_mut() else { return };
@@ -550,9 +584,13 @@ impl Core {
         let last = self.state.sessions.get(&self.session).map_or(0, |s| s.last);
         let first = self.first_pending;
         let again: Vec<u64> = (first..first + self.pending.len() as u64).filter(|s| *s > last).collect();
+        self.again = true;
         for sequence in again {
             self.redo(sequence);
         }
+        self.again = false;
+        let orphans = std::mem::take(&mut self.orphans);
+        self.remove_owned(orphans);
         self.retry_stalled();
     }
 
@@ -616,26 +654,28 @@ impl Core {
 
     /// After a batch: connections whose verbs waited go on.
     pub(crate) fn retry_stalled(&mut self) {
-        if !self.is_ready() {
+        if !self.is_ready() || self.stalled.is_empty() {
             return;
         }
-        let mut waiting: Vec<ConnectionId> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| !c.stalled.is_empty() && c.stalled_on.is_none())
-            .map(|(id, _)| *id)
-            .collect();
-        waiting.sort_unstable();
-        for id in waiting {
+        for id in std::mem::take(&mut self.stalled) {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
+            if connection.stalled_on.is_some() {
+                self.stalled.insert(id);
+                continue;
+            }
             let mut verbs = std::mem::take(&mut connection.stalled);
             while let Some(verb) = verbs.pop_front() {
                 self.decide(id, verb);
                 let Some(connection) = self.connections.get_mut(&id) else { break };
                 if !connection.stalled.is_empty() || connection.stalled_on.is_some() {
                     connection.stalled.extend(verbs);
+                    self.stalled.insert(id);
                     break;
                 }
+            }
+            let Some(connection) = self.connections.get(&id) else { continue };
+            if connection.gone && connection.stalled.is_empty() && connection.stalled_on.is_none() {
+                self.disconnected(id);
             }
         }
     }

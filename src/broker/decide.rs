@@ -78,7 +78,7 @@ impl Core {
             return;
         }
         pending.enqueued.clear();
-        let work = std::mem::replace(&mut pending.work, Work::OpenSession);
+        let work = std::mem::replace(&mut pending.work, Work::Unanswered);
         let written = match &work {
             Work::Verb { connection, verb, .. } => self.redo_verb(sequence, *connection, verb),
             Work::Internal(changes) => {
@@ -93,7 +93,7 @@ impl Core {
                 self.write_piece(sequence, bytes);
                 true
             }
-            Work::OpenSession => false,
+            Work::Unanswered => false,
         };
         if let Some(pending) = self.pending(sequence) {
             pending.work = work;
@@ -170,13 +170,12 @@ impl Core {
         self.publish_durable(id, verb, &durable, &[]);
     }
 
+    /// The message is kept until it is applied, to be decided again if this batch is lost: it is reference counted.
     fn publish_durable(&mut self, id: ConnectionId, verb: Verb, targets: &[QueueUid], extents: &[Extent]) {
         let Op::Publish(publish) = &verb.op else { return };
         let weight = weight(&verb);
-        // The message is kept until it is applied, to be decided again if this batch is lost: cheap, it is reference counted.
-        let publish = publish.clone();
-        let sequence = self.number(Work::Verb { connection: id, verb, weight });
-        self.write_reference(sequence, &publish, targets, extents);
+        self.write_reference(self.next_sequence(), publish, targets, extents);
+        self.number(Work::Verb { connection: id, verb, weight });
     }
 
     fn no_exchange(&mut self, id: ConnectionId, verb: Verb) {
@@ -317,7 +316,7 @@ impl Core {
 
     /// Hands a message to the memory queues of a route; false: their budget is used up, and none got it.
     fn push_to_memory(&mut self, route: &Route, publish: &Publish) -> bool {
-        let Some(overlay) = self.overlay.as_ref() else { return true };
+        let Some(overlay) = self.overlay.as_ref().filter(|_| !self.again) else { return true };
         let memory: Vec<QueueUid> = route
             .queues
             .iter()
@@ -341,8 +340,7 @@ impl Core {
             return false;
         }
         for uid in memory {
-            let runtime = self.runtimes.entry(uid).or_default();
-            runtime.memory.get_or_insert_default().push(message.clone());
+            self.runtime(uid).memory.get_or_insert_default().push(message.clone());
             self.memory_used += memory::cost(&message);
             self.list(uid);
         }
@@ -378,17 +376,16 @@ impl Core {
     fn send(&mut self, id: ConnectionId, verb: Verb) {
         let Op::Send(send) = &verb.op else { return };
         let send = send.clone();
-        let missing = self.overlay.as_ref().is_some_and(|o| o.topology.topic(&send.topic).is_none());
-        let created = match (missing, send.create_queues) {
-            (true, None) => return self.refuse_missing(id, verb),
-            (true, Some(queues)) => Some(queues),
-            (false, _) => None,
+        let known = self.decided().topic(&send.topic).map(|t| t.write_queues);
+        let (queues, created) = match (known, send.create_queues) {
+            (Some(queues), _) => (queues, None),
+            (None, Some(queues)) => (queues.clamp(1, limits::TOPIC_QUEUES_MAX), Some(queues.clamp(1, limits::TOPIC_QUEUES_MAX))),
+            (None, None) => return self.refuse_missing(id, verb),
         };
-        if let (Some(wanted), Some(topic)) =
-            (send.queue_id, self.overlay.as_ref().and_then(|o| o.topology.topic(&send.topic)))
-            && wanted >= topic.write_queues
+        if let Some(wanted) = send.queue_id
+            && wanted >= queues
         {
-            let text = format!("request queueId[{wanted}] is illegal, topic {} has {} write queues", send.topic, topic.write_queues);
+            let text = format!("request queueId[{wanted}] is illegal, topic {} has {queues} write queues", send.topic);
             self.reply(id, verb.request, Err(Refusal::Invalid(text)));
             return self.finished(id, &verb);
         }
@@ -402,11 +399,7 @@ impl Core {
         let sequence = self.number(Work::Verb { connection: id, verb, weight });
         match self.send_targets(&send, created.map(|queues| (sequence, queues))) {
             Some((queue_id, targets)) => self.write_send(sequence, &send, queue_id, &targets),
-            None => {
-                if let Some(pending) = self.pending(sequence) {
-                    pending.done = true;
-                }
-            }
+            None => unreachable!("the topic and its queue were looked up on the same topology"),
         }
     }
 
@@ -558,7 +551,7 @@ impl Core {
         }
         if quorum && self.overlay.is_some() && !ranges.is_empty() {
             let ranges = ranges.to_vec();
-            let sequence = self.number(Work::OpenSession);
+            let sequence = self.number(Work::Unanswered);
             self.record(sequence, Kind::Release, 32 + ranges.len() * 16, |buf, _| put_ranges(buf, queue, &ranges));
         }
     }
@@ -614,6 +607,10 @@ impl Core {
                 self.write_changes(sequence, &changes);
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.stalled_on = Some(sequence);
+                    connection.owned.extend(changes.iter().filter_map(|change| match change {
+                        Change::Queue { uid, spec, .. } if spec.exclusive => Some(*uid),
+                        _ => None,
+                    }));
                 }
             }
             Outcome::Settle(queue, ranges, messages) => {
@@ -922,29 +919,34 @@ impl Core {
     /// A connection ended: what it held is released, what was its alone is removed.
     pub(crate) fn disconnected(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let readers = std::mem::take(&mut connection.readers);
-        // Verbs it sent before it went are decided as if it were there; their answers go nowhere.
+        let (readers, owned) = (std::mem::take(&mut connection.readers), std::mem::take(&mut connection.owned));
         for reader in readers {
+            let queue = self.readers.get(&(id, reader)).map(|r| r.queue);
             self.drop_reader((id, reader));
+            if let Some(queue) = queue {
+                self.after_detach(queue);
+            }
         }
         let waiting: Vec<u64> = self.waiters.iter().filter(|(_, w)| w.connection == id).map(|(n, _)| *n).collect();
         for waiter in waiting {
             self.forget_waiter(waiter);
         }
-        let owner = Owner { session: self.session, connection: id };
-        let mut exclusive: Vec<(VhostId, QueueUid)> = self
-            .runtimes
-            .keys()
-            .filter_map(|uid| self.decided().queue_by_uid(*uid))
-            .filter(|q| q.spec.exclusive && q.owner == Some(owner))
-            .map(|q| (q.vhost, q.uid))
-            .collect();
-        exclusive.sort_unstable();
-        for (vhost, uid) in exclusive {
-            let changes = self.with_auto_delete(vhost, Change::RemoveQueue(uid));
-            self.owe(changes);
-        }
+        self.remove_owned(owned);
         self.forget(id);
+    }
+
+    /// Exclusive queues whose connection is gone.
+    pub(crate) fn remove_owned(&mut self, owned: Vec<QueueUid>) {
+        if self.overlay.is_none() {
+            return self.orphans.extend(owned);
+        }
+        for uid in owned {
+            let Some(queue) = self.decided().queue_by_uid(uid).cloned() else { continue };
+            if queue.spec.exclusive && queue.owner.is_some_and(|o| o.session == self.session) {
+                let changes = self.with_auto_delete(queue.vhost, Change::RemoveQueue(uid));
+                self.owe(changes);
+            }
+        }
     }
 
     /// An auto-delete queue that lost its last reader goes.

@@ -200,6 +200,10 @@ impl Core {
 
     /// Gives a queue's messages to its readers and to the pulls that wait, for one turn.
     pub(crate) fn serve_queue(&mut self, uid: QueueUid) {
+        if self.overlay.is_none() {
+            // Who does not lead hands nothing out; the queue is listed again when a term starts.
+            return;
+        }
         self.wake_waiters(uid);
         let mut given = 0;
         while given < limits::DELIVERY_TURN {
@@ -483,7 +487,7 @@ impl Core {
         let mut offset = fetch.offset;
         while offset < max && fetched.deliveries.len() < fetch.max_messages.min(limits::FETCH_MESSAGES_MAX) as usize {
             let Some(entry) = self.entry(uid, offset) else { break };
-            let settled = self.state.queues.get(&uid).is_some_and(|q| q.cursor.is_settled(offset) && q.cursor.floor() > 0);
+            let settled = self.state.queues.get(&uid).is_some_and(|q| q.cursor.is_settled(offset));
             if !settled && (fetch.tags.is_empty() || fetch.tags.contains(&entry.tag)) {
                 if !fetched.deliveries.is_empty() && bytes + entry.len as usize > fetch.max_bytes as usize {
                     break;

@@ -7,6 +7,7 @@ pub mod broker;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod data_dir;
 pub mod limits;
 pub mod logging;
 pub mod metrics;

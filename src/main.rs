@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dassie::clock::{Clock, SystemClock};
 use dassie::config::{self, Config, Invocation};
+use dassie::data_dir::{self, Identity};
 use dassie::metrics::Metrics;
 use dassie::process::{self, Failure};
 use dassie::server::health::Readiness;
@@ -48,6 +49,13 @@ fn print(text: &str) -> Result<(), Failure> {
 async fn run(config: &Config, clock: &dyn Clock) -> Result<(), Failure> {
     let asked = process::termination().map_err(Failure::new)?;
     tracing::info!("dassie {} with data in {}", env!("CARGO_PKG_VERSION"), config.data_dir);
+    let identity = Identity {
+        node: 1,
+        shard_number: 0,
+        segment_size: config.storage.segment_size,
+        wall_ms: clock.wall_ms(),
+    };
+    let store = data_dir::open(config.data_dir.as_ref(), identity).map_err(Failure::new)?;
     let (stopper, stop) = Stopper::new();
     let metrics = Metrics::new();
     let ready = Readiness::new(["http.listen", "metrics.listen"]);
@@ -73,6 +81,7 @@ async fn run(config: &Config, clock: &dyn Clock) -> Result<(), Failure> {
     if tokio::time::timeout(Duration::from_millis(limits::SHUTDOWN_MS), all).await.is_err() {
         tracing::warn!("some connections did not end in time and were cut");
     }
+    drop(store);
     tracing::info!("ended");
     Ok(())
 }

@@ -1,0 +1,195 @@
+//! The data directory: whose it is, and that it is ours alone.
+//!
+//! Owns: opening it, making the store's identity at the first start, refusing what is foreign, used or unreadable.
+//! Promises: nothing is written into a directory that holds something else; every refusal is one line that names the directory.
+//! Does not know: what the log holds, nor how it is recovered.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use dassie_storage::{Genesis, RealDisk, RealLock, Uuid, block_on, lock_store};
+
+/// A store that this process holds. Dropping it lets others have it.
+#[derive(Debug)]
+pub struct DataDir {
+    /// The directory.
+    pub disk: RealDisk,
+    /// Who the store is.
+    pub genesis: Genesis,
+    /// It was made by this start.
+    pub is_new: bool,
+    _lock: RealLock,
+}
+
+/// Why there is no store.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Permissions, a file in the way, damage, a newer format: the cause says which.
+    #[error("can not use data directory '{path}' (data_dir): {cause}", path = path.display())]
+    Unusable {
+        /// As configured.
+        path: PathBuf,
+        /// Names operation and file.
+        cause: io::Error,
+    },
+    /// Another process has it.
+    #[error("data directory '{path}' (data_dir) is in use by another process", path = path.display())]
+    InUse {
+        /// As configured.
+        path: PathBuf,
+    },
+    /// It holds other things and no store.
+    #[error("data directory '{path}' (data_dir) holds '{found}' and no store of Dassie: give it an empty directory", path = path.display())]
+    Foreign {
+        /// As configured.
+        path: PathBuf,
+        /// The first name that is not ours.
+        found: String,
+    },
+}
+
+/// What the first start of a store writes down for ever.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    /// Number of this node, from 1.
+    pub node: u64,
+    /// Number of the shard.
+    pub shard_number: u32,
+    /// Bytes of one log segment.
+    pub segment_size: u64,
+    /// Now, ms since 1970.
+    pub wall_ms: u64,
+}
+
+/// Names that a store without genesis may hold: a start that was interrupted. `lost+found` is a fresh file system's own.
+const BEFORE_GENESIS: &[&str] =
+    &["LOCK", "genesis.new", "state", "state.new", "log", "pages", "checkpoint", "lost+found"];
+
+/// Opens the store in `path`, or makes one in an empty or missing directory with `identity`. The process holds it from here on.
+///
+/// # Errors
+/// [`DataDirError`].
+pub fn open(path: &Path, identity: Identity) -> Result<DataDir, DataDirError> {
+    let unusable = |cause| DataDirError::Unusable { path: path.to_owned(), cause };
+    let disk = RealDisk::open(path).map_err(unusable)?;
+    // Before the lock: that is a file, and in somebody else's directory not even that may be left behind.
+    if let Some(found) = foreign_name(path).map_err(unusable)? {
+        return Err(DataDirError::Foreign { path: path.to_owned(), found });
+    }
+    let lock = block_on(lock_store(&disk)).map_err(|cause| match cause.kind() {
+        io::ErrorKind::WouldBlock => DataDirError::InUse { path: path.to_owned() },
+        _ => unusable(cause),
+    })?;
+    let (genesis, is_new) = block_on(load_or_create(&disk, identity)).map_err(unusable)?;
+    Ok(DataDir { disk, genesis, is_new, _lock: lock })
+}
+
+fn foreign_name(path: &Path) -> io::Result<Option<String>> {
+    let mut foreign = None;
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name == "genesis" {
+            return Ok(None);
+        }
+        if !BEFORE_GENESIS.contains(&&*name) && foreign.as_ref().is_none_or(|first| name < *first) {
+            foreign = Some(name);
+        }
+    }
+    Ok(foreign)
+}
+
+async fn load_or_create(disk: &RealDisk, identity: Identity) -> io::Result<(Genesis, bool)> {
+    if let Some(genesis) = Genesis::load(disk).await? {
+        genesis.verify(&genesis.cluster, identity.node, identity.shard_number)?;
+        return Ok((genesis, false));
+    }
+    let genesis = Genesis {
+        cluster: random()?,
+        shard: random()?,
+        store: random()?,
+        shard_number: identity.shard_number,
+        node: identity.node,
+        segment_size: identity.segment_size,
+        created: identity.wall_ms,
+    };
+    genesis.create(disk).await?;
+    Ok((genesis, true))
+}
+
+/// A random UUID (version 4).
+fn random() -> io::Result<Uuid> {
+    let mut uuid = [0; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut uuid)?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDENTITY: Identity = Identity { node: 1, shard_number: 0, segment_size: 4 << 20, wall_ms: 1 };
+
+    fn complaint(path: &Path, identity: Identity) -> String {
+        open(path, identity).expect_err("it should be refused").to_string()
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_and_the_store_in_it_keeps_its_identity() {
+        let top = tempfile::tempdir().unwrap();
+        let path = top.path().join("a/b");
+        let first = open(&path, IDENTITY).unwrap();
+        assert!(first.is_new);
+        let genesis = first.genesis;
+        drop(first);
+        let second = open(&path, Identity { segment_size: 8 << 20, wall_ms: 2, ..IDENTITY }).unwrap();
+        assert!(!second.is_new);
+        assert_eq!(second.genesis, genesis);
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused_until_it_is_given_back() {
+        let top = tempfile::tempdir().unwrap();
+        let first = open(top.path(), IDENTITY).unwrap();
+        assert!(complaint(top.path(), IDENTITY).ends_with("is in use by another process"));
+        drop(first);
+        open(top.path(), IDENTITY).unwrap();
+    }
+
+    #[test]
+    fn a_foreign_directory_is_refused_and_nothing_is_left_in_it() {
+        let top = tempfile::tempdir().unwrap();
+        fs::write(top.path().join("thesis.tex"), "text").unwrap();
+        assert!(complaint(top.path(), IDENTITY).contains("holds 'thesis.tex'"));
+        assert_eq!(fs::read_dir(top.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_store_of_another_node_and_a_damaged_one_are_refused_by_name() {
+        let top = tempfile::tempdir().unwrap();
+        drop(open(top.path(), IDENTITY).unwrap());
+        assert!(complaint(top.path(), Identity { node: 2, ..IDENTITY }).contains("belongs to node 1"));
+        fs::write(top.path().join("genesis"), "x").unwrap();
+        let text = complaint(top.path(), IDENTITY);
+        assert!(text.contains("genesis") && text.contains(&*top.path().to_string_lossy()), "{text}");
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = complaint(file.path(), IDENTITY);
+        assert!(text.contains(&*file.path().to_string_lossy()) && !text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn an_interrupted_first_start_is_taken_up_again() {
+        let top = tempfile::tempdir().unwrap();
+        for name in ["log", "pages"] {
+            fs::create_dir(top.path().join(name)).unwrap();
+        }
+        fs::write(top.path().join("genesis.new"), "half").unwrap();
+        assert!(open(top.path(), IDENTITY).unwrap().is_new);
+    }
+}

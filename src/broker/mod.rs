@@ -13,5 +13,6 @@ mod memory;
 mod read;
 mod reader;
 mod record;
+pub mod shard;
 mod state;
 pub mod topology;

@@ -1,0 +1,202 @@
+//! The shard's loop: takes turns of the core between what connections send, what the log commits, and what time brings.
+//!
+//! Owns: when things happen. Promises: a turn is bounded; what a turn decided is proposed and told before the next one; one
+//! checkpoint at a time, taken when enough log was applied, written elsewhere.
+//! Does not know: which thread it runs on, the consensus library, files (they come as [`Seams`]).
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dassie_storage::{Apply, Batch, LogPoint};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::core::{Core, Proposal};
+use super::link::Input;
+use super::state::Delta;
+use crate::limits;
+
+/// What the loop is joined to; `node` makes it.
+pub struct Seams {
+    /// Hands a batch to consensus; never blocks.
+    pub propose: Box<dyn Fn(Proposal)>,
+    /// Terms of proposals that were refused.
+    pub refused: mpsc::UnboundedReceiver<u64>,
+    /// The term that this node leads, as consensus sees it.
+    pub leads: Box<dyn Fn() -> Option<u64>>,
+    /// Why the disk holds the log up, if it does.
+    pub backlog_full: Box<dyn Fn() -> bool>,
+    /// First of so many adjoining free index pages, and the pages nothing names any more.
+    pub allocate_pages: Box<dyn FnMut(u32) -> u32>,
+    /// Begins to write a checkpoint elsewhere; the answer comes through `checkpoints`.
+    pub write_checkpoint: Box<dyn FnMut(CheckpointJob)>,
+    /// Checkpoints that are durable.
+    pub checkpoints: mpsc::UnboundedReceiver<LogPoint>,
+    /// A checkpoint is durable: the log floor may rise to it, and these segments (numbers) hold nothing alive.
+    pub checkpointed: Box<dyn FnMut(LogPoint, Vec<u64>)>,
+    /// Becomes true when the node shall stop.
+    pub stop: watch::Receiver<bool>,
+    /// Told whether this shard serves.
+    pub ready: watch::Sender<bool>,
+    /// Called about once a second with what was counted.
+    pub observe: Box<dyn FnMut(&mut Core)>,
+}
+
+/// What the maintenance thread writes, in this order: pages, then objects.
+#[derive(Debug)]
+pub struct CheckpointJob {
+    /// What it stands for.
+    pub point: LogPoint,
+    /// Index pages: (page, owner, content).
+    pub pages: Vec<(u32, u64, bytes::Bytes)>,
+    /// Objects that changed.
+    pub puts: Vec<(bytes::Bytes, bytes::Bytes)>,
+    /// Objects that are gone.
+    pub removes: Vec<bytes::Bytes>,
+    /// Index pages that nothing names from here on.
+    pub freed: Vec<u32>,
+}
+
+/// The core as the log's [`Apply`].
+pub struct Applier {
+    core: Rc<RefCell<Core>>,
+    applied: Rc<Notify>,
+}
+
+impl Apply for Applier {
+    fn applied(&self) -> Option<LogPoint> {
+        self.core.borrow().applied()
+    }
+
+    fn apply(&mut self, batch: &Batch) {
+        self.core.borrow_mut().apply(batch);
+        self.applied.notify_one();
+    }
+}
+
+/// See the module.
+pub struct ShardLoop {
+    core: Rc<RefCell<Core>>,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    applied: Rc<Notify>,
+    /// What the running checkpoint assigned.
+    checkpoint: Option<Vec<(u64, u64, u32)>>,
+    /// First segment of the log that may still exist.
+    first_segment: u64,
+    segment_size: u64,
+    checkpoint_bytes: u64,
+}
+
+impl ShardLoop {
+    /// A loop around `core`.
+    #[must_use]
+    pub(crate) fn new(core: Core, inputs: mpsc::UnboundedReceiver<Input>, segment_size: u64, checkpoint_bytes: u64) -> Self {
+        Self {
+            core: Rc::new(RefCell::new(core)),
+            inputs,
+            applied: Rc::new(Notify::new()),
+            checkpoint: None,
+            first_segment: 0,
+            segment_size,
+            checkpoint_bytes,
+        }
+    }
+
+    /// What the consensus driver applies to.
+    #[must_use]
+    pub fn applier(&self) -> Applier {
+        Applier { core: Rc::clone(&self.core), applied: Rc::clone(&self.applied) }
+    }
+
+    /// Runs until told to stop.
+    pub async fn run(mut self, mut seams: Seams) {
+        let mut inputs = Vec::new();
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        let mut again = false;
+        loop {
+            let wait = self.wait(again);
+            tokio::select! {
+                biased;
+                _ = seams.stop.changed() => break,
+                () = self.applied.notified() => {}
+                Some(term) = seams.refused.recv() => self.core.borrow_mut().refused(term),
+                Some(point) = seams.checkpoints.recv() => self.checkpoint_done(point, &mut seams),
+                taken = self.inputs.recv_many(&mut inputs, 256) => {
+                    if taken == 0 {
+                        break;
+                    }
+                }
+                _ = second.tick() => (seams.observe)(&mut self.core.borrow_mut()),
+                () = tokio::time::sleep(wait), if wait < Duration::MAX => {}
+            }
+            again = self.turn(&mut inputs, &mut seams);
+            if again {
+                // Consensus, the writer's completions and new input get their turn before this goes on.
+                tokio::task::yield_now().await;
+            }
+        }
+        self.core.borrow_mut().shutting_down();
+        self.core.borrow_mut().flush();
+    }
+
+    fn wait(&self, again: bool) -> Duration {
+        if again {
+            return Duration::ZERO;
+        }
+        let core = self.core.borrow();
+        let retry = if core.is_ready() { Duration::MAX } else { Duration::from_millis(20) };
+        core.next_deadline().map_or(Duration::MAX, |at| at.saturating_sub(core.monotonic())).min(retry)
+    }
+
+    /// One turn; true: there is more to do at once.
+    fn turn(&mut self, inputs: &mut Vec<Input>, seams: &mut Seams) -> bool {
+        let mut core = self.core.borrow_mut();
+        core.turn();
+        for input in inputs.drain(..) {
+            core.input(input);
+        }
+        core.expire();
+        if !core.is_ready()
+            && let Some(term) = (seams.leads)()
+        {
+            core.retry(term);
+        }
+        let more = core.serve();
+        if !(seams.backlog_full)() {
+            for proposal in core.proposals() {
+                (seams.propose)(proposal);
+            }
+        }
+        core.flush();
+        let ready = core.is_ready();
+        seams.ready.send_if_modified(|known| std::mem::replace(known, ready) != ready);
+        drop(core);
+        self.checkpoint_if_due(seams);
+        more
+    }
+
+    fn checkpoint_if_due(&mut self, seams: &mut Seams) {
+        if self.checkpoint.is_some() || self.core.borrow().state.since_checkpoint < self.checkpoint_bytes {
+            return;
+        }
+        let delta = self.core.borrow_mut().state.begin_checkpoint(&mut seams.allocate_pages);
+        let Some(Delta { point, puts, removes, pages, assigned, freed }) = delta else { return };
+        self.checkpoint = Some(assigned);
+        (seams.write_checkpoint)(CheckpointJob { point, pages, puts, removes, freed });
+    }
+
+    fn checkpoint_done(&mut self, point: LogPoint, seams: &mut Seams) {
+        let assigned = self.checkpoint.take().unwrap_or_default();
+        let mut core = self.core.borrow_mut();
+        core.state.checkpointed(&assigned);
+        let dead = core.state.dead_segments(self.first_segment, point.position);
+        if dead.first() == Some(&self.first_segment) {
+            self.first_segment += dead.iter().zip(self.first_segment..).take_while(|(d, n)| **d == *n).count() as u64;
+        }
+        drop(core);
+        let segment_size = self.segment_size;
+        (seams.checkpointed)(point, dead.into_iter().map(|n| n * segment_size).collect());
+    }
+}
+
+const _: () = assert!(limits::BATCHES_IN_FLIGHT > 0);

@@ -19,6 +19,8 @@
 //! Sources: the AMQP 0-9-1 specification ("spec" with a section number in these docs) with RabbitMQ's errata and
 //! extensions (exchange.bind, basic.nack, confirm, blocked, update-secret, and its own reading of field types).
 
+pub mod client;
+pub mod connection;
 pub mod content;
 pub mod frame;
 pub mod method;

@@ -24,7 +24,10 @@ use crate::real::RealDisk;
 
 /// The name of a file that is not a segment yet.
 pub(crate) const PREPARING: &str = "log/preparing";
-const CHUNK: usize = 1 << 20;
+/// Small, so that the writer's sync never waits long behind one.
+const CHUNK: usize = 256 << 10;
+/// Zeroed at once; the rest in step with the open segment.
+const HEAD_START: u64 = 4 << 20;
 
 struct State<F> {
     /// The position the next segment is for.
@@ -32,6 +35,10 @@ struct State<F> {
     /// The writer waits for it.
     urgent: bool,
     ready: BTreeMap<u64, F>,
+    /// How much of the next segment may be zeroed by now.
+    allowance: u64,
+    /// The preparer waits for so much.
+    needs: u64,
     /// Files whose bytes nobody needs.
     dead: VecDeque<String>,
     unlink: VecDeque<String>,
@@ -61,6 +68,8 @@ impl<F> Preparation<F> {
                 wanted: None,
                 urgent: false,
                 ready: BTreeMap::new(),
+                allowance: u64::MAX, // before the first segment there is nobody to disturb
+                needs: 0,
                 dead: VecDeque::new(),
                 unlink: unlink.into(),
                 blocked: None,
@@ -89,6 +98,37 @@ impl<F> Preparation<F> {
                 state.wanted = Some(position);
             }
         });
+    }
+
+    /// The open segment is filled so far. Zeroing goes on at twice that pace: it is done when half of the segment is
+    /// left, and it never takes more of the disk than the log itself makes worth while.
+    pub(crate) fn filled(&self, bytes: u64) {
+        let mut state = lock(&self.state);
+        state.allowance = HEAD_START + 2 * bytes;
+        if state.needs <= state.allowance
+            && let Some(preparer) = state.preparer.take()
+        {
+            drop(state);
+            preparer.wake();
+        }
+    }
+
+    /// Waits until the next segment may be zeroed up to `bytes`; false when the writer is waiting and it must do as it is.
+    async fn may_zero(&self, bytes: u64) -> bool {
+        std::future::poll_fn(|context| {
+            let mut state = lock(&self.state);
+            if state.urgent || state.closed {
+                return Poll::Ready(false);
+            }
+            if bytes <= state.allowance {
+                state.needs = 0;
+                return Poll::Ready(true);
+            }
+            state.needs = bytes;
+            state.preparer = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await
     }
 
     /// Waits for the segment at `position`.
@@ -192,11 +232,6 @@ impl<F> Preparation<F> {
         }
     }
 
-    fn urgent(&self) -> bool {
-        let state = lock(&self.state);
-        state.urgent || state.closed
-    }
-
     fn fail(&self, error: Arc<io::Error>) {
         let mut state = lock(&self.state);
         state.failed = Some(error);
@@ -277,10 +312,12 @@ impl<D: Disk> Preparer<D> {
     async fn fill(&self, file: &D::File) -> io::Result<()> {
         let chunk = Bytes::from(vec![0; if self.zero { CHUNK } else { 0 }]);
         let mut at = 0;
-        while self.zero && at < self.segment_size && !self.shared.urgent() {
+        while self.zero && at < self.segment_size {
             let len = CHUNK.min(usize::try_from(self.segment_size - at).unwrap_or(CHUNK));
+            if !self.shared.may_zero(at + len as u64).await {
+                break;
+            }
             file.write_at(at, &[chunk.slice(..len)]).await?;
-            // Chunk by chunk: one sync of a whole segment would hold up the writer's own behind it.
             file.sync().await?;
             at += len as u64;
         }

@@ -76,10 +76,15 @@ impl Disk for RealDisk {
         if len > 0 {
             // Real blocks now: running out of space later would strike in the middle of a batch.
             let allocated = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len);
-            if let Err(errno) = allocated {
+            let allocated = match allocated {
+                // The file system can not reserve: zeros that were written are blocks too.
+                Err(Errno::OPNOTSUPP) => write_zeros(&file, len),
+                other => other.map_err(io::Error::from),
+            };
+            if let Err(error) = allocated {
                 drop(file);
                 let _ = fs::remove_file(self.full(path)); // what was taken must not stay taken
-                return Err(fault("allocate", path, Some(len), errno.into()));
+                return Err(fault("allocate", path, Some(len), error));
             }
         }
         Ok(RealFile { path: path.to_owned(), file })
@@ -163,6 +168,17 @@ impl File for RealFile {
     fn map(&self) -> io::Result<Bytes> {
         map_read_only(&self.file).map_err(|e| fault("map", &self.path, None, e))
     }
+}
+
+fn write_zeros(file: &fs::File, len: u64) -> io::Result<()> {
+    let zeros = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        let n = zeros.len().min(usize::try_from(len - at).unwrap_or(usize::MAX));
+        file.write_all_at(&zeros[..n], at)?;
+        at += n as u64;
+    }
+    Ok(())
 }
 
 fn write_all(file: &fs::File, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {

@@ -221,6 +221,7 @@ impl<D: Disk> Writer<D> {
         assert!(self.synced <= self.end, "synced {} is ahead of the log's end {}", self.synced, self.end);
         self.synced = self.end;
         self.segments.set_durable(self.end);
+        self.preparation.filled(self.end - open.start);
         Ok(())
     }
 

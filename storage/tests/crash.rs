@@ -141,14 +141,14 @@ impl Life<'_> {
         let point = self.node.log.point(index).unwrap().unwrap();
         let name = format!("queue {}", index % 3);
         let old = self.objects.get(name.as_bytes()).cloned();
+        if let Some(old) = old {
+            // The last durable checkpoint still names it: what is allocated next must not be this page.
+            self.pages.free([page_of(&old).0]);
+        }
         let id = run(self.pages.allocate(1))?;
         let content = payload(index, 100);
         run(self.pages.write(&[NewPage { id, owner: index, content }]))?;
         run(self.pages.sync())?;
-        if let Some(old) = old {
-            let (old, _) = page_of(&old);
-            self.pages.free([old]);
-        }
         let value = bytes(format!("{id} {index}"));
         self.objects.insert(bytes(name.clone()), value.clone());
         let removed = bytes(format!("gone {}", index / 2));

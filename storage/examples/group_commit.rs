@@ -2,6 +2,7 @@
 //!
 //! Owns: a throw-away store in the given directory. Prints microseconds for one batch at a time (bare, then through the log with
 //! its own writer thread), then throughput with many under way.
+#![allow(clippy::cast_possible_truncation)] // statistics
 
 use std::cell::Cell;
 use std::error::Error;
@@ -25,14 +26,14 @@ fn bare(disk: &RealDisk, size: usize, count: u64) -> Result<(), Box<dyn Error>> 
     let file = block_on(disk.create("bare", SEGMENT))?;
     let zeros = Bytes::from(vec![0; 1 << 20]);
     for at in (0..SEGMENT).step_by(1 << 20) {
-        block_on(file.write_at(at, &[zeros.clone()]))?;
+        block_on(file.write_at(at, std::slice::from_ref(&zeros)))?;
     }
     block_on(file.sync())?;
     let payload = Bytes::from(vec![7; size]);
     let mut times = Vec::new();
     for i in 0..count {
         let start = Instant::now();
-        block_on(file.write_at(i * (size as u64 + 96), &[payload.clone()]))?;
+        block_on(file.write_at(i * (size as u64 + 96), std::slice::from_ref(&payload)))?;
         block_on(file.sync())?;
         times.push(start.elapsed());
     }

@@ -55,6 +55,12 @@ pub(crate) struct Preparation<F> {
     state: Mutex<State<F>>,
 }
 
+enum Meanwhile {
+    Zero,
+    Unlink(String),
+    Stop,
+}
+
 enum Task {
     Unlink(String),
     Recycle { from: String, to: u64 },
@@ -113,16 +119,20 @@ impl<F> Preparation<F> {
         }
     }
 
-    /// Waits until the next segment may be zeroed up to `bytes`; false when the writer is waiting and it must do as it is.
-    async fn may_zero(&self, bytes: u64) -> bool {
+    /// What to do while a segment is being zeroed: go on up to `bytes`, remove a file, or stop because the writer waits.
+    async fn meanwhile(&self, bytes: u64) -> Meanwhile {
         std::future::poll_fn(|context| {
             let mut state = lock(&self.state);
             if state.urgent || state.closed {
-                return Poll::Ready(false);
+                return Poll::Ready(Meanwhile::Stop);
+            }
+            // An idle log may leave this segment half zeroed for days: dead files must not wait for it.
+            if let Some(path) = state.unlink.pop_front() {
+                return Poll::Ready(Meanwhile::Unlink(path));
             }
             if bytes <= state.allowance {
                 state.needs = 0;
-                return Poll::Ready(true);
+                return Poll::Ready(Meanwhile::Zero);
             }
             state.needs = bytes;
             state.preparer = Some(context.waker().clone());
@@ -314,12 +324,15 @@ impl<D: Disk> Preparer<D> {
         let mut at = 0;
         while self.zero && at < self.segment_size {
             let len = CHUNK.min(usize::try_from(self.segment_size - at).unwrap_or(CHUNK));
-            if !self.shared.may_zero(at + len as u64).await {
-                break;
+            match self.shared.meanwhile(at + len as u64).await {
+                Meanwhile::Stop => break,
+                Meanwhile::Unlink(path) => self.unlink(&path).await?,
+                Meanwhile::Zero => {
+                    file.write_at(at, &[chunk.slice(..len)]).await?;
+                    file.sync().await?;
+                    at += len as u64;
+                }
             }
-            file.write_at(at, &[chunk.slice(..len)]).await?;
-            file.sync().await?;
-            at += len as u64;
         }
         // The length must be durable before the name is: a short file under a segment's name counts as damage.
         file.sync().await

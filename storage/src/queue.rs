@@ -143,8 +143,16 @@ impl Queue {
         });
     }
 
+    /// The writer is gone. What still waits for it will not happen.
     pub(crate) fn end(&self) {
-        self.tell(|report| report.ended = true);
+        let left = lock(&self.jobs).bytes > 0 || !lock(&self.jobs).waiting.is_empty();
+        self.tell(|report| {
+            report.ended = true;
+            if left && report.failed.is_none() {
+                report.failed =
+                    Some(Arc::new(io::Error::other("the log's writer ended before its work was done")));
+            }
+        });
     }
 
     fn tell(&self, change: impl FnOnce(&mut Report)) {

@@ -47,6 +47,14 @@ pub struct Writer<D: Disk = RealDisk> {
     through_bytes: usize,
 }
 
+impl<D: Disk> Drop for Writer<D> {
+    fn drop(&mut self) {
+        // Ended properly, this changes nothing; after a panic, or when it was never run, nobody must wait for ever.
+        self.queue.end();
+        self.preparation.close();
+    }
+}
+
 impl<D: Disk> Writer<D> {
     pub(crate) fn new(
         queue: Arc<Queue>,
@@ -89,8 +97,6 @@ impl<D: Disk> Writer<D> {
         if let Err(error) = &result {
             self.queue.fail(error.clone());
         }
-        self.queue.end();
-        self.preparation.close();
         result.map_err(|error| copy_of(&error))
     }
 

@@ -1,4 +1,5 @@
 //! A scripted life of a store, with the power cut before and after every operation, and every kind of image looked at.
+#![allow(clippy::cast_possible_truncation, clippy::needless_pass_by_value)] // small numbers, whole disks
 
 mod common;
 

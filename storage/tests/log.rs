@@ -1,4 +1,5 @@
 //! The log's contract, on the real disk and on the simulated one.
+#![allow(clippy::cast_possible_truncation, clippy::needless_pass_by_value)] // small numbers, whole disks
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Checkpoints and pages under load: many deltas, merges, and the allocator against a model.
+#![allow(clippy::cast_possible_truncation, clippy::needless_pass_by_value)] // small numbers, whole disks
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The log as the product runs it: shard, writer, preparer and readers on threads of their own, on the real disk.
+#![allow(clippy::cast_possible_truncation, clippy::needless_pass_by_value)] // small numbers, whole disks
 
 mod common;
 

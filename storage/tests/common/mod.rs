@@ -1,4 +1,5 @@
 //! A store under test: shard, writer and preparer driven turn by turn on one thread, so that every run is the same.
+#![allow(clippy::cast_possible_truncation)] // small numbers
 #![allow(dead_code)] // each test binary uses its part
 
 use std::cell::RefCell;
@@ -75,12 +76,15 @@ impl Machine {
     }
 }
 
+/// Answers in the order they came: number of the job, result.
+pub(crate) type Results = Vec<(u64, io::Result<()>)>;
+
 pub(crate) struct Node<D: Disk> {
     pub(crate) log: Log<D>,
     pub(crate) reader: LogReader<D>,
     pub(crate) recovered: Recovered,
     pub(crate) machine: Machine,
-    pub(crate) results: Rc<RefCell<Vec<(u64, io::Result<()>)>>>,
+    pub(crate) results: Rc<RefCell<Results>>,
     pub(crate) submitted: u64,
     /// For a test's bookkeeping, one for each job.
     pub(crate) ends: RefCell<Vec<usize>>,

@@ -5,8 +5,11 @@
 //! descriptor left means a pause, not an end.
 //! Does not know: protocols. No broker state lives below here.
 
+mod across;
+pub mod amqp;
 pub mod health;
 pub mod http;
+pub mod semantics;
 
 use std::future::Future;
 use std::io;

@@ -53,11 +53,6 @@ impl Confirms {
         }
     }
 
-    /// Is there something to say?
-    pub(super) fn is_pending(&self) -> bool {
-        !self.fresh.is_empty()
-    }
-
     /// Says everything that was answered since the last call.
     pub(super) fn say(&mut self, mut frame: impl FnMut(Confirm)) {
         let mut fresh = std::mem::take(&mut self.fresh);
@@ -127,7 +122,7 @@ mod tests {
         assert_eq!(say(&mut confirms), [(4, true, true)]);
         confirms.answered(5, 5, true);
         assert_eq!(say(&mut confirms), [(5, false, true)]);
-        assert!(!confirms.is_pending());
+        assert!(confirms.fresh.is_empty());
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! one vectored system call if the socket takes it; a write that takes only a part goes on where it stopped.
 //! Does not know: frames, tokio.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -22,7 +24,7 @@ pub(super) struct Output {
     /// Encoded frames, without the referenced pieces. Append freely.
     pub(super) bytes: Vec<u8>,
     /// Referenced pieces and where in `bytes` they belong, ascending.
-    large: std::collections::VecDeque<(usize, Bytes)>,
+    large: VecDeque<(usize, Bytes)>,
     /// Of `bytes`, so much is written.
     written: usize,
     /// Of the first referenced piece, so much is written (only when `written` has reached its place).
@@ -30,12 +32,12 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Appends a piece, by copy or by reference.
-    pub(super) fn push(&mut self, piece: &Bytes) {
-        if piece.len() < REFERENCE_FROM {
-            self.bytes.extend_from_slice(piece);
+    /// Appends a part of `bytes`, by copy or by reference.
+    pub(super) fn push(&mut self, bytes: &Bytes, part: Range<usize>) {
+        if part.len() < REFERENCE_FROM {
+            self.bytes.extend_from_slice(&bytes[part]);
         } else {
-            self.large.push_back((self.bytes.len(), piece.clone()));
+            self.large.push_back((self.bytes.len(), bytes.slice(part)));
         }
     }
 
@@ -122,7 +124,7 @@ mod tests {
             output.bytes.extend_from_slice(&[n; 5]);
             expected.extend_from_slice(&[n; 5]);
             let piece = Bytes::from(vec![n; if n % 3 == 0 { REFERENCE_FROM + usize::from(n) } else { 100 }]);
-            output.push(&piece);
+            output.push(&piece, 0..piece.len());
             expected.extend_from_slice(&piece);
         }
         output.bytes.push(0xce);

@@ -53,23 +53,34 @@ impl Unacked {
         tag
     }
 
+    /// Takes out the one message that an ack names; `None`: it names several, use [`Unacked::take`].
+    pub(super) fn take_one(&mut self, tag: u64, multiple: bool) -> Result<Option<Lease>, UnknownTag> {
+        if multiple {
+            return Ok(None);
+        }
+        let at = self.find(tag).ok_or(UnknownTag(tag))?;
+        let lease = self.open[at].lease;
+        self.open[at].settled = true;
+        self.holes += 1;
+        self.tidy();
+        Ok(Some(lease))
+    }
+
     /// Takes out what an ack names: one tag, all up to it, or (0 and `multiple`) all.
     pub(super) fn take(&mut self, tag: u64, multiple: bool, into: &mut Vec<Lease>) -> Result<(), UnknownTag> {
         if tag == 0 && multiple {
             into.extend(self.take_all());
             return Ok(());
         }
-        let at = self.find(tag).ok_or(UnknownTag(tag))?;
-        if multiple {
-            let taken = self.open.drain(..=at).filter(|entry| !entry.settled);
-            let before = into.len();
-            into.extend(taken.map(|entry| entry.lease));
-            self.holes -= (at + 1) - (into.len() - before);
-        } else {
-            self.open[at].settled = true;
-            self.holes += 1;
-            into.push(self.open[at].lease);
+        if let Some(lease) = self.take_one(tag, multiple)? {
+            into.push(lease);
+            return Ok(());
         }
+        let at = self.find(tag).ok_or(UnknownTag(tag))?;
+        let taken = self.open.drain(..=at).filter(|entry| !entry.settled);
+        let before = into.len();
+        into.extend(taken.map(|entry| entry.lease));
+        self.holes -= (at + 1) - (into.len() - before);
         self.tidy();
         Ok(())
     }

@@ -1,0 +1,256 @@
+//! A message of one world seen from the other.
+//!
+//! Owns: the property mapping from RocketMQ to AMQP. Promises: the stored message is not changed; a body that RocketMQ's producer
+//! compressed arrives opened, within the broker's own limit on messages; what can not be expressed is left out, never mangled.
+//! Does not know: queues, frames, who reads.
+
+use bytes::{Bytes, BytesMut};
+use dassie_amqp::content::{BASIC_CLASS, PropertyList};
+use dassie_amqp::table::{RawTable, TableBuilder};
+use dassie_rocketmq::message::{Compression, Properties, Record, RecordError, decompress_bounded, property};
+
+use super::amqp::deliver::put_prefix;
+use crate::broker::api::{Origin, StoredMessage};
+use crate::broker::topology::TOPIC_EXCHANGE_PREFIX;
+use crate::limits;
+
+/// A 5.5 producer's priority.
+const PRIORITY: &str = "_SYS_MSG_PRIORITY_";
+/// Most headers made of properties; AMQP clients count them.
+const HEADERS_MAX: usize = 512;
+/// Properties that belong to brokers and clients, not to the application.
+const SYSTEM: [&str; 40] = [
+    property::KEYS,
+    property::TAGS,
+    property::WAIT_STORE_MSG_OK,
+    property::DELAY_TIME_LEVEL,
+    property::RETRY_TOPIC,
+    property::REAL_TOPIC,
+    property::REAL_QUEUE_ID,
+    property::TRANSACTION_PREPARED,
+    property::PRODUCER_GROUP,
+    property::MIN_OFFSET,
+    property::MAX_OFFSET,
+    property::ORIGIN_MESSAGE_ID,
+    property::RECONSUME_TIME,
+    property::MAX_RECONSUME_TIMES,
+    property::CONSUME_START_TIMESTAMP,
+    property::MSG_REGION,
+    property::TRACE_SWITCH,
+    property::UNIQUE_KEY,
+    property::INNER_NUM,
+    property::INNER_BASE,
+    property::CHECK_IMMUNITY_TIME_IN_SECONDS,
+    property::TRANSACTION_PREPARED_QUEUE_OFFSET,
+    property::TRANSACTION_ID,
+    property::TRANSACTION_CHECK_TIMES,
+    property::INSTANCE_ID,
+    property::CORRELATION_ID,
+    property::REPLY_TO_CLIENT,
+    property::TTL,
+    property::REPLY_ARRIVE_TIME,
+    property::PUSH_REPLY_TIME,
+    property::CLUSTER,
+    property::MESSAGE_TYPE,
+    property::POP_CHECK,
+    property::POP_CHECK_OFFSET,
+    property::FIRST_POP_TIME,
+    property::BORN_HOST,
+    property::BORN_TIMESTAMP,
+    property::DLQ_ORIGIN_TOPIC,
+    property::DLQ_ORIGIN_MESSAGE_ID,
+    PRIORITY,
+];
+
+/// Is this property the application's own?
+pub(super) fn is_user_property(name: &str) -> bool {
+    !SYSTEM.contains(&name)
+}
+
+/// A RocketMQ-born message as an AMQP client sees it: published to `amq.rmq.<topic>` with the tag as routing key.
+///
+/// # Errors
+/// The bytes are no RocketMQ record.
+pub(super) fn amqp_view(message: &StoredMessage) -> Result<StoredMessage, RecordError> {
+    let (prefix, body, suffix) = parts(message)?;
+    let (record, _) = Record::decode_parts(&prefix, &suffix)?;
+    let (body, encoding) = open(&record, body);
+    let headers = headers(&record);
+    let mut header = vec![0; 12];
+    header[..2].copy_from_slice(&BASIC_CLASS.to_be_bytes());
+    header[4..].copy_from_slice(&(body.len() as u64).to_be_bytes());
+    properties(&record, encoding, headers.as_table().unwrap_or(RawTable::EMPTY)).encode(&mut header);
+    let exchange = format!("{TOPIC_EXCHANGE_PREFIX}{}", record.topic);
+    let mut bytes = BytesMut::with_capacity(exchange.len() + header.len() + 300);
+    put_prefix(&mut bytes, cut(&exchange), cut(tag(record.properties)), [&header, &[]]);
+    Ok(StoredMessage {
+        origin: Origin::Amqp,
+        prefix_len: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+        body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
+        bytes: bytes.freeze(),
+        body: Some(vec![body]),
+        store_time: message.store_time,
+    })
+}
+
+/// The tag of a RocketMQ message, "" without one: what bindings of its exchange match.
+pub(super) fn tag(properties: Properties<'_>) -> &str {
+    properties.get(property::TAGS).unwrap_or_default()
+}
+
+/// Prefix, body and suffix, wherever the body lies.
+fn parts(message: &StoredMessage) -> Result<(Bytes, Bytes, Bytes), RecordError> {
+    let prefix_len = message.prefix_len as usize;
+    let inline = if message.body.is_some() { 0 } else { message.body_len as usize };
+    let suffix_at = prefix_len + inline;
+    if message.bytes.len() < suffix_at {
+        return Err(RecordError::Truncated);
+    }
+    let body = match &message.body {
+        None => message.bytes.slice(prefix_len..suffix_at),
+        Some(pieces) => match &pieces[..] {
+            [one] => one.clone(),
+            pieces => Bytes::from(pieces.concat()),
+        },
+    };
+    Ok((message.bytes.slice(..prefix_len), body, message.bytes.slice(suffix_at..)))
+}
+
+/// The body as its application wrote it. One that can not be opened here goes as it is, with the name of its encoding: a
+/// consumer may know what to do, and its queue is not blocked.
+fn open(record: &Record<'_>, body: Bytes) -> (Bytes, Option<&'static str>) {
+    let limit = usize::try_from(limits::MESSAGE_MAX).unwrap_or(usize::MAX);
+    let kind = match record.sys_flag.compression() {
+        Ok(None) => return (body, None),
+        Ok(Some(kind)) => kind,
+        Err(_) => return (body, Some("unknown")),
+    };
+    match (decompress_bounded(kind, &body, limit), kind) {
+        (Ok(opened), _) => (opened.into(), None),
+        (Err(_), Compression::Lz4) => (body, Some("lz4")),
+        (Err(_), Compression::Zstd) => (body, Some("zstd")),
+        (Err(_), Compression::Zlib) => (body, Some("deflate")),
+    }
+}
+
+fn headers(record: &Record<'_>) -> TableBuilder {
+    let mut table = TableBuilder::new();
+    let short = |name: &str| name.len() <= 255;
+    let own = record.properties.iter().filter(|(name, _)| is_user_property(name) && short(name));
+    for (name, value) in own.take(HEADERS_MAX) {
+        table.put(name, value);
+    }
+    if let Some(keys) = record.properties.get(property::KEYS) {
+        table.put("x-rmq-keys", keys);
+    }
+    table
+        .put("x-rmq-topic", record.topic)
+        .put("x-rmq-queue-id", record.queue_id)
+        .put("x-rmq-born-host", &*record.born_host.to_string())
+        .put("timestamp_in_ms", record.born_time);
+    if record.reconsume_times > 0 {
+        table.put("x-delivery-count", i64::from(record.reconsume_times));
+    }
+    table
+}
+
+fn properties<'a>(record: &Record<'a>, encoding: Option<&'static str>, headers: RawTable<'a>) -> PropertyList<'a> {
+    let text = |name| record.properties.get(name).filter(|value| value.len() <= 255).map(str::as_bytes);
+    PropertyList {
+        content_type: text("AMQP_CONTENT_TYPE"),
+        content_encoding: encoding.map(str::as_bytes).or_else(|| text("AMQP_CONTENT_ENCODING")),
+        headers: Some(headers),
+        delivery_mode: Some(2),
+        priority: record.properties.get(PRIORITY).and_then(|priority| priority.parse().ok()),
+        correlation_id: text(property::CORRELATION_ID),
+        message_id: text(property::UNIQUE_KEY),
+        timestamp: u64::try_from(record.born_time / 1000).ok(),
+        message_type: text("AMQP_TYPE"),
+        app_id: text(property::PRODUCER_GROUP),
+        ..PropertyList::default()
+    }
+}
+
+/// Short strings have at most 255 bytes.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(255)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dassie_amqp::content::ContentHeader;
+    use dassie_rocketmq::message::SysFlag;
+
+    /// zlib of 1,000 times `a`.
+    const ZLIB: [u8; 17] = [120, 156, 75, 76, 28, 5, 163, 96, 20, 12, 119, 0, 0];
+
+    fn stored(body: &[u8], sys_flag: i32, in_pieces: bool) -> StoredMessage {
+        let record = Record {
+            queue_id: 3,
+            flag: 0,
+            queue_offset: 0,
+            physical_offset: 0,
+            sys_flag: SysFlag(sys_flag),
+            born_time: 1_700_000_000_123,
+            born_host: "127.0.0.1:50123".parse().unwrap(),
+            store_time: 0,
+            store_host: "127.0.0.1:10911".parse().unwrap(),
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
+            topic: "Orders",
+            properties: Properties::new("TAGS\u{1}paid\u{2}UNIQ_KEY\u{1}ID1\u{2}colour\u{1}red\u{2}KEYS\u{1}k1 k2\u{2}WAIT\u{1}true"),
+        };
+        let mut bytes = Vec::new();
+        record.encode(body, &mut bytes).unwrap();
+        let prefix = record.prefix_length();
+        let body_bytes = Bytes::copy_from_slice(body);
+        if in_pieces {
+            bytes.drain(prefix..prefix + body.len());
+        }
+        StoredMessage {
+            origin: Origin::Rocketmq,
+            bytes: bytes.into(),
+            prefix_len: u32::try_from(prefix).unwrap(),
+            body_len: u32::try_from(body.len()).unwrap(),
+            body: in_pieces.then(|| vec![body_bytes.slice(..2), body_bytes.slice(2..)]),
+            store_time: 5,
+        }
+    }
+
+    #[test]
+    fn a_rocketmq_message_has_its_topic_as_exchange_and_its_tag_as_key() {
+        for in_pieces in [false, true] {
+            let view = amqp_view(&stored(b"hello", 0, in_pieces)).unwrap();
+            let prefix = &view.bytes[..view.prefix_len as usize];
+            assert!(prefix.starts_with(b"\x0eamq.rmq.Orders\x04paid"));
+            let header = ContentHeader::parse(&prefix[20..]).unwrap();
+            let properties = header.properties;
+            assert_eq!((header.body_size, properties.delivery_mode()), (5, Some(2)));
+            assert_eq!((properties.message_id(), properties.timestamp()), (Some(&b"ID1"[..]), Some(1_700_000_000)));
+            let headers = properties.headers().unwrap();
+            let text = |name| headers.get(name).and_then(|value| value.as_str().map(str::to_owned));
+            assert_eq!(text("colour").as_deref(), Some("red"));
+            assert_eq!(text("x-rmq-keys").as_deref(), Some("k1 k2"));
+            assert_eq!(headers.get("x-rmq-queue-id").and_then(|v| v.as_integer()), Some(3));
+            assert!(headers.get("WAIT").is_none() && headers.get("TAGS").is_none());
+            assert_eq!(view.body.unwrap().concat(), b"hello");
+        }
+    }
+
+    #[test]
+    fn a_compressed_body_arrives_opened_and_a_strange_one_with_its_encoding() {
+        let strange = amqp_view(&stored(b"\x28\xb5\x2f\xfd", SysFlag::COMPRESSED | 2 << 8, false)).unwrap();
+        let header = ContentHeader::parse(&strange.bytes[20..strange.prefix_len as usize]).unwrap();
+        assert_eq!(header.properties.content_encoding(), Some(&b"zstd"[..]));
+        let damaged = amqp_view(&stored(&ZLIB, SysFlag::COMPRESSED, false)).unwrap();
+        assert_eq!(damaged.body.unwrap().concat(), ZLIB);
+    }
+
+    #[test]
+    fn bytes_that_are_no_record_are_refused() {
+        let mut message = stored(b"hello", 0, false);
+        message.bytes = message.bytes.slice(..40);
+        assert!(amqp_view(&message).is_err());
+    }
+}

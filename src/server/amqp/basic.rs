@@ -1,0 +1,196 @@
+//! The basic class, confirm.select and channel.flow: publish, consume, get, settle.
+//!
+//! Owns: consumer tags and who reads what for whom. Promises: the codes and texts of RabbitMQ; a message is handed over when its
+//! last byte is there, never before. Does not know: what the shard will say.
+
+use std::sync::Arc;
+
+use dassie_amqp::content::{ContentHeader, Properties};
+use dassie_amqp::method::{BasicCancel, BasicConsume, BasicGet, BasicPublish, BasicQos, ChannelFlow, ConfirmSelect, MethodId};
+use dassie_amqp::reply::{Exception, ReplyCode};
+
+use super::answers::Owed;
+use super::arguments::{self, Place, precondition};
+use super::channel::{Publishing, Reader};
+use super::names;
+use super::properties;
+use super::publish::Address;
+use super::session::Session;
+use super::unacked::{Lease, UnknownTag};
+use crate::broker::api::{Op, Publish, ReaderId, Settle, Subscribe, Window};
+use crate::security::{Action, Resource};
+
+/// Bytes of a content header's payload before its properties: class, weight, body size.
+const HEADER_FIXED: usize = 12;
+
+impl Session {
+    pub(super) fn publish(&mut self, number: u16, m: &BasicPublish<'_>) -> Result<(), Exception> {
+        if m.immediate {
+            return Err(not_implemented("immediate=true"));
+        }
+        let key = self.allow(Action::Write, Resource::Exchange(m.exchange))?;
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        let exchange = names::strip_line_ends(m.exchange);
+        channel.last_address = Some(Address::new(channel.last_address.as_ref(), &exchange, m.routing_key));
+        channel.publishing = Some(Publishing { key, mandatory: m.mandatory, partial: None });
+        Ok(())
+    }
+
+    pub(super) fn header(&mut self, number: u16, body_size: u64, properties: Properties<'_>) -> Result<(), Exception> {
+        let header = ContentHeader { class_id: BasicPublish::ID.class, body_size, properties };
+        let checked = properties::check(&header, &self.agreed.principal.name)?;
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        let (Some(address), Some(publishing)) = (&channel.last_address, &mut channel.publishing) else { return Ok(()) };
+        let mut fixed = [0; HEADER_FIXED];
+        fixed[..2].copy_from_slice(&header.class_id.to_be_bytes());
+        fixed[4..].copy_from_slice(&body_size.to_be_bytes());
+        publishing.partial = Some(self.arena.begin(address, [&fixed, properties.as_bytes()], checked));
+        if body_size == 0 { self.complete(number) } else { Ok(()) }
+    }
+
+    pub(super) fn body(&mut self, number: u16, bytes: &[u8], last: bool) -> Result<(), Exception> {
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        let partial = channel.publishing.as_mut().and_then(|publishing| publishing.partial.as_mut());
+        if let Some(partial) = partial {
+            self.arena.extend(partial, bytes)?;
+        }
+        if last { self.complete(number) } else { Ok(()) }
+    }
+
+    fn complete(&mut self, number: u16) -> Result<(), Exception> {
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        let Some(Publishing { key, mandatory, partial: Some(partial) }) = channel.publishing.take() else { return Ok(()) };
+        let Some(address) = &channel.last_address else { return Ok(()) };
+        let publish = Publish {
+            channel: channel.slot,
+            exchange: Arc::clone(&address.exchange),
+            routing_key: Arc::clone(&address.routing_key),
+            mandatory,
+            confirm: channel.confirms.next(),
+            message: self.arena.finish(partial),
+        };
+        self.wish(key, 0, Op::Publish(publish));
+        Ok(())
+    }
+
+    pub(super) fn settle(&mut self, number: u16, tag: u64, multiple: bool, how: Settle) -> Result<(), Exception> {
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        let unknown = |UnknownTag(tag)| precondition(format_args!("unknown delivery tag {tag}"));
+        // One ack of one message is the common case: no list in between.
+        if let Some(lease) = channel.unacked.take_one(tag, multiple).map_err(unknown)? {
+            self.collect(how, [lease]);
+            return Ok(());
+        }
+        let mut leases = Vec::new();
+        channel.unacked.take(tag, multiple, &mut leases).map_err(unknown)?;
+        self.collect(how, leases);
+        Ok(())
+    }
+
+    pub(super) fn recover(&mut self, number: u16, requeue: bool, answer: Option<MethodId>) -> Result<(), Exception> {
+        if !requeue {
+            return Err(not_implemented("requeue=false"));
+        }
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        let leases: Vec<Lease> = channel.unacked.take_all().collect();
+        self.collect(Settle::Requeue, leases);
+        if let Some(method) = answer {
+            self.answer_now(number, method, false, Owed::Recover);
+        }
+        Ok(())
+    }
+
+    pub(super) fn consume(&mut self, number: u16, m: &BasicConsume<'_>) -> Result<(), Exception> {
+        if m.queue == "amq.rabbitmq.reply-to" {
+            return Err(not_implemented("direct reply-to"));
+        }
+        let queue = self.queue_name(number, m.queue)?;
+        let key = self.allow(Action::Read, Resource::Queue(&queue))?;
+        let vhost_name = Arc::clone(&self.agreed.vhost_name);
+        arguments::consume(m.arguments, Place { kind: "queue", name: &queue, vhost: &vhost_name })?;
+        let reader: ReaderId = self.next_id();
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        let tag: Arc<str> = match m.consumer_tag {
+            "" => names::generate("amq.ctag-").into(),
+            given => given.into(),
+        };
+        if channel.consumers.contains_key(&tag) {
+            let text = format_args!("attempt to reuse consumer tag '{tag}'");
+            return Err(Exception::new(ReplyCode::NotAllowed, text));
+        }
+        channel.consumers.insert(Arc::clone(&tag), reader);
+        let window = Window { reader: channel.prefetch, channel: channel.slot };
+        let known = Reader {
+            channel: number,
+            tag: Arc::clone(&tag),
+            no_ack: m.no_ack,
+            announced: false,
+            cancelled: false,
+            early: Vec::new(),
+        };
+        self.readers.insert(reader, known);
+        let op = Op::Subscribe(Subscribe { reader, queue, no_ack: m.no_ack, exclusive: m.exclusive, window });
+        self.ask(number, reader, BasicConsume::ID, m.nowait, Owed::Consume(tag, reader), key, op);
+        Ok(())
+    }
+
+    pub(super) fn cancel(&mut self, number: u16, m: &BasicCancel<'_>) -> Result<(), Exception> {
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        match channel.consumers.remove(m.consumer_tag) {
+            Some(reader) => {
+                // Deliveries on their way are still the consumer's: it ends with the answer.
+                let id = self.next_id();
+                let owed = Owed::Cancel(m.consumer_tag.into(), Some(reader));
+                self.ask(number, id, BasicCancel::ID, m.nowait, owed, self.own(), Op::Unsubscribe { reader });
+            }
+            None => self.answer_now(number, BasicCancel::ID, m.nowait, Owed::Cancel(m.consumer_tag.into(), None)),
+        }
+        Ok(())
+    }
+
+    pub(super) fn get(&mut self, number: u16, m: &BasicGet<'_>) -> Result<(), Exception> {
+        let queue = self.queue_name(number, m.queue)?;
+        let key = self.allow(Action::Read, Resource::Queue(&queue))?;
+        // A reader of its own for each get: offsets of different queues never meet, and a queue may go and come again.
+        let reader: ReaderId = self.next_id();
+        let owed = Owed::Get { reader, no_ack: m.no_ack };
+        self.ask(number, reader, BasicGet::ID, false, owed, key, Op::Get { reader, queue, no_ack: m.no_ack });
+        Ok(())
+    }
+
+    pub(super) fn qos(&mut self, number: u16, m: &BasicQos) -> Result<(), Exception> {
+        if m.prefetch_size != 0 {
+            return Err(not_implemented(format_args!("prefetch_size!=0 ({})", m.prefetch_size)));
+        }
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        if m.global {
+            let op = Op::SetChannelWindow { channel: channel.slot, limit: m.prefetch_count };
+            let id = self.next_id();
+            self.ask(number, id, BasicQos::ID, false, Owed::Qos, self.own(), op);
+        } else {
+            channel.prefetch = m.prefetch_count;
+            self.answer_now(number, BasicQos::ID, false, Owed::Qos);
+        }
+        Ok(())
+    }
+
+    pub(super) fn confirm_select(&mut self, number: u16, m: &ConfirmSelect) -> Result<(), Exception> {
+        if let Some(channel) = self.channels.get_mut(&number) {
+            channel.confirms.enable();
+            self.answer_now(number, ConfirmSelect::ID, m.nowait, Owed::ConfirmSelect);
+        }
+        Ok(())
+    }
+
+    pub(super) fn flow(&mut self, number: u16, active: bool) -> Result<(), Exception> {
+        if !active {
+            return Err(not_implemented("active=false"));
+        }
+        self.answer_now(number, ChannelFlow::ID, false, Owed::Flow);
+        Ok(())
+    }
+}
+
+fn not_implemented(what: impl std::fmt::Display) -> Exception {
+    Exception::new(ReplyCode::NotImplemented, what)
+}

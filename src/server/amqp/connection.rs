@@ -1,0 +1,370 @@
+//! One connection's task: the socket, the clock, and the link to the shard.
+//!
+//! Owns: the socket, the read buffer, when to read and when to write.
+//! Promises: everything decoded from one read is handed over by one send; everything the shard said at once is written by one
+//! vectored write if the socket takes it; the socket is not read while the shard is behind or the client does not read its answers;
+//! a silent, slow or hostile peer costs bounded memory and time.
+//! Does not know: what methods mean.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use dassie_amqp::connection::{Connection, Event, Limits, Phase};
+use dassie_amqp::frame::HEARTBEAT;
+use dassie_amqp::reply::{Exception, ReplyCode};
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout_at};
+
+use super::greeting::{Greeting, Progress};
+use super::line::Line;
+use super::session::{Agreed, Session};
+use crate::broker::api::Op;
+use crate::broker::link::{Gate, Link, Shard};
+use crate::limits;
+use crate::security::Authorized;
+use crate::server::Stop;
+
+/// From the first byte to connection.open.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// How long a client may take to say close-ok.
+const CLOSE_TIME: Duration = Duration::from_secs(3);
+/// The same, when what it says can not be understood any more: time to read why.
+const LOST_TIME: Duration = Duration::from_millis(900);
+/// Room for one read. Bytes.
+const READ: usize = 64 * 1024;
+/// The same before the login.
+const READ_STRANGER: usize = 4 * 1024;
+/// Frames that wait for a client who does not read, before we stop reading it. Bytes.
+const OUTPUT_MAX: usize = 4 * 1024 * 1024;
+/// Written deliveries are reported to the shard when they weigh this, or with other verbs.
+const DRAIN_AT: u64 = (limits::DELIVERY_CREDIT / 4) as u64;
+/// Housekeeping without heartbeats.
+const IDLE_TICK: Duration = Duration::from_secs(30);
+
+/// Serves one connection to its end.
+pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shard: &Shard, offer: Limits, stop: &Stop) {
+    let mut input = BytesMut::new();
+    let greeting = Greeting::new(Line::new(Connection::new(offer)), peer.ip());
+    let deadline = Instant::now() + HANDSHAKE_TIME;
+    let greeted = tokio::select! {
+        greeted = timeout_at(deadline, greet(&mut stream, &mut input, greeting, shard)) => greeted,
+        // Nobody who is not logged in is owed a word.
+        () = stop.requested() => return,
+    };
+    match greeted {
+        Ok(Ok(Greeted::Open { line, agreed, own })) => {
+            let link = shard.connect();
+            let session = Session::new(line, agreed, own, link.topology(), Box::new(link.log().clone()));
+            let task = Task::new(stream, input, session, link);
+            if let Err(error) = task.run(stop).await {
+                tracing::debug!("AMQP connection from {peer} ended: {error}");
+            }
+        }
+        Ok(Ok(Greeted::Ended)) => {}
+        Ok(Err(error)) => tracing::debug!("AMQP handshake with {peer} ended: {error}"),
+        Err(_) => tracing::warn!("AMQP handshake with {peer} took longer than {HANDSHAKE_TIME:?}"),
+    }
+}
+
+/// How a handshake ended.
+enum Greeted {
+    Open { line: Line, agreed: Agreed, own: Authorized },
+    Ended,
+}
+
+async fn greet(stream: &mut TcpStream, input: &mut BytesMut, mut greeting: Greeting, shard: &Shard) -> io::Result<Greeted> {
+    loop {
+        let progress = hear_greeting(input, &mut greeting, shard);
+        let bytes = std::mem::take(greeting.line.bytes());
+        stream.write_all(&bytes).await?;
+        match progress {
+            Progress::Open(agreed, own) => return Ok(Greeted::Open { line: greeting.line, agreed, own }),
+            Progress::HangUp => return Ok(Greeted::Ended),
+            Progress::Waiting => {}
+        }
+        match greeting.line.wire.phase() {
+            Phase::Closed => return Ok(Greeted::Ended),
+            Phase::Closing => return linger(stream, greeting.line).await.map(|()| Greeted::Ended),
+            _ => {}
+        }
+        if receive(stream, input, READ_STRANGER).await? == 0 {
+            return Ok(Greeted::Ended);
+        }
+    }
+}
+
+fn hear_greeting(input: &mut BytesMut, greeting: &mut Greeting, shard: &Shard) -> Progress {
+    let mut rest = &input[..];
+    let mut progress = Progress::Waiting;
+    while matches!(progress, Progress::Waiting) {
+        let heard = match greeting.line.wire.next_event(&mut rest) {
+            Ok(Some(event)) => greeting.on_heard(&event, &shard.topology()),
+            Ok(None) => break,
+            Err(exception) => Err(exception),
+        };
+        match heard {
+            Ok(step) => progress = step,
+            Err(exception) => {
+                greeting.line.close(&exception);
+                break;
+            }
+        }
+    }
+    let taken = input.len() - rest.len();
+    input.advance(taken);
+    progress
+}
+
+/// Lets a refused stranger read why.
+async fn linger(stream: &mut TcpStream, mut line: Line) -> io::Result<()> {
+    let deadline = Instant::now() + LOST_TIME;
+    let mut input = BytesMut::new();
+    while line.wire.phase() != Phase::Closed {
+        match timeout_at(deadline, receive(stream, &mut input, READ_STRANGER)).await {
+            Ok(Ok(1..)) => {}
+            _ => break,
+        }
+        let mut rest = &input[..];
+        while let Ok(Some(_)) = line.wire.next_event(&mut rest) {}
+        let taken = input.len() - rest.len();
+        input.advance(taken);
+    }
+    Ok(())
+}
+
+async fn receive(stream: &TcpStream, input: &mut BytesMut, room: usize) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        if input.capacity() - input.len() < room / 4 {
+            input.reserve(room);
+        }
+        match stream.try_read_buf(input) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}
+
+/// An open connection.
+struct Task {
+    stream: TcpStream,
+    input: BytesMut,
+    session: Session,
+    link: Link,
+    gate: Gate,
+    /// Weight of deliveries written and not reported.
+    drained: u64,
+    ticks: Interval,
+    pulse: Option<Pulse>,
+    /// Since the last tick.
+    wrote: bool,
+    /// Since the last tick.
+    heard: bool,
+    /// When patience with a close ends.
+    deadline: Option<Instant>,
+}
+
+/// Heartbeats were agreed on; a tick is half an interval.
+#[derive(Debug, Default)]
+struct Pulse {
+    silent_ticks: u8,
+}
+
+/// Go on, or the connection's end was reached in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Go,
+    Done,
+}
+
+impl Task {
+    fn new(stream: TcpStream, input: BytesMut, session: Session, link: Link) -> Self {
+        let heartbeat = session.line.wire.tuning().heartbeat;
+        let period = if heartbeat == 0 { IDLE_TICK } else { Duration::from_millis(u64::from(heartbeat) * 500) };
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.reset();
+        let gate = link.gate();
+        Self {
+            stream,
+            input,
+            session,
+            link,
+            gate,
+            drained: 0,
+            ticks,
+            pulse: (heartbeat != 0).then(Pulse::default),
+            wrote: false,
+            heard: false,
+            deadline: None,
+        }
+    }
+
+    async fn run(mut self, stop: &Stop) -> io::Result<()> {
+        let stopped = stop.requested();
+        tokio::pin!(stopped);
+        let mut running = true;
+        // What came in one piece with connection.open.
+        self.hear();
+        loop {
+            self.settle_up()?;
+            if self.is_over() {
+                return self.stream.shutdown().await;
+            }
+            let interest = self.interest();
+            let deadline = self.deadline;
+            let flow = tokio::select! {
+                biased;
+                events = self.link.events(), if self.takes_events() => self.on_events(events),
+                ready = self.stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
+                    if ready?.is_readable() && interest.is_some_and(Interest::is_readable) { self.read()? } else { Flow::Go }
+                }
+                () = self.gate.ready(), if !self.gate.is_open() => Flow::Go,
+                _ = self.ticks.tick() => self.tick()?,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Flow::Done,
+                () = &mut stopped, if running => {
+                    running = false;
+                    self.end(ReplyCode::ConnectionForced, "the broker is shutting down");
+                    Flow::Go
+                }
+            };
+            if flow == Flow::Done {
+                return Ok(());
+            }
+        }
+    }
+
+    fn takes_events(&self) -> bool {
+        self.session.line.output.buffered() < OUTPUT_MAX
+    }
+
+    /// What we wait for on the socket.
+    fn interest(&self) -> Option<Interest> {
+        let may_read = self.gate.is_open() && self.session.line.output.buffered() < OUTPUT_MAX;
+        match (may_read, self.session.line.output.is_empty()) {
+            (true, true) => Some(Interest::READABLE),
+            (true, false) => Some(Interest::READABLE.add(Interest::WRITABLE)),
+            (false, false) => Some(Interest::WRITABLE),
+            (false, true) => None,
+        }
+    }
+
+    fn read(&mut self) -> io::Result<Flow> {
+        if self.input.capacity() - self.input.len() < READ / 4 {
+            self.input.reserve(READ.max(self.session.line.wire.missing()));
+        }
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(0) => return Ok(Flow::Done),
+            Ok(_) => {
+                self.heard = true;
+                self.hear();
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Flow::Go)
+    }
+
+    /// Takes everything that is complete in the read buffer.
+    fn hear(&mut self) {
+        self.session.look(self.link.topology());
+        let mut rest = &self.input[..];
+        loop {
+            match self.session.line.wire.next_event(&mut rest) {
+                Ok(Some(Event::Close(_))) => {
+                    let Line { wire, output } = &mut self.session.line;
+                    wire.close_ok(&mut output.bytes);
+                }
+                Ok(Some(event)) => self.session.on_heard(&event),
+                Ok(None) => break,
+                Err(exception) => self.session.line.close(&exception),
+            }
+        }
+        let taken = self.input.len() - rest.len();
+        self.input.advance(taken);
+    }
+
+    fn on_events(&mut self, events: Option<Vec<crate::broker::api::Event>>) -> Flow {
+        let Some(events) = events else {
+            self.end(ReplyCode::ConnectionForced, "the broker is shutting down");
+            return if self.session.line.wire.phase() == Phase::Closing && self.deadline.is_none() { Flow::Go } else { Flow::Done };
+        };
+        self.session.on_events(events);
+        while self.takes_events()
+            && let Some(more) = self.link.try_events()
+        {
+            self.session.on_events(more);
+        }
+        Flow::Go
+    }
+
+    /// Hands over what is for the shard and writes what is for the client.
+    fn settle_up(&mut self) -> io::Result<()> {
+        let mut verbs = self.session.take_verbs();
+        if self.drained > 0 && (!verbs.is_empty() || self.drained >= DRAIN_AT) {
+            let bytes = u32::try_from(std::mem::take(&mut self.drained)).unwrap_or(u32::MAX);
+            verbs.push(self.session.own_verb(Op::Drained { bytes }));
+        }
+        if !self.link.send(verbs) {
+            self.end(ReplyCode::ConnectionForced, "the broker is shutting down");
+        }
+        self.write()?;
+        if self.session.line.output.is_empty() {
+            self.drained += std::mem::take(&mut self.session.undrained);
+            if self.drained >= DRAIN_AT {
+                let bytes = u32::try_from(std::mem::take(&mut self.drained)).unwrap_or(u32::MAX);
+                self.link.send(vec![self.session.own_verb(Op::Drained { bytes })]);
+            }
+        }
+        if self.deadline.is_none() && matches!(self.session.line.wire.phase(), Phase::Closing | Phase::Closed) {
+            let patience = if self.session.line.wire.lost_sync() { LOST_TIME } else { CLOSE_TIME };
+            self.deadline = Some(Instant::now() + patience);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let output = &mut self.session.line.output;
+        if output.is_empty() {
+            return Ok(());
+        }
+        self.wrote = true;
+        match output.write_to(|slices| self.stream.try_write_vectored(slices)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            done => done,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.session.line.wire.phase() == Phase::Closed && self.session.line.output.is_empty()
+    }
+
+    fn end(&mut self, code: ReplyCode, text: &str) {
+        self.session.line.close(&Exception::new(code, text));
+    }
+
+    fn tick(&mut self) -> io::Result<Flow> {
+        let idle = !self.heard && !self.wrote;
+        if let Some(pulse) = &mut self.pulse {
+            // While we do not read, the peer's silence is our doing.
+            let deaf = !self.gate.is_open() || self.session.line.output.buffered() >= OUTPUT_MAX;
+            pulse.silent_ticks = if self.heard || deaf { 0 } else { pulse.silent_ticks.saturating_add(1) };
+            if pulse.silent_ticks > 4 {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "two heartbeats were missed"));
+            }
+            if !self.wrote && self.session.line.output.is_empty() && self.deadline.is_none() {
+                self.session.line.bytes().extend_from_slice(&HEARTBEAT);
+            }
+        }
+        if idle && self.input.is_empty() {
+            self.input = BytesMut::new();
+            self.session.arena.rest();
+        }
+        self.heard = false;
+        self.wrote = false;
+        Ok(Flow::Go)
+    }
+}

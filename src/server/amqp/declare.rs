@@ -1,0 +1,239 @@
+//! Exchange and queue methods: names, arguments and rights checked, then asked of the shard.
+//!
+//! Owns: the rules that hold whatever exists: reserved names, the default exchange, argument names, types' own limits.
+//! Promises: the codes and texts of RabbitMQ. Does not know: what the shard will say; equality of a redeclare is decided there.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dassie_amqp::method::{
+    ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeUnbind, QueueBind, QueueDeclare, QueueDelete, QueuePurge,
+    QueueUnbind,
+};
+use dassie_amqp::reply::{Exception, ReplyCode};
+use dassie_amqp::table::RawTable;
+
+use super::answers::Owed;
+use super::arguments::{self, Place, QueueFlags, precondition};
+use super::names;
+use super::session::Session;
+use crate::broker::api::{BindingSpec, Destination, ExchangeKind, ExchangeSpec, Op, QueueKind, QueueSpec};
+use crate::security::{Action, Authorized, Resource};
+
+impl Session {
+    pub(super) fn exchange_declare(&mut self, number: u16, m: &ExchangeDeclare<'_>) -> Result<(), Exception> {
+        let name: Arc<str> = names::strip_line_ends(m.exchange).into();
+        not_default(&name)?;
+        let key = self.allow(Action::Configure, Resource::Exchange(&name))?;
+        let vhost_name = Arc::clone(&self.agreed.vhost_name);
+        let place = Place { kind: "exchange", name: &name, vhost: &vhost_name };
+        let mut kind = ExchangeKind::Direct;
+        if !m.passive {
+            kind = exchange_kind(m.kind)?;
+            if names::is_reserved(&name) && self.topology.exchange(self.agreed.vhost, &name).is_none() {
+                return Err(reserved("exchange", &name));
+            }
+            arguments::exchange(m.arguments, place)?;
+        }
+        let spec = ExchangeSpec {
+            name,
+            kind,
+            durable: m.durable,
+            auto_delete: m.auto_delete,
+            internal: m.internal,
+            arguments: Bytes::copy_from_slice(m.arguments.as_bytes()),
+        };
+        let op = Op::DeclareExchange(spec, m.passive);
+        let id = self.next_id();
+        self.ask(number, id, ExchangeDeclare::ID, m.nowait, Owed::ExchangeDeclare, key, op);
+        Ok(())
+    }
+
+    pub(super) fn exchange_delete(&mut self, number: u16, m: &ExchangeDelete<'_>) -> Result<(), Exception> {
+        let name: Arc<str> = names::strip_line_ends(m.exchange).into();
+        not_default(&name)?;
+        if names::is_reserved(&name) {
+            return Err(reserved("exchange", &name));
+        }
+        let key = self.allow(Action::Configure, Resource::Exchange(&name))?;
+        let op = Op::DeleteExchange { name, if_unused: m.if_unused };
+        let id = self.next_id();
+        self.ask(number, id, ExchangeDelete::ID, m.nowait, Owed::ExchangeDelete, key, op);
+        Ok(())
+    }
+
+    pub(super) fn exchange_bind(&mut self, number: u16, m: &ExchangeBind<'_>) -> Result<(), Exception> {
+        let (key, spec) = self.exchange_binding(m.destination, m.source, m.routing_key, m.arguments)?;
+        let id = self.next_id();
+        self.ask(number, id, ExchangeBind::ID, m.nowait, Owed::ExchangeBind, key, Op::Bind(spec));
+        Ok(())
+    }
+
+    pub(super) fn exchange_unbind(&mut self, number: u16, m: &ExchangeUnbind<'_>) -> Result<(), Exception> {
+        let (key, spec) = self.exchange_binding(m.destination, m.source, m.routing_key, m.arguments)?;
+        let id = self.next_id();
+        self.ask(number, id, ExchangeUnbind::ID, m.nowait, Owed::ExchangeUnbind, key, Op::Unbind(spec));
+        Ok(())
+    }
+
+    pub(super) fn queue_declare(&mut self, number: u16, m: &QueueDeclare<'_>) -> Result<(), Exception> {
+        let server_named = m.queue.is_empty() && !m.passive;
+        let name: Arc<str> = match server_named {
+            true => names::generate("amq.gen-").into(),
+            false => names::strip_line_ends(m.queue).into(),
+        };
+        let key = self.allow(Action::Configure, Resource::Queue(&name))?;
+        let vhost_name = Arc::clone(&self.agreed.vhost_name);
+        let place = Place { kind: "queue", name: &name, vhost: &vhost_name };
+        let mut kind = QueueKind::Classic;
+        if !m.passive {
+            let exists = self.topology.queue(self.agreed.vhost, &name).is_some();
+            if names::is_reserved(&name) && !server_named && !exists {
+                return Err(reserved("queue", &name));
+            }
+            let flags =
+                QueueFlags { durable: m.durable, exclusive: m.exclusive, auto_delete: m.auto_delete, server_named };
+            kind = arguments::queue(m.arguments, flags, place)?;
+        }
+        let spec = QueueSpec {
+            name: Arc::clone(&name),
+            kind,
+            // An exclusive queue goes with its connection: it can not outlive a restart, whatever was asked.
+            durable: m.durable && !m.exclusive,
+            exclusive: m.exclusive,
+            auto_delete: m.auto_delete,
+            arguments: Bytes::copy_from_slice(m.arguments.as_bytes()),
+        };
+        if let Some(channel) = self.channels.get_mut(&number) {
+            channel.default_queue = Some(Arc::clone(&name));
+        }
+        let op = Op::DeclareQueue(spec, m.passive);
+        let id = self.next_id();
+        self.ask(number, id, QueueDeclare::ID, m.nowait, Owed::QueueDeclare(name), key, op);
+        Ok(())
+    }
+
+    pub(super) fn queue_bind(&mut self, number: u16, m: &QueueBind<'_>) -> Result<(), Exception> {
+        let (key, spec) = self.queue_binding(number, m.queue, m.exchange, m.routing_key, m.arguments)?;
+        let id = self.next_id();
+        self.ask(number, id, QueueBind::ID, m.nowait, Owed::QueueBind, key, Op::Bind(spec));
+        Ok(())
+    }
+
+    pub(super) fn queue_unbind(&mut self, number: u16, m: &QueueUnbind<'_>) -> Result<(), Exception> {
+        let (key, spec) = self.queue_binding(number, m.queue, m.exchange, m.routing_key, m.arguments)?;
+        let id = self.next_id();
+        self.ask(number, id, QueueUnbind::ID, false, Owed::QueueUnbind, key, Op::Unbind(spec));
+        Ok(())
+    }
+
+    pub(super) fn queue_purge(&mut self, number: u16, m: &QueuePurge<'_>) -> Result<(), Exception> {
+        let name = self.queue_name(number, m.queue)?;
+        let key = self.allow(Action::Read, Resource::Queue(&name))?;
+        let id = self.next_id();
+        self.ask(number, id, QueuePurge::ID, m.nowait, Owed::QueuePurge, key, Op::PurgeQueue { name });
+        Ok(())
+    }
+
+    pub(super) fn queue_delete(&mut self, number: u16, m: &QueueDelete<'_>) -> Result<(), Exception> {
+        let name = self.queue_name(number, m.queue)?;
+        let key = self.allow(Action::Configure, Resource::Queue(&name))?;
+        let quorum = self.topology.queue(self.agreed.vhost, &name).is_some_and(|q| q.spec.kind == QueueKind::Quorum);
+        if quorum && (m.if_unused || m.if_empty) {
+            let flag = if m.if_unused { "if-unused" } else { "if-empty" };
+            return Err(Exception::new(
+                ReplyCode::NotImplemented,
+                format_args!(
+                    "cannot delete queue '{name}' in vhost '{}'. queue.delete operations with {flag} flag set are not \
+                     supported by quorum queues",
+                    self.agreed.vhost_name
+                ),
+            ));
+        }
+        let op = Op::DeleteQueue { name, if_unused: m.if_unused, if_empty: m.if_empty };
+        let id = self.next_id();
+        self.ask(number, id, QueueDelete::ID, m.nowait, Owed::QueueDelete, key, op);
+        Ok(())
+    }
+
+    /// The queue that a name means: the last declared one if it is empty.
+    pub(super) fn queue_name(&self, number: u16, name: &str) -> Result<Arc<str>, Exception> {
+        if !name.is_empty() {
+            return Ok(names::strip_line_ends(name).into());
+        }
+        let declared = self.channels.get(&number).and_then(|channel| channel.default_queue.clone());
+        declared.ok_or_else(|| Exception::new(ReplyCode::NotFound, "no previously declared queue"))
+    }
+
+    fn queue_binding(
+        &self,
+        number: u16,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+        arguments: RawTable<'_>,
+    ) -> Result<(Authorized, BindingSpec), Exception> {
+        let name = self.queue_name(number, queue)?;
+        // RabbitMQ: an empty queue and an empty key mean the last declared queue under its own name.
+        let routing_key = if queue.is_empty() && routing_key.is_empty() { &*name } else { routing_key };
+        let source: Arc<str> = names::strip_line_ends(exchange).into();
+        not_default(&source)?;
+        self.allow(Action::Write, Resource::Queue(&name))?;
+        let key = self.allow(Action::Read, Resource::Exchange(&source))?;
+        let spec = self.binding(source, Destination::Queue(Arc::clone(&name)), routing_key, arguments)?;
+        Ok((key, spec))
+    }
+
+    fn exchange_binding(
+        &self,
+        destination: &str,
+        source: &str,
+        routing_key: &str,
+        arguments: RawTable<'_>,
+    ) -> Result<(Authorized, BindingSpec), Exception> {
+        let destination: Arc<str> = names::strip_line_ends(destination).into();
+        let source: Arc<str> = names::strip_line_ends(source).into();
+        not_default(&source)?;
+        not_default(&destination)?;
+        self.allow(Action::Write, Resource::Exchange(&destination))?;
+        let key = self.allow(Action::Read, Resource::Exchange(&source))?;
+        let spec = self.binding(source, Destination::Exchange(destination), routing_key, arguments)?;
+        Ok((key, spec))
+    }
+
+    fn binding(
+        &self,
+        source: Arc<str>,
+        destination: Destination,
+        routing_key: &str,
+        arguments: RawTable<'_>,
+    ) -> Result<BindingSpec, Exception> {
+        let exchange = self.topology.exchange(self.agreed.vhost, &source);
+        let headers = exchange.is_some_and(|exchange| exchange.spec.kind == ExchangeKind::Headers);
+        let place = Place { kind: "exchange", name: &source, vhost: &self.agreed.vhost_name };
+        arguments::binding(arguments, headers, place)?;
+        let arguments = Bytes::copy_from_slice(arguments.as_bytes());
+        Ok(BindingSpec { source, destination, key: routing_key.into(), arguments })
+    }
+}
+
+fn exchange_kind(name: &str) -> Result<ExchangeKind, Exception> {
+    match name {
+        "direct" => Ok(ExchangeKind::Direct),
+        "fanout" => Ok(ExchangeKind::Fanout),
+        "topic" => Ok(ExchangeKind::Topic),
+        "headers" => Ok(ExchangeKind::Headers),
+        other => Err(precondition(format_args!("unknown exchange type '{other}'"))),
+    }
+}
+
+fn not_default(exchange: &str) -> Result<(), Exception> {
+    match exchange {
+        "" => Err(Exception::new(ReplyCode::AccessRefused, "operation not permitted on the default exchange")),
+        _ => Ok(()),
+    }
+}
+
+fn reserved(kind: &str, name: &str) -> Exception {
+    Exception::new(ReplyCode::AccessRefused, format_args!("{kind} name '{name}' contains reserved prefix 'amq.*'"))
+}

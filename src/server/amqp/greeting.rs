@@ -1,0 +1,127 @@
+//! The handshake: who is there, what both sides can, which vhost.
+//!
+//! Owns: what the server says of itself, and the login. Promises: a capability is announced only if it is true; a failed login
+//! says nothing about why; a stranger costs no more than the codec's handshake budget.
+//! Does not know: sockets, deadlines, the shard.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use dassie_amqp::connection::{Event, declares};
+use dassie_amqp::frame::PROTOCOL_HEADER;
+use dassie_amqp::method::{ConnectionOpen, ConnectionStartOk};
+use dassie_amqp::reply::{Exception, ReplyCode};
+use dassie_amqp::sasl::{AMQPLAIN, Credentials, PLAIN};
+use dassie_amqp::table::TableBuilder;
+
+use super::line::Line;
+use super::refusals;
+use super::session::Agreed;
+use crate::broker::topology::Topology;
+use crate::security::{Action, Authorized, Principal, Resource, authenticate, authorize};
+
+/// What this server can do that not every AMQP server can.
+const CAPABILITIES: [&str; 6] = [
+    "publisher_confirms",
+    "exchange_exchange_bindings",
+    "basic.nack",
+    "consumer_cancel_notify",
+    "authentication_failure_close",
+    "per_consumer_qos",
+];
+
+/// A connection that is not open yet.
+pub(super) struct Greeting {
+    /// The codec's state and what is to be written.
+    pub(super) line: Line,
+    peer: IpAddr,
+    principal: Option<Principal>,
+    cancel_notify: bool,
+}
+
+/// How a greeting goes on.
+pub(super) enum Progress {
+    /// The client's turn.
+    Waiting,
+    /// The connection is open. The key is for its own state.
+    Open(Agreed, Authorized),
+    /// Close the socket without another word.
+    HangUp,
+}
+
+impl Greeting {
+    /// A peer that said nothing yet.
+    pub(super) fn new(line: Line, peer: IpAddr) -> Self {
+        Self { line, peer, principal: None, cancel_notify: false }
+    }
+
+    /// One thing the peer said.
+    pub(super) fn on_heard(&mut self, event: &Event<'_>, topology: &Topology) -> Result<Progress, Exception> {
+        match event {
+            Event::ProtocolHeader => self.introduce()?,
+            Event::ForeignHeader(_) => self.line.bytes().extend_from_slice(&PROTOCOL_HEADER),
+            Event::StartOk(start_ok) => return self.log_in(start_ok),
+            Event::Open(open) => return self.open(open, topology),
+            Event::Close(_) => self.line.wire.close_ok(&mut self.line.output.bytes),
+            // tune-ok and heartbeats need no answer; nothing else arrives in a handshake.
+            _ => {}
+        }
+        Ok(Progress::Waiting)
+    }
+
+    fn introduce(&mut self) -> Result<(), Exception> {
+        let mut properties = TableBuilder::new();
+        properties
+            .put("product", "Dassie")
+            .put("version", env!("CARGO_PKG_VERSION"))
+            .put("platform", "Rust")
+            .put("information", env!("CARGO_PKG_REPOSITORY"))
+            .put_table("capabilities", |table| {
+                for capability in CAPABILITIES {
+                    table.put(capability, true);
+                }
+            });
+        let table = properties.as_table().map_err(|error| Exception::new(ReplyCode::InternalError, error))?;
+        self.line.wire.start(table, &format!("{PLAIN} {AMQPLAIN}"), &mut self.line.output.bytes);
+        Ok(())
+    }
+
+    fn log_in(&mut self, start_ok: &ConnectionStartOk<'_>) -> Result<Progress, Exception> {
+        let credentials = match start_ok.mechanism {
+            PLAIN => Credentials::from_plain(start_ok.response),
+            AMQPLAIN => Credentials::from_amqplain(start_ok.response),
+            _ => None,
+        };
+        let principal = credentials.and_then(|credentials| {
+            let user = std::str::from_utf8(credentials.user).ok()?;
+            authenticate(user, credentials.password, self.peer)
+        });
+        self.cancel_notify = declares(start_ok.client_properties, "consumer_cancel_notify");
+        if let Some(principal) = principal {
+            self.principal = Some(principal);
+            self.line.wire.tune(&mut self.line.output.bytes);
+            return Ok(Progress::Waiting);
+        }
+        tracing::warn!("AMQP login from {} with mechanism {} refused", self.peer, start_ok.mechanism);
+        if declares(start_ok.client_properties, "authentication_failure_close") {
+            let text = format_args!(
+                "Login was refused using authentication mechanism {}. For details see the broker logfile.",
+                start_ok.mechanism
+            );
+            return Err(Exception::new(ReplyCode::AccessRefused, text));
+        }
+        Ok(Progress::HangUp)
+    }
+
+    fn open(&mut self, open: &ConnectionOpen<'_>, topology: &Topology) -> Result<Progress, Exception> {
+        let Some(principal) = self.principal.clone() else { return Ok(Progress::HangUp) };
+        let Some(vhost) = topology.vhost_id(open.virtual_host) else {
+            let text = format_args!("vhost {} not found", open.virtual_host);
+            return Err(Exception::new(ReplyCode::NotAllowed, text).during(ConnectionOpen::ID));
+        };
+        let own = authorize(&principal, Action::Read, Resource::Own).map_err(|denied| refusals::denied(&denied))?;
+        self.line.wire.open_ok(&mut self.line.output.bytes);
+        let vhost_name: Arc<str> = open.virtual_host.into();
+        Ok(Progress::Open(Agreed { principal, vhost, vhost_name, cancel_notify: self.cancel_notify }, own))
+    }
+}

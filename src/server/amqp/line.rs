@@ -1,0 +1,60 @@
+//! One end of an AMQP connection without its socket: the codec's state, and the bytes to be written.
+//!
+//! Owns: which frames may still be sent. Promises: after a close nothing but close-ok follows on that channel or connection.
+//! Does not know: what was closed, or why.
+
+use dassie_amqp::connection::Connection;
+use dassie_amqp::reply::Exception;
+
+use super::deliver::Frames;
+use super::output::Output;
+
+/// See the module.
+pub(super) struct Line {
+    /// The codec's state machine.
+    pub(super) wire: Connection,
+    /// What is to be written.
+    pub(super) output: Output,
+}
+
+impl Line {
+    /// A line on which nothing was said.
+    pub(super) fn new(wire: Connection) -> Self {
+        Self { wire, output: Output::default() }
+    }
+
+    /// Where frames are appended.
+    pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.output.bytes
+    }
+
+    /// Where messages are appended.
+    pub(super) fn frames(&mut self, channel: u16) -> Frames<'_> {
+        let frame_max = self.wire.tuning().frame_max;
+        Frames { output: &mut self.output, channel, frame_max }
+    }
+
+    /// May the client use the channel?
+    pub(super) fn is_open(&self, channel: u16) -> bool {
+        self.wire.is_open(channel)
+    }
+
+    /// Ends the connection.
+    pub(super) fn close(&mut self, exception: &Exception) {
+        if self.wire.close(exception, &mut self.output.bytes) {
+            tracing::info!("closing an AMQP connection: {exception}");
+        }
+    }
+
+    /// Ends a channel.
+    pub(super) fn close_channel(&mut self, channel: u16, exception: &Exception) {
+        if self.wire.close_channel(channel, exception, &mut self.output.bytes) {
+            tracing::debug!("closing AMQP channel {channel}: {exception}");
+        }
+    }
+
+    /// Answers the client's channel.close.
+    pub(super) fn close_channel_ok(&mut self, channel: u16) {
+        self.wire.close_channel_ok(channel, &mut self.output.bytes);
+    }
+}

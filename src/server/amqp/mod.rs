@@ -1,0 +1,44 @@
+//! AMQP 0-9-1: one task per connection drives the codec of `protocols/amqp` and turns what clients say into broker verbs.
+//!
+//! ```text
+//!   socket ─► connection ─► greeting (until open)
+//!                      └──► session ─► declare, basic ─► verbs ─► shard
+//!   socket ◄─ output ◄─ deliver, events ◄────────────── events ◄──┘
+//! ```
+//!
+//! Owns: everything of a connection: channels, tags, confirms, assembly, the mapping of refusals to reply codes.
+//! Promises: no task, lock or oneshot per message; a connection's panic or error ends that connection alone.
+//! Does not know: queues, the log, the other protocol. What RocketMQ clients sent is turned into AMQP's view by `server::across`.
+
+use std::net::SocketAddr;
+
+pub use dassie_amqp::connection::Limits;
+use tokio::net::TcpStream;
+
+use super::Stop;
+use crate::broker::link::Shard;
+
+mod answers;
+mod arguments;
+mod basic;
+mod channel;
+mod confirms;
+mod connection;
+mod declare;
+pub(super) mod deliver;
+mod events;
+mod greeting;
+mod line;
+mod names;
+mod output;
+mod properties;
+pub(super) mod publish;
+mod refusals;
+mod session;
+mod settlements;
+mod unacked;
+
+/// Serves one connection from its first byte to its end. `offer`: what connection.tune proposes.
+pub async fn serve(stream: TcpStream, peer: SocketAddr, shard: Shard, offer: Limits, stop: Stop) {
+    connection::serve(stream, peer, &shard, offer, &stop).await;
+}

@@ -289,7 +289,8 @@ impl Kind {
                 *place(draft) = given.number().filter(|n| (min..=max).contains(&n))?;
             }
             Self::Size { min, max, step, place } => {
-                *place(draft) = given.size().filter(|n| (min..=max).contains(&n) && n.is_multiple_of(*step))?;
+                *place(draft) =
+                    given.size().filter(|n| (min..=max).contains(&n) && n.is_multiple_of(*step))?;
             }
             Self::Level(place) => *place(draft) = level(given.text()?)?,
         }

@@ -179,14 +179,20 @@ const RULES: &[Rule] = &[
     Rule {
         name: "time is injected",
         places: &["src/", "protocols/", "storage/"],
-        except: &["src/clock.rs", "src/server/", "protocols/amqp/benches/", "protocols/rocketmq/benches/"],
+        except: &[
+            "src/clock.rs",
+            "src/server/",
+            "protocols/amqp/benches/",
+            "storage/examples/",
+            "storage/benches/",
+        ],
         forbids: PathWith(&[&["SystemTime"], &["Instant", "now"]]),
         why: "a simulation that does not own the clock does not repeat (D20)",
     },
     Rule {
         name: "no thread sleeps",
         places: &["src/", "protocols/", "storage/", "tests/", "examples/"],
-        except: &[],
+        except: &["storage/examples/"],
         forbids: PathWith(&[&["thread", "sleep"]]),
         why: "a test that sleeps is slow on a good day and wrong on a bad one; a product that sleeps polls",
     },

@@ -53,6 +53,15 @@ fn one_line(text: &str) -> String {
     text.split(['\r', '\n']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
+/// Ends the process because the log failed: `why` names operation and place. Peers and supervisors take over at once; a broker that
+/// stayed up could only pretend.
+pub fn die(why: &str) -> ! {
+    tracing::error!("{why}");
+    eprintln!("dassie: {}", one_line(why));
+    #[allow(clippy::exit)] // other threads must not get another turn
+    std::process::exit(i32::from(EXIT_LOG))
+}
+
 /// Waits for SIGTERM or SIGINT and says which. The handlers stand when this returns, before the future is polled, so that a
 /// signal during the start is not lost. Needs a tokio runtime.
 ///

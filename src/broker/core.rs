@@ -24,6 +24,7 @@ use super::state::{Applied, Done, State};
 use super::topology::{Route, Topology};
 use crate::clock::{Clock, LogTime};
 use crate::limits;
+use crate::metrics::Metrics;
 
 /// Fast maps for small keys made here; keys that clients choose freely use the seeded default.
 pub(crate) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -198,6 +199,7 @@ pub struct Core {
     pub(crate) large: Map<ConnectionId, Large>,
     pub(crate) cache: Cache,
     pub(crate) counters: Counters,
+    observed: Counters,
     pub(crate) round_robin: u64,
     /// Handed to readers that settle as they get, in this turn.
     pub(crate) auto_acked: Vec<(QueueUid, u64)>,
@@ -228,10 +230,37 @@ pub struct Counters {
     pub voided: u64,
 }
 
+/// A state as recovered from a checkpoint, before the log behind it is replayed.
+pub struct Recovered(State);
+
+impl Recovered {
+    /// The last membership: term and index of its entry, and its payload.
+    #[must_use]
+    pub fn membership(&self) -> Option<(u64, u64, Bytes)> {
+        self.0.membership.clone()
+    }
+}
+
 impl Core {
+    /// The state that a checkpoint stands for (an empty one without), and the index pages it names.
+    ///
+    /// # Errors
+    /// `InvalidData`: a format that this program does not know.
+    pub fn recovered(
+        segment_size: u64,
+        checkpoint: Option<(LogPoint, BTreeMap<Bytes, Bytes>)>,
+    ) -> std::io::Result<(Recovered, Vec<u32>)> {
+        let Some((point, objects)) = checkpoint else {
+            return Ok((Recovered(State::new(segment_size)), Vec::new()));
+        };
+        let (state, pages) = State::load(segment_size, point, objects)
+            .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, format!("checkpoint: {e}")))?;
+        Ok((Recovered(state), pages))
+    }
+
     /// A core on a recovered state. `state` is what the last checkpoint held; the log is replayed through [`Core::apply`].
     #[must_use]
-    pub(crate) fn new(parts: Parts, state: State) -> Self {
+    pub fn new(parts: Parts, Recovered(state): Recovered) -> Self {
         let (monotonic, wall) = (parts.clock.monotonic(), parts.clock.wall_ms());
         let log_time = LogTime::begin(state.log_time, monotonic, wall);
         let _ = parts.topology.send(Arc::new(state.topology.clone()));
@@ -270,6 +299,7 @@ impl Core {
             large: Map::default(),
             cache: Cache::default(),
             counters: Counters::default(),
+            observed: Counters::default(),
             round_robin: 0,
             auto_acked: Vec::new(),
         }
@@ -291,6 +321,33 @@ impl Core {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Writes down what changed since it was last asked.
+    pub fn observe(&mut self, metrics: &Metrics) {
+        let (now, before) = (self.counters.clone(), std::mem::replace(&mut self.observed, self.counters.clone()));
+        metrics.amqp.received.inc_by(now.published - before.published);
+        metrics.amqp.confirmed.inc_by(now.confirmed - before.confirmed);
+        metrics.amqp.delivered.inc_by(now.delivered - before.delivered);
+        metrics.amqp.redelivered.inc_by(now.redelivered - before.redelivered);
+        metrics.amqp.acknowledged.inc_by(now.settled - before.settled);
+        metrics.amqp.unroutable_dropped.inc_by(now.unroutable - before.unroutable);
+        metrics.rocketmq.received.inc_by(now.sent - before.sent);
+        metrics.rocketmq.confirmed.inc_by(now.sent - before.sent);
+        metrics.rocketmq.delivered.inc_by(now.pulled - before.pulled);
+        metrics.log.batches.inc_by(now.batches - before.batches);
+        metrics.log.leader.set(i64::from(self.overlay.is_some()));
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let end = gauge(self.state.applied.map_or(0, |p| p.end));
+        metrics.log.applied.set(end);
+        metrics.log.committed.set(end);
+        metrics.queues.set(gauge(self.state.topology.queue_count() as u64));
+        metrics.consumers.set(gauge(self.readers.values().filter(|r| r.attached).count() as u64));
+        let unacked: u64 = self.runtimes.values().map(|r| r.unacked).sum();
+        metrics.messages_unacked.set(gauge(unacked));
+        let durable: u64 = self.state.queues.values().filter(|q| q.kind != super::api::QueueKind::Topic).map(|q| q.depth()).sum();
+        let memory: u64 = self.runtimes.values().filter_map(|r| r.memory.as_ref()).map(|m| m.depth()).sum();
+        metrics.messages_ready.set(gauge((durable + memory).saturating_sub(unacked)));
     }
 
     /// Takes what connections sent.
@@ -604,8 +661,9 @@ impl Core {
     fn resolve_record(&mut self, sequence: u64, done: Done, applied: &Applied) {
         let Some(pending) = self.pending(sequence) else { return };
         pending.done = true;
-        if let Done::Enqueued { first, count } = done {
-            pending.enqueued.extend_from_slice(&applied.enqueued[first..first + count]);
+        if let (Done::Enqueued { first, count: 1.. }, Work::Verb { verb: Verb { op: Op::Send(_), .. }, .. }) = (done, &pending.work) {
+            // The message queue it was sent to stands first; AMQP queues bound to the topic follow.
+            pending.enqueued.push(applied.enqueued[first]);
         }
         if let (Done::Body { position, batch_back }, Work::Piece { connection, bytes }) = (done, &pending.work) {
             let (connection, len) = (*connection, u32::try_from(bytes.len()).unwrap_or(u32::MAX));

@@ -16,3 +16,6 @@ mod record;
 pub mod shard;
 mod state;
 pub mod topology;
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,8 @@ use super::topology::{Change, Topology};
 pub(crate) const OUTCOMES: u8 = 1;
 /// A new leader's first entry.
 pub(crate) const TERM_START: u8 = 2;
+/// Voters and learners; opaque here, but a checkpoint must keep the last one.
+pub(crate) const MEMBERSHIP: u8 = 3;
 
 /// One durable queue.
 #[derive(Debug)]
@@ -194,6 +196,8 @@ pub(crate) struct State {
     pub(crate) group_offsets: HashMap<Arc<str>, BTreeMap<QueueUid, Offset>, foldhash::fast::RandomState>,
     /// Live references into each segment of the log.
     pub(crate) segments: BTreeMap<u64, u64>,
+    /// The last membership: term and index of its entry, and its payload.
+    pub(crate) membership: Option<(u64, u64, Bytes)>,
     segment_size: u64,
     /// Small objects that changed since the last checkpoint began; `None`: gone.
     changed: BTreeMap<Bytes, Option<Bytes>>,
@@ -215,6 +219,7 @@ enum Thing {
 }
 
 const KEY_META: &[u8] = b"m";
+const KEY_MEMBERSHIP: &[u8] = b"M";
 const KEY_DEFINITION: u8 = b'd';
 const KEY_QUEUE: u8 = b'q';
 const KEY_SESSION: u8 = b's';
@@ -233,6 +238,7 @@ impl State {
             sessions: BTreeMap::new(),
             group_offsets: HashMap::default(),
             segments: BTreeMap::new(),
+            membership: None,
             segment_size,
             changed: BTreeMap::new(),
             definitions: HashMap::default(),
@@ -270,9 +276,21 @@ impl State {
                     panic!("log position {}: {error}", batch.point.position);
                 }
             }
-            _ => {}
+            MEMBERSHIP => {
+                self.keep_membership(batch.point.term, batch.point.index, &batch.payload);
+            }
+            kind => panic!("log position {}: batch kind {kind} is unknown to this program", batch.point.position),
         }
         out
+    }
+
+    fn keep_membership(&mut self, term: u64, index: u64, payload: &Bytes) {
+        let mut value = BytesMut::with_capacity(16 + payload.len());
+        value.put_u64_le(term);
+        value.put_u64_le(index);
+        value.put_slice(payload);
+        self.changed.insert(Bytes::from_static(KEY_MEMBERSHIP), Some(value.freeze()));
+        self.membership = Some((term, index, payload.clone()));
     }
 
     fn apply_outcomes(&mut self, batch: &Batch, pages: &dyn Pages, out: &mut Applied) -> Result<(), Malformed> {
@@ -661,6 +679,11 @@ impl State {
         for (key, value) in objects {
             match (key.first().copied(), key.len()) {
                 (Some(b'm'), 1) => meta = Some(value),
+                (Some(b'M'), 1) => {
+                    let mut cursor = record::Cursor::new(&value, 0);
+                    let (term, index) = (cursor.u64()?, cursor.u64()?);
+                    state.membership = Some((term, index, value.slice(cursor.at()..)));
+                }
                 (Some(KEY_DEFINITION), 9) => {
                     let change = change::read(&mut record::Cursor::new(&value, 0))?;
                     state.topology.apply(&change);

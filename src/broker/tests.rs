@@ -1,0 +1,518 @@
+//! The core as a whole, on a log that commits what it is given: rules of verbs, order, leases, resending.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dassie_storage::{Batch, LogPoint};
+use tokio::sync::{mpsc, watch};
+
+use super::api::*;
+use super::core::{Core, PageSource, Parts, Proposal};
+use super::index::NoPages;
+use super::link::{Credit, Input};
+use super::message::Batches;
+use super::state::{OUTCOMES, State, TERM_START};
+use crate::clock::Clock;
+use crate::security::{self, Action, Resource};
+
+#[derive(Clone, Default)]
+struct MemoryLog(Rc<RefCell<BTreeMap<u64, Batch>>>);
+
+impl Batches for MemoryLog {
+    fn batch(&self, position: u64) -> io::Result<Batch> {
+        self.0.borrow().get(&position).cloned().ok_or_else(|| io::Error::other("no batch there"))
+    }
+}
+
+impl PageSource for NoPages {
+    fn read(&self, page: u32, owner: u64) -> io::Result<Bytes> {
+        super::index::Pages::read(self, page, owner)
+    }
+}
+
+struct StillClock;
+
+impl Clock for StillClock {
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn wall_ms(&self) -> u64 {
+        1_800_000_000_000
+    }
+}
+
+struct Plain;
+
+impl Semantics for Plain {
+    fn headers_match(&self, _: &[u8], _: &Message) -> bool {
+        true
+    }
+
+    fn arguments_differ(&self, _: &'static str, a: &[u8], b: &[u8]) -> Option<(String, String, String)> {
+        (a != b).then(|| ("x".into(), "a".into(), "b".into()))
+    }
+
+    fn topic_queue(&self, _: &Message, _: u32) -> Option<u32> {
+        Some(0)
+    }
+
+    fn stamp(&self, _: &mut [u8], _: u32, _: u64) {}
+}
+
+/// A core and the log it writes.
+struct Harness {
+    core: Core,
+    log: MemoryLog,
+    index: u64,
+    position: u64,
+    term: u64,
+    taken: Vec<Proposal>,
+}
+
+struct Client {
+    id: ConnectionId,
+    events: mpsc::UnboundedReceiver<Vec<Event>>,
+    request: u64,
+}
+
+fn key() -> security::Authorized {
+    security::authorize(&security::anonymous("127.0.0.1".parse().unwrap()), Action::Write, Resource::Own).unwrap()
+}
+
+impl Harness {
+    fn new() -> Self {
+        let log = MemoryLog::default();
+        let parts = Parts {
+            node: 1,
+            session: 77,
+            log: Box::new(log.clone()),
+            pages: Box::new(NoPages),
+            semantics: Arc::new(Plain),
+            clock: Arc::new(StillClock),
+            topology: watch::channel(Arc::default()).0,
+        };
+        let (state, _) = Core::recovered(1 << 20, None).unwrap();
+        let mut harness =
+            Self { core: Core::new(parts, state), log, index: 0, position: 0, term: 0, taken: Vec::new() };
+        harness.start_term();
+        harness.run();
+        harness
+    }
+
+    fn start_term(&mut self) {
+        self.term += 1;
+        self.commit(TERM_START, Bytes::new());
+    }
+
+    fn commit(&mut self, kind: u8, payload: Bytes) {
+        let end = self.position + 96 + payload.len() as u64;
+        let point =
+            LogPoint { index: self.index, term: self.term, leader: 1, position: self.position, end, hash: 0 };
+        let batch = Batch { point, kind, payload, payload_position: self.position + 96 };
+        self.log.0.borrow_mut().insert(self.position, batch.clone());
+        self.index += 1;
+        self.position = end;
+        self.core.apply(&batch);
+    }
+
+    /// Takes what is to be proposed, without committing it.
+    fn propose(&mut self) {
+        self.core.turn();
+        while self.core.serve() {}
+        let proposals = self.core.proposals();
+        self.taken.extend(proposals);
+        self.core.flush();
+    }
+
+    /// Commits until nothing is left to do.
+    fn run(&mut self) {
+        loop {
+            self.propose();
+            if self.taken.is_empty() {
+                return;
+            }
+            for proposal in std::mem::take(&mut self.taken) {
+                self.commit(OUTCOMES, proposal.payload);
+            }
+        }
+    }
+
+    fn client(&mut self, id: ConnectionId) -> Client {
+        let (events_in, events) = mpsc::unbounded_channel();
+        self.core.input(Input::Connected(id, events_in, Arc::new(Credit::default())));
+        Client { id, events, request: 0 }
+    }
+
+    fn send(&mut self, client: &mut Client, op: Op) {
+        client.request += 1;
+        let verb = Verb { key: key(), request: client.request, vhost: 0, op };
+        self.core.input(Input::Verbs(client.id, vec![verb]));
+    }
+
+    fn call(&mut self, client: &mut Client, op: Op) -> Result<Reply, Refusal> {
+        self.send(client, op);
+        self.run();
+        let request = client.request;
+        client
+            .take()
+            .into_iter()
+            .find_map(|e| match e {
+                Event::Reply { request: r, result } if r == request => Some(result),
+                _ => None,
+            })
+            .expect("an answer")
+    }
+}
+
+impl Client {
+    fn take(&mut self) -> Vec<Event> {
+        let mut all = Vec::new();
+        while let Ok(events) = self.events.try_recv() {
+            all.extend(events);
+        }
+        all
+    }
+
+    fn deliveries(&mut self) -> Vec<(u64, bool, Vec<u8>)> {
+        self.take()
+            .into_iter()
+            .flat_map(|e| match e {
+                Event::Deliveries { deliveries, .. } => deliveries,
+                _ => Vec::new(),
+            })
+            .map(|d| match d.message {
+                Located::Ready(m) => (d.offset, d.redelivered, m.bytes.to_vec()),
+                Located::Stored { .. } => (d.offset, d.redelivered, Vec::new()),
+            })
+            .collect()
+    }
+}
+
+fn queue(name: &str, durable: bool) -> Op {
+    Op::DeclareQueue(
+        QueueSpec {
+            name: name.into(),
+            kind: QueueKind::Classic,
+            durable,
+            exclusive: false,
+            auto_delete: false,
+            arguments: Bytes::new(),
+        },
+        false,
+    )
+}
+
+fn publish(exchange: &str, key: &str, confirm: u64, body: &'static [u8]) -> Op {
+    Op::Publish(Publish {
+        channel: 1,
+        exchange: exchange.into(),
+        routing_key: key.into(),
+        mandatory: false,
+        confirm,
+        message: Message {
+            origin: Origin::Amqp,
+            bytes: Bytes::from_static(body),
+            prefix_len: 0,
+            body_len: u32::try_from(body.len()).unwrap(),
+            tag_hash: 0,
+            persistent: true,
+        },
+    })
+}
+
+fn consume(reader: ReaderId, name: &str, window: u16) -> Op {
+    Op::Subscribe(Subscribe {
+        reader,
+        queue: name.into(),
+        no_ack: false,
+        exclusive: false,
+        window: Window { reader: window, channel: 1 },
+    })
+}
+
+fn confirms(events: &[Event]) -> Vec<(u64, u64, bool)> {
+    events
+        .iter()
+        .filter_map(|e| match e {
+            Event::Confirmed { first, last, accepted, .. } => Some((*first, *last, *accepted)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_confirm_comes_after_the_batch_is_applied_and_not_before() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    h.send(&mut c, publish("", "q", 1, b"one"));
+    h.propose();
+    assert!(confirms(&c.take()).is_empty());
+    h.run();
+    assert_eq!(confirms(&c.take()), [(1, 1, true)]);
+}
+
+#[test]
+fn messages_are_delivered_in_order_within_the_window_and_acks_make_room() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    for body in [b"0", b"1", b"2", b"3"] {
+        h.send(&mut c, publish("", "q", 0, body));
+    }
+    h.call(&mut c, consume(5, "q", 2)).unwrap();
+    let Ok(Reply::Queue { messages, consumers }) = h.call(&mut c, queue("q", true)) else { panic!() };
+    assert_eq!((messages, consumers), (2, 1));
+    h.send(&mut c, Op::Settle { reader: 5, ranges: vec![(0, 0)], how: Settle::Ack });
+    h.run();
+    assert_eq!(c.deliveries().iter().map(|d| d.0).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_requeued_message_returns_to_its_place_flagged() {
+    for durable in [true, false] {
+        let mut h = Harness::new();
+        let mut c = h.client(1);
+        h.call(&mut c, queue("q", durable)).unwrap();
+        for body in [b"0", b"1", b"2"] {
+            h.send(&mut c, publish("", "q", 0, body));
+        }
+        h.send(&mut c, consume(5, "q", 2));
+        h.run();
+        assert_eq!(c.deliveries().len(), 2);
+        h.send(&mut c, Op::Settle { reader: 5, ranges: vec![(0, 1)], how: Settle::Requeue });
+        h.run();
+        assert_eq!(
+            c.deliveries(),
+            [(0, true, b"0".to_vec()), (1, true, b"1".to_vec())],
+            "durable: {durable}"
+        );
+    }
+}
+
+#[test]
+fn what_a_gone_connection_held_comes_to_another_redelivered() {
+    let mut h = Harness::new();
+    let (mut a, mut b) = (h.client(1), h.client(2));
+    h.call(&mut a, queue("q", true)).unwrap();
+    h.send(&mut a, publish("", "q", 0, b"x"));
+    h.send(&mut a, consume(1, "q", 0));
+    h.run();
+    assert_eq!(a.deliveries().len(), 1);
+    h.core.input(Input::Disconnected(1));
+    h.send(&mut b, consume(1, "q", 0));
+    h.run();
+    assert_eq!(b.deliveries(), [(0, true, b"x".to_vec())]);
+}
+
+#[test]
+fn an_exclusive_queue_is_locked_for_others_and_goes_with_its_connection() {
+    let mut h = Harness::new();
+    let (mut a, mut b) = (h.client(1), h.client(2));
+    let Op::DeclareQueue(spec, _) = queue("q", false) else { panic!() };
+    h.call(&mut a, Op::DeclareQueue(QueueSpec { exclusive: true, ..spec }, false)).unwrap();
+    assert!(matches!(h.call(&mut b, consume(1, "q", 0)), Err(Refusal::Locked { .. })));
+    h.core.input(Input::Disconnected(1));
+    h.run();
+    assert!(matches!(h.call(&mut b, consume(1, "q", 0)), Err(Refusal::NotFound { .. })));
+}
+
+#[test]
+fn an_auto_delete_queue_goes_with_its_last_reader_and_not_before() {
+    let mut h = Harness::new();
+    let mut a = h.client(1);
+    let Op::DeclareQueue(spec, _) = queue("q", true) else { panic!() };
+    h.call(&mut a, Op::DeclareQueue(QueueSpec { auto_delete: true, ..spec }, false)).unwrap();
+    h.call(&mut a, consume(1, "q", 0)).unwrap();
+    h.call(&mut a, consume(2, "q", 0)).unwrap();
+    h.call(&mut a, Op::Unsubscribe { reader: 1 }).unwrap();
+    h.send(&mut a, publish("", "q", 1, b"x"));
+    h.run();
+    assert_eq!(h.core.state.queues.len(), 1);
+    h.call(&mut a, Op::Unsubscribe { reader: 2 }).unwrap();
+    h.run();
+    assert_eq!(h.core.state.queues.len(), 0);
+    assert!(h.core.state.segments.is_empty(), "its messages hold no segment any more");
+}
+
+#[test]
+fn a_lost_batch_is_decided_again_with_one_confirm_and_no_duplicate() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    h.send(&mut c, publish("", "q", 1, b"one"));
+    h.propose();
+    h.send(&mut c, publish("", "q", 2, b"two"));
+    h.propose();
+    // The batch with the first is refused, and nothing else is under way.
+    assert_eq!(h.taken.len(), 1);
+    h.taken.clear();
+    h.core.refused(h.term);
+    h.core.retry(h.term);
+    h.run();
+    assert_eq!(confirms(&c.take()), [(1, 2, true)]);
+    let queue = h.core.state.queues.values().next().unwrap();
+    assert_eq!(queue.index.next(), 2);
+}
+
+#[test]
+fn a_batch_behind_a_refused_one_is_void_and_comes_again_in_order() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    let large: &'static [u8] = Box::leak(vec![b'a'; 800_000].into_boxed_slice());
+    let other: &'static [u8] = Box::leak(vec![b'b'; 800_000].into_boxed_slice());
+    h.send(&mut c, publish("", "q", 1, large));
+    h.send(&mut c, publish("", "q", 2, other));
+    h.send(&mut c, publish("", "q", 3, large));
+    h.propose();
+    assert!(h.taken.len() >= 2, "two batches under way");
+    let mut under_way = std::mem::take(&mut h.taken);
+    // The first is refused, the second accepted in the same term: it must not count.
+    h.core.refused(h.term);
+    under_way.remove(0);
+    for proposal in under_way {
+        h.commit(OUTCOMES, proposal.payload);
+    }
+    assert!(confirms(&c.take()).is_empty());
+    h.core.retry(h.term);
+    h.run();
+    let mut all = confirms(&c.take());
+    all.sort_unstable();
+    assert_eq!(all.iter().map(|(a, b, _)| b - a + 1).sum::<u64>(), 3);
+    let queue = h.core.state.queues.values().next().unwrap();
+    assert_eq!(queue.index.next(), 3);
+}
+
+#[test]
+fn a_new_term_decides_what_was_pending_again() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    h.send(&mut c, publish("", "q", 1, b"one"));
+    h.propose();
+    let lost = std::mem::take(&mut h.taken);
+    assert_eq!(lost.len(), 1);
+    h.start_term();
+    h.run();
+    assert_eq!(confirms(&c.take()), [(1, 1, true)]);
+    // The old leader's batch turning up in the new term is void.
+    h.commit(OUTCOMES, lost[0].payload.clone());
+    assert_eq!(h.core.state.queues.values().next().unwrap().index.next(), 1);
+}
+
+#[test]
+fn a_message_for_a_topic_reaches_its_queue_and_what_is_bound_to_it() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    let topic: Arc<str> = "T".into();
+    h.call(&mut c, Op::CreateTopic { topic: Arc::clone(&topic), write_queues: 2, read_queues: 2, permission: 6 })
+        .unwrap();
+    let binding = BindingSpec {
+        source: "amq.rmq.T".into(),
+        destination: Destination::Queue("q".into()),
+        key: "red".into(),
+        arguments: Bytes::new(),
+    };
+    h.call(&mut c, Op::Bind(binding)).unwrap();
+    let message = |body: &'static [u8], tag: &str| SendMessage {
+        message: Message {
+            origin: Origin::Amqp,
+            bytes: Bytes::from_static(body),
+            prefix_len: 0,
+            body_len: 1,
+            tag_hash: 9,
+            persistent: true,
+        },
+        tag: tag.into(),
+    };
+    let send = Send {
+        topic: Arc::clone(&topic),
+        queue_id: Some(1),
+        create_queues: None,
+        messages: vec![message(b"r", "red"), message(b"b", "blue")],
+    };
+    let Ok(Reply::Sent { queue_id, offsets, positions }) = h.call(&mut c, Op::Send(send)) else { panic!() };
+    assert_eq!((queue_id, offsets), (1, vec![0, 1]));
+    assert!(positions[0] < positions[1]);
+    let fetch = |offset, wait_ms| {
+        Op::Fetch(Fetch {
+            topic: Arc::clone(&topic),
+            queue_id: 1,
+            offset,
+            max_messages: 32,
+            max_bytes: 1 << 20,
+            tags: [].into(),
+            wait_ms,
+        })
+    };
+    let Ok(Reply::Fetched(fetched)) = h.call(&mut c, fetch(0, 0)) else { panic!() };
+    assert_eq!((fetched.status, fetched.deliveries.len(), fetched.next), (FetchStatus::Found, 2, 2));
+    let Ok(Reply::Queue { messages, .. }) = h.call(&mut c, queue("q", true)) else { panic!() };
+    assert_eq!(messages, 1);
+    // An AMQP publish to the topic's exchange is a message of the topic, and wakes who waits.
+    h.send(&mut c, fetch(2, 1000));
+    h.run();
+    assert!(c.take().is_empty());
+    h.send(&mut c, publish("amq.rmq.T", "red", 1, b"z"));
+    h.run();
+    assert_eq!(confirms(&c.take()), [(1, 1, true)]);
+}
+
+#[test]
+fn a_checkpoint_and_the_log_behind_it_give_the_same_state() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    for name in ["a", "b", "c"] {
+        h.call(&mut c, queue(name, true)).unwrap();
+    }
+    let binding = BindingSpec {
+        source: "amq.fanout".into(),
+        destination: Destination::Queue("a".into()),
+        key: "".into(),
+        arguments: Bytes::new(),
+    };
+    h.call(&mut c, Op::Bind(binding)).unwrap();
+    for n in 0..200u64 {
+        h.send(&mut c, publish(if n % 2 == 0 { "" } else { "amq.fanout" }, "b", 0, b"body"));
+    }
+    h.call(&mut c, consume(1, "b", 10)).unwrap();
+    h.send(&mut c, Op::Settle { reader: 1, ranges: vec![(0, 3), (6, 6)], how: Settle::Ack });
+    h.run();
+    let mut pages: BTreeMap<u32, Bytes> = BTreeMap::new();
+    let mut next = 0;
+    let delta = h.core.state.begin_checkpoint(&mut |n| {
+        next += n;
+        next - n
+    });
+    let delta = delta.unwrap();
+    pages.extend(delta.pages.iter().map(|(id, _, bytes)| (*id, bytes.clone())));
+    h.core.state.checkpointed(&delta.assigned);
+    struct Kept(BTreeMap<u32, Bytes>);
+    impl super::index::Pages for Kept {
+        fn read(&self, page: u32, _: u64) -> io::Result<Bytes> {
+            self.0.get(&page).cloned().ok_or_else(|| io::Error::other("no page"))
+        }
+    }
+    let kept = Kept(pages);
+    let objects: BTreeMap<Bytes, Bytes> = delta.puts.into_iter().collect();
+    let (mut loaded, _) = State::load(1 << 20, delta.point, objects).unwrap();
+    assert_eq!(loaded.digest(&kept), h.core.state.digest(&kept));
+    // Then both go on with the same batches.
+    h.send(&mut c, Op::Settle { reader: 1, ranges: vec![(4, 5)], how: Settle::Ack });
+    h.call(&mut c, Op::DeleteQueue { name: "a".into(), if_unused: false, if_empty: false }).unwrap();
+    h.run();
+    let behind: Vec<Batch> =
+        h.log.0.borrow().values().filter(|b| b.point.index > delta.point.index).cloned().collect();
+    for batch in behind {
+        loaded.apply(&batch, &kept);
+    }
+    assert_eq!(loaded.digest(&kept), h.core.state.digest(&kept));
+}

@@ -1,0 +1,320 @@
+//! Wires a node together: storage, consensus, the shard and its threads. No logic.
+//!
+//! Owns: which thread runs what (`src/docs/threads.md`). Promises: a node that started is led and recovered or says why not; the
+//! first failure of the log ends the process with the operation and the place named (D18).
+//! Does not know: protocols; listeners are joined to the [`Shard`] by `main`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dassie_storage::{
+    CheckpointStore, Disk, FullSpeed, Log, LogPoint, NewPage, Options, PageReader, PageStore, ProposalId, RealDisk,
+    ReplicatedLog, block_on, read_floor,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::broker::api::Semantics;
+use crate::broker::core::{Core, PageSource, Parts, Proposal};
+use crate::broker::link::Shard;
+use crate::broker::shard::{CheckpointJob, Seams, ShardLoop};
+use crate::clock::Clock;
+use crate::cluster::{KnownMembership, Replica};
+use crate::data_dir::DataDir;
+use crate::metrics::Metrics;
+use crate::process::{self, AbortOnPanic};
+
+/// A checkpoint is taken after so many bytes of log: what a restart replays at most, and what index pages in memory come from.
+const CHECKPOINT_BYTES: u64 = 32 << 20;
+/// How often a checkpoint that found no space is tried again.
+const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
+
+/// What a node is made of.
+pub struct NodeParts {
+    /// Where the store is, and who it is.
+    pub store: DataDir,
+    /// Bytes of the newest batches kept in memory.
+    pub tail_memory: usize,
+    /// Knows the layouts of messages.
+    pub semantics: Arc<dyn Semantics>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// A random number, never 0: names this incarnation, and seeds election timeouts.
+    pub incarnation: u64,
+}
+
+/// A running node.
+pub struct Node {
+    /// The door for connections.
+    pub shard: Shard,
+    /// True while the shard serves.
+    pub ready: watch::Receiver<bool>,
+    stop: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+impl Node {
+    /// Recovers the store and starts the node's threads.
+    ///
+    /// # Errors
+    /// A store that can not be opened, with file and offset.
+    pub async fn start(parts: NodeParts) -> std::io::Result<Self> {
+        let (opened, wait) = oneshot::channel();
+        let (stop, stopped) = watch::channel(false);
+        let (ready, ready_out) = watch::channel(false);
+        let thread = spawn("shard", move || run_shard(parts, opened, stopped, ready))?;
+        let shard = wait.await.map_err(|_| std::io::Error::other("the shard's thread ended while it started"))??;
+        Ok(Self { shard, ready: ready_out, stop, thread })
+    }
+
+    /// Ends the node: the log is closed cleanly. Blocks until its threads have ended.
+    pub fn stop(self) {
+        self.stop.send_replace(true);
+        drop(self.shard);
+        // A panic there has already aborted the process.
+        let _ = self.thread.join();
+    }
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        let _guard = AbortOnPanic::new(name);
+        run();
+    })
+}
+
+type Opened = oneshot::Sender<std::io::Result<Shard>>;
+
+fn run_shard(parts: NodeParts, opened: Opened, stop: watch::Receiver<bool>, ready: watch::Sender<bool>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(opened.send(Err(error))),
+    };
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        crate::cluster::seed(parts.incarnation);
+        match open(&parts, stop, ready).await {
+            Ok((shard, running)) => {
+                drop(opened.send(Ok(shard)));
+                running.await;
+            }
+            Err(error) => drop(opened.send(Err(error))),
+        }
+    });
+}
+
+struct Pages(PageReader<RealDisk>);
+
+impl PageSource for Pages {
+    fn read(&self, page: u32, owner: u64) -> std::io::Result<bytes::Bytes> {
+        self.0.read(u64::from(page), owner)
+    }
+}
+
+async fn open(
+    parts: &NodeParts,
+    stop: watch::Receiver<bool>,
+    ready: watch::Sender<bool>,
+) -> std::io::Result<(Shard, impl Future<Output = ()> + use<>)> {
+    let (disk, genesis) = (parts.store.disk.clone(), parts.store.genesis.clone());
+    let floor = read_floor(&disk, &genesis).await?;
+    let (checkpoints, loaded) = CheckpointStore::load(&disk, genesis.store, floor.map(|f| f.index)).await?;
+    let point = loaded.as_ref().map(|l| l.point);
+    let (state, used) = Core::recovered(genesis.segment_size, loaded.map(|l| (l.point, l.objects)))?;
+    let pages = PageStore::open(&disk, used.into_iter().map(u64::from)).await?;
+    let options = Options { tail_bytes: parts.tail_memory, ..Options::default() };
+    let log = Log::open(&disk, options, &genesis, point).await?;
+    if let Some(cut) = &log.recovered.cut {
+        tracing::warn!("the unfinished end of the log was cut: {cut:?}");
+    }
+    let (writer, preparer) = (log.writer, log.preparer);
+    spawn("log writer", move || ended("log writer", block_on(writer.run())))?;
+    spawn("log preparer", move || ended("log preparer", block_on(preparer.run())))?;
+
+    let (inputs_in, inputs) = mpsc::unbounded_channel();
+    let (topology, topology_out) = watch::channel(Arc::default());
+    let shard = Shard::new(inputs_in, topology_out, log.reader.clone());
+    let known = state.membership();
+    let core = Core::new(
+        Parts {
+            node: genesis.node,
+            session: parts.incarnation,
+            log: Box::new(log.reader.clone()),
+            pages: Box::new(Pages(pages.reader())),
+            semantics: Arc::clone(&parts.semantics),
+            clock: Arc::clone(&parts.clock),
+            topology,
+        },
+        state,
+    );
+    let shard_loop = ShardLoop::new(core, inputs, genesis.segment_size, CHECKPOINT_BYTES);
+    let (refused_in, refused) = mpsc::unbounded_channel();
+    let known = known.map(|(term, index, payload)| KnownMembership { term, index, payload });
+    let replica =
+        Replica::start_alone(log.log.clone(), genesis.node, shard_loop.applier(), known, refused_in).await?;
+    tokio::task::spawn_local(complete(log.log.clone()));
+    let seams = seams(&log.log, &replica, pages, checkpoints, refused, stop, ready, &parts.metrics)?;
+    let log = log.log;
+    Ok((shard, async move {
+        shard_loop.run(seams).await;
+        replica.shutdown().await;
+        close(&log).await;
+    }))
+}
+
+fn ended(thread: &str, result: std::io::Result<()>) {
+    if let Err(error) = result {
+        process::die(&format!("{thread}: {error}"));
+    }
+}
+
+/// Calls back what the writer completed. Its first failure is the process's end.
+async fn complete<D: Disk>(log: Log<D>) {
+    loop {
+        match log.completions().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return,
+            Err(error) => process::die(&format!("log: {error}")),
+        }
+    }
+}
+
+async fn close<D: Disk>(log: &Log<D>) {
+    let (done, wait) = oneshot::channel();
+    log.close(Box::new(move |result| drop(done.send(result))));
+    match wait.await {
+        Ok(Ok(())) => tracing::info!("log closed"),
+        Ok(Err(error)) => process::die(&format!("closing the log: {error}")),
+        Err(_) => {}
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // the one place where everything meets
+fn seams<A: dassie_storage::Apply + 'static>(
+    log: &Log<RealDisk>,
+    replica: &Replica<A, RealDisk>,
+    pages: PageStore<RealDisk>,
+    checkpoints: CheckpointStore<RealDisk>,
+    refused: mpsc::UnboundedReceiver<u64>,
+    stop: watch::Receiver<bool>,
+    ready: watch::Sender<bool>,
+    metrics: &Arc<Metrics>,
+) -> std::io::Result<Seams> {
+    let pages = Arc::new(Mutex::new(pages));
+    let (jobs, todo) = std::sync::mpsc::channel();
+    let (durable_in, durable) = mpsc::unbounded_channel();
+    let maintained = Arc::clone(&pages);
+    spawn("maintenance", move || maintain(&maintained, checkpoints, &todo, &durable_in))?;
+    let (proposer, leader, floor) = (replica.clone(), replica.clone(), replica.clone());
+    let (backlog, retire, observed, metrics) = (log.clone(), log.clone(), log.clone(), Arc::clone(metrics));
+    let retiring = Rc::new(RefCell::new(()));
+    Ok(Seams {
+        propose: Box::new(move |Proposal { term, ordinal, payload }| {
+            proposer.propose(payload, ProposalId { term, ordinal });
+        }),
+        refused,
+        leads: Box::new(move || leader.leads()),
+        backlog_full: Box::new(move || backlog.backlog().is_full()),
+        allocate_pages: Box::new(move |count| {
+            let first = block_on(lock(&pages).allocate(u64::from(count)));
+            match first.map(u32::try_from) {
+                Ok(Ok(first)) => first,
+                Ok(Err(_)) => process::die("index pages: more than fit into their numbers"),
+                Err(error) => process::die(&format!("index pages: {error}")),
+            }
+        }),
+        write_checkpoint: Box::new(move |job| drop(jobs.send(job))),
+        checkpoints: durable,
+        checkpointed: Box::new(move |point, dead| {
+            let (floor, retire, retiring) = (floor.clone(), retire.clone(), Rc::clone(&retiring));
+            tokio::task::spawn_local(async move {
+                // One at a time: the floor rises in order.
+                let _one = retiring;
+                if let Err(error) = floor.checkpointed(point).await {
+                    return tracing::warn!("the log floor stays: {error}");
+                }
+                retire_below(&retire, &dead);
+            });
+        }),
+        stop,
+        ready,
+        observe: Box::new(move |core| observe(core, &observed, &metrics)),
+    })
+}
+
+/// Segments that hold nothing alive go, as far as the durable floor allows; the rest comes with the next checkpoint.
+fn retire_below<D: Disk>(log: &Log<D>, dead: &[u64]) {
+    for segment in dead {
+        if log.retire(&[*segment]).is_err() {
+            return;
+        }
+    }
+}
+
+fn observe<D: Disk>(core: &mut Core, log: &Log<D>, metrics: &Metrics) {
+    core.observe(metrics);
+    let position = |end: u64| i64::try_from(end).unwrap_or(i64::MAX);
+    metrics.log.position.set(position(log.last().map_or(0, |l| l.end)));
+    metrics.log.synced.set(position(log.durable()));
+    if log.backlog().blocked.is_some() {
+        log.retry_preparation();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The maintenance thread: writes checkpoints, merges them.
+fn maintain(
+    pages: &Mutex<PageStore<RealDisk>>,
+    mut checkpoints: CheckpointStore<RealDisk>,
+    todo: &std::sync::mpsc::Receiver<CheckpointJob>,
+    durable: &mpsc::UnboundedSender<LogPoint>,
+) {
+    while let Ok(job) = todo.recv() {
+        let point = job.point;
+        while let Err(error) = block_on(write_checkpoint(&mut lock(pages), &mut checkpoints, &job)) {
+            if error.kind() != std::io::ErrorKind::StorageFull {
+                process::die(&format!("checkpoint: {error}"));
+            }
+            tracing::warn!("no space for a checkpoint, trying again: {error}");
+            if let Err(std::sync::mpsc::RecvTimeoutError::Disconnected) = todo.recv_timeout(CHECKPOINT_RETRY) {
+                return;
+            }
+        }
+        if durable.send(point).is_err() {
+            return;
+        }
+        if checkpoints.wants_merge()
+            && let Err(error) = block_on(checkpoints.merge(&FullSpeed))
+        {
+            tracing::warn!("checkpoints stay unmerged: {error}");
+        }
+    }
+}
+
+async fn write_checkpoint(
+    pages: &mut PageStore<RealDisk>,
+    checkpoints: &mut CheckpointStore<RealDisk>,
+    job: &CheckpointJob,
+) -> std::io::Result<()> {
+    let new: Vec<NewPage> = job
+        .pages
+        .iter()
+        .map(|(id, owner, content)| NewPage { id: u64::from(*id), owner: *owner, content: content.clone() })
+        .collect();
+    pages.free(job.freed.iter().map(|id| u64::from(*id)));
+    let freed = pages.checkpoint_started();
+    if !new.is_empty() {
+        pages.write(&new).await?;
+        pages.sync().await?;
+    }
+    checkpoints.write_delta(job.point, job.puts.iter().cloned(), job.removes.iter().cloned(), &FullSpeed).await?;
+    pages.checkpoint_durable(&freed);
+    Ok(())
+}

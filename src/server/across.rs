@@ -183,7 +183,7 @@ mod tests {
     use dassie_rocketmq::message::SysFlag;
 
     /// zlib of 1,000 times `a`.
-    const ZLIB: [u8; 17] = [120, 156, 75, 76, 28, 5, 163, 96, 20, 12, 119, 0, 0];
+    const ZLIB: [u8; 17] = [120, 156, 75, 76, 28, 5, 163, 96, 20, 12, 119, 0, 0, 249, 216, 122, 248];
 
     fn stored(body: &[u8], sys_flag: i32, in_pieces: bool) -> StoredMessage {
         let record = Record {
@@ -243,8 +243,10 @@ mod tests {
         let strange = amqp_view(&stored(b"\x28\xb5\x2f\xfd", SysFlag::COMPRESSED | 2 << 8, false)).unwrap();
         let header = ContentHeader::parse(&strange.bytes[20..strange.prefix_len as usize]).unwrap();
         assert_eq!(header.properties.content_encoding(), Some(&b"zstd"[..]));
-        let damaged = amqp_view(&stored(&ZLIB, SysFlag::COMPRESSED, false)).unwrap();
-        assert_eq!(damaged.body.unwrap().concat(), ZLIB);
+        let opened = amqp_view(&stored(&ZLIB, SysFlag::COMPRESSED, true)).unwrap();
+        assert_eq!((opened.body_len, opened.body.unwrap().concat()), (1_000, vec![b'a'; 1_000]));
+        let damaged = amqp_view(&stored(&ZLIB[..9], SysFlag::COMPRESSED, false)).unwrap();
+        assert_eq!(damaged.body.unwrap().concat(), ZLIB[..9]);
     }
 
     #[test]

@@ -11,12 +11,14 @@
 //! Does not know: queues, the log, the other protocol. What RocketMQ clients sent is turned into AMQP's view by `server::across`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 pub use dassie_amqp::connection::Limits;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::Stop;
 use crate::broker::link::Shard;
+use crate::metrics::Metrics;
 
 mod answers;
 mod arguments;
@@ -37,6 +39,20 @@ mod refusals;
 mod session;
 mod settlements;
 mod unacked;
+
+/// Serves all connections of a listener until `stop`. `most`: connections at once; `offer`: what connection.tune proposes.
+pub async fn listen(
+    listener: TcpListener,
+    most: usize,
+    shard: Shard,
+    offer: Limits,
+    stop: Stop,
+    metrics: Arc<Metrics>,
+) {
+    let stop_each = stop.clone();
+    let connect = move |stream, peer| serve(stream, peer, shard.clone(), offer, stop_each.clone());
+    super::serve(listener, "amqp.listen", most, stop, metrics, connect).await;
+}
 
 /// Serves one connection from its first byte to its end. `offer`: what connection.tune proposes.
 pub async fn serve(stream: TcpStream, peer: SocketAddr, shard: Shard, offer: Limits, stop: Stop) {

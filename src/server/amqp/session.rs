@@ -336,3 +336,324 @@ impl Session {
 fn refused(requeue: bool) -> Settle {
     if requeue { Settle::Requeue } else { Settle::Discard }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use bytes::Bytes;
+    use dassie_amqp::connection::{Connection, Limits};
+    use dassie_amqp::content::{self, Properties};
+    use dassie_amqp::frame::{FrameKind, Split, split};
+    use dassie_amqp::method::{
+        BasicAck, BasicCancel, BasicConsume, BasicGet, BasicPublish, BasicQos, BasicRecover, ChannelClose, ChannelCloseOk,
+        ChannelOpen, ConfirmSelect, ConnectionOpen, ConnectionStartOk, ConnectionTuneOk, QueueDeclare, TxSelect,
+    };
+
+    use super::super::greeting::{Greeting, Progress};
+    use super::*;
+    use crate::broker::api::{Delivery, Event, Located, Message, Origin, StoredMessage};
+
+    struct NoLog;
+
+    impl Batches for NoLog {
+        fn batch(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
+            Err(std::io::Error::other(format!("nothing at {position}")))
+        }
+    }
+
+    /// A client's bytes, and what came back.
+    struct Test(Session);
+
+    fn open() -> Test {
+        let mut greeting = Greeting::new(Line::new(Connection::new(Limits::default())), IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mut bytes = b"AMQP\x00\x00\x09\x01".to_vec();
+        let start_ok = ConnectionStartOk { mechanism: "PLAIN", response: b"\0guest\0guest", locale: "en_US", ..Default::default() };
+        start_ok.encode_frame(0, &mut bytes);
+        ConnectionTuneOk { channel_max: 2047, frame_max: 131_072, heartbeat: 0 }.encode_frame(0, &mut bytes);
+        ConnectionOpen { virtual_host: "/", ..Default::default() }.encode_frame(0, &mut bytes);
+        let mut rest = &bytes[..];
+        let topology = Topology::new();
+        while let Ok(Some(event)) = greeting.line.wire.next_event(&mut rest) {
+            match greeting.on_heard(&event, &topology) {
+                Ok(Progress::Open(mut agreed, own)) => {
+                    agreed.cancel_notify = true;
+                    let mut test = Test(Session::new(greeting.line, agreed, own, Arc::new(topology), Box::new(NoLog)));
+                    test.written();
+                    test.hear(|out| ChannelOpen::default().encode_frame(1, out));
+                    test.written();
+                    return test;
+                }
+                Ok(_) => {}
+                Err(exception) => panic!("{exception}"),
+            }
+        }
+        panic!("the handshake did not end");
+    }
+
+    impl Test {
+        fn hear(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Vec<Verb> {
+            let mut bytes = Vec::new();
+            write(&mut bytes);
+            let mut rest = &bytes[..];
+            while let Some(heard) = self.0.line.wire.next_event(&mut rest).expect("well-formed") {
+                self.0.on_heard(&heard);
+            }
+            self.0.take_verbs()
+        }
+
+        /// What was written, as method names with their first lines, and header and body frames.
+        fn written(&mut self) -> Vec<String> {
+            let mut bytes = Vec::new();
+            let output = &mut self.0.line.output;
+            output
+                .write_to(|slices| {
+                    slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
+                    Ok(slices.iter().map(|slice| slice.len()).sum())
+                })
+                .unwrap();
+            let mut frames = Vec::new();
+            let mut rest = &bytes[..];
+            while let Ok(Split::Frame(frame)) = split(rest, u32::MAX) {
+                rest = &rest[frame.encoded_len()..];
+                frames.push(match frame.kind {
+                    FrameKind::Method => match Method::parse(frame.payload).unwrap() {
+                        Method::ChannelClose(close) => format!("channel.close {}", close.reply_text),
+                        Method::ConnectionClose(close) => format!("connection.close {}", close.reply_text),
+                        Method::BasicAck(ack) => format!("ack {} {}", ack.delivery_tag, ack.multiple),
+                        Method::BasicDeliver(m) => format!("deliver {} {} {}", m.consumer_tag, m.delivery_tag, m.routing_key),
+                        other => other.name().to_owned(),
+                    },
+                    FrameKind::Body => String::from_utf8_lossy(frame.payload).into_owned(),
+                    _ => "header".to_owned(),
+                });
+            }
+            assert!(rest.is_empty());
+            frames
+        }
+
+        fn answer(&mut self, verb: &Verb, result: Result<Reply, Refusal>) {
+            self.0.on_events(vec![Event::Reply { request: verb.request, result }]);
+        }
+
+        /// Consumes from `q` as `tag`, answered.
+        fn consume(&mut self, tag: &str) -> ReaderId {
+            let consume = BasicConsume { queue: "q", consumer_tag: tag, ..Default::default() };
+            let verbs = self.hear(|out| consume.encode_frame(1, out));
+            let [Verb { op: Op::Subscribe(subscribe), .. }] = &verbs[..] else { panic!("{verbs:?}") };
+            self.answer(&verbs[0], Ok(Reply::Subscribed));
+            assert_eq!(self.written(), ["basic.consume-ok"]);
+            subscribe.reader
+        }
+    }
+
+    fn message(body: &[u8]) -> Message {
+        let mut bytes = vec![0, 1, b'q', 0, 60, 0, 0];
+        bytes.extend_from_slice(&(body.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(&[0, 0]);
+        let prefix_len = u32::try_from(bytes.len()).unwrap();
+        bytes.extend_from_slice(body);
+        let body_len = u32::try_from(body.len()).unwrap();
+        Message { origin: Origin::Amqp, bytes: bytes.into(), prefix_len, body_len, tag_hash: 0, persistent: false }
+    }
+
+    fn delivery(offset: u64, body: &[u8]) -> Delivery {
+        let Message { bytes, prefix_len, body_len, .. } = message(body);
+        let stored = StoredMessage { origin: Origin::Amqp, bytes, prefix_len, body_len, body: None, store_time: 0 };
+        Delivery { offset, position: 0, redelivered: false, attempts: 0, weight: 10, message: Located::Ready(stored) }
+    }
+
+    fn publish(out: &mut Vec<u8>, channel: u16, key: &str, body: &[u8]) {
+        BasicPublish { routing_key: key, ..Default::default() }.encode_frame(channel, out);
+        content::encode(channel, Properties::EMPTY, body, 131_072, out);
+    }
+
+    #[test]
+    fn publishes_of_one_read_are_handed_over_with_their_numbers_and_bytes() {
+        let mut test = open();
+        test.hear(|out| ConfirmSelect::default().encode_frame(1, out));
+        assert_eq!(test.written(), ["confirm.select-ok"]);
+        let verbs = test.hear(|out| (0..3).for_each(|_| publish(out, 1, "q", b"hello")));
+        let seen = verbs.iter().map(|verb| match &verb.op {
+            Op::Publish(p) => (p.confirm, &*p.routing_key, p.message.bytes.clone()),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(seen.collect::<Vec<_>>(), [1, 2, 3].map(|n| (n, "q", message(b"hello").bytes)));
+        let slot = test.0.channels[&1].slot;
+        test.0.on_events(vec![
+            Event::Confirmed { channel: slot, first: 1, last: 2, accepted: true },
+            Event::Confirmed { channel: slot, first: 3, last: 3, accepted: true },
+        ]);
+        assert_eq!(test.written(), ["ack 3 true"]);
+    }
+
+    #[test]
+    fn deliveries_are_numbered_and_acks_name_what_was_delivered() {
+        let mut test = open();
+        let reader = test.consume("c");
+        let deliveries = (10..14).map(|offset| delivery(offset, b"x")).collect();
+        test.0.on_events(vec![Event::Deliveries { reader, deliveries }]);
+        assert_eq!(test.written()[9..], ["deliver c 4 q", "header", "x"]);
+        assert_eq!(test.0.undrained, 40);
+        let verbs = test.hear(|out| {
+            BasicAck { delivery_tag: 1, multiple: false }.encode_frame(1, out);
+            BasicAck { delivery_tag: 3, multiple: true }.encode_frame(1, out);
+        });
+        let [Verb { op: Op::Settle { ranges, how: Settle::Ack, .. }, .. }] = &verbs[..] else { panic!("{verbs:?}") };
+        assert_eq!(ranges[..], [(10, 12)]);
+        test.hear(|out| BasicAck { delivery_tag: 3, multiple: false }.encode_frame(1, out));
+        assert_eq!(test.written(), ["channel.close PRECONDITION_FAILED - unknown delivery tag 3"]);
+    }
+
+    #[test]
+    fn a_delivery_does_not_overtake_its_consume_ok() {
+        let mut test = open();
+        let verbs = test.hear(|out| {
+            QueueDeclare { queue: "q", ..Default::default() }.encode_frame(1, out);
+            BasicConsume { queue: "q", consumer_tag: "c", ..Default::default() }.encode_frame(1, out);
+        });
+        let Op::Subscribe(subscribe) = &verbs[1].op else { panic!("{verbs:?}") };
+        test.answer(&verbs[1], Ok(Reply::Subscribed));
+        test.0.on_events(vec![Event::Deliveries { reader: subscribe.reader, deliveries: vec![delivery(0, b"x")] }]);
+        assert!(test.written().is_empty());
+        test.answer(&verbs[0], Ok(Reply::Queue { messages: 0, consumers: 0 }));
+        let expected = ["queue.declare-ok", "basic.consume-ok", "deliver c 1 q", "header", "x"];
+        assert_eq!(test.written(), expected);
+    }
+
+    #[test]
+    fn an_answer_that_needs_nobody_waits_for_the_ones_before_it() {
+        let mut test = open();
+        let verbs = test.hear(|out| {
+            QueueDeclare { queue: "q", ..Default::default() }.encode_frame(1, out);
+            BasicQos { prefetch_count: 5, ..Default::default() }.encode_frame(1, out);
+        });
+        assert!(test.written().is_empty());
+        test.answer(&verbs[0], Ok(Reply::Queue { messages: 0, consumers: 0 }));
+        assert_eq!(test.written(), ["queue.declare-ok", "basic.qos-ok"]);
+    }
+
+    #[test]
+    fn a_refusal_closes_the_channel_and_what_follows_on_it_is_ignored() {
+        let mut test = open();
+        let verbs = test.hear(|out| QueueDeclare { queue: "q", passive: true, ..Default::default() }.encode_frame(1, out));
+        let refusal = Refusal::NotFound { kind: "queue", name: "q".into(), vhost: "/".into() };
+        test.answer(&verbs[0], Err(refusal));
+        assert_eq!(test.written(), ["channel.close NOT_FOUND - no queue 'q' in vhost '/'"]);
+        let verbs = test.hear(|out| {
+            publish(out, 1, "q", b"ignored");
+            ChannelCloseOk {}.encode_frame(1, out);
+            ChannelOpen::default().encode_frame(1, out);
+        });
+        assert!(matches!(&verbs[..], [Verb { op: Op::CloseChannel { .. }, .. }]), "{verbs:?}");
+        assert_eq!(test.written(), ["channel.open-ok"]);
+    }
+
+    #[test]
+    fn a_late_event_does_not_reach_a_channel_opened_again() {
+        let mut test = open();
+        let old = test.0.channels[&1].slot;
+        let verbs = test.hear(|out| ChannelClose { reply_code: 200, ..Default::default() }.encode_frame(1, out));
+        assert!(test.written().is_empty());
+        test.answer(&verbs[0], Ok(Reply::Ok));
+        assert_eq!(test.written(), ["channel.close-ok"]);
+        test.hear(|out| {
+            ChannelOpen::default().encode_frame(1, out);
+            ConfirmSelect::default().encode_frame(1, out);
+        });
+        test.written();
+        test.0.on_events(vec![Event::Confirmed { channel: old, first: 1, last: 1, accepted: true }]);
+        assert!(test.written().is_empty());
+    }
+
+    #[test]
+    fn the_answer_of_a_get_whose_channel_is_gone_goes_back_to_its_queue() {
+        let mut test = open();
+        let verbs = test.hear(|out| {
+            BasicGet { queue: "q", ..Default::default() }.encode_frame(1, out);
+            ChannelClose { reply_code: 200, ..Default::default() }.encode_frame(1, out);
+        });
+        let Op::Get { reader, .. } = verbs[0].op else { panic!("{verbs:?}") };
+        test.answer(&verbs[1], Ok(Reply::Ok));
+        test.answer(&verbs[0], Ok(Reply::Got { delivery: Some(delivery(7, b"x")), remaining: 0 }));
+        assert_eq!(test.written(), ["channel.close-ok"]);
+        let back = test.0.take_verbs();
+        let [Verb { op: Op::Settle { reader: holder, ranges, how: Settle::Requeue }, .. }] = &back[..] else {
+            panic!("{back:?}")
+        };
+        assert_eq!((*holder, &ranges[..]), (reader, &[(7, 7)][..]));
+    }
+
+    #[test]
+    fn cancelling_ends_a_consumer_when_it_is_answered_and_its_messages_stay_settleable() {
+        let mut test = open();
+        let reader = test.consume("c");
+        let verbs = test.hear(|out| BasicCancel { consumer_tag: "c", nowait: false }.encode_frame(1, out));
+        test.0.on_events(vec![Event::Deliveries { reader, deliveries: vec![delivery(0, b"x")] }]);
+        test.answer(&verbs[0], Ok(Reply::Ok));
+        assert_eq!(test.written(), ["deliver c 1 q", "header", "x", "basic.cancel-ok"]);
+        let verbs = test.hear(|out| BasicAck { delivery_tag: 1, multiple: false }.encode_frame(1, out));
+        assert!(matches!(&verbs[..], [Verb { op: Op::Settle { how: Settle::Ack, .. }, .. }]), "{verbs:?}");
+    }
+
+    #[test]
+    fn a_consumer_hears_that_its_queue_is_gone() {
+        let mut test = open();
+        let reader = test.consume("c");
+        test.0.on_events(vec![Event::ReaderCancelled { reader }]);
+        assert_eq!(test.written(), ["basic.cancel"]);
+        test.consume("c");
+    }
+
+    #[test]
+    fn recover_gives_everything_back_in_order() {
+        let mut test = open();
+        let reader = test.consume("c");
+        test.0.on_events(vec![Event::Deliveries { reader, deliveries: (3..6).map(|o| delivery(o, b"")).collect() }]);
+        test.written();
+        let verbs = test.hear(|out| BasicRecover { requeue: true }.encode_frame(1, out));
+        let [Verb { op: Op::Settle { ranges, how: Settle::Requeue, .. }, .. }] = &verbs[..] else { panic!("{verbs:?}") };
+        assert_eq!(ranges[..], [(3, 5)]);
+        assert_eq!(test.written(), ["basic.recover-ok"]);
+    }
+
+    #[test]
+    fn what_is_not_supported_ends_the_connection_by_name() {
+        for (write, text) in [
+            (
+                (|out: &mut Vec<u8>| TxSelect {}.encode_frame(1, out)) as fn(&mut Vec<u8>),
+                "connection.close NOT_IMPLEMENTED - tx.select is not supported",
+            ),
+            (
+                |out| BasicQos { prefetch_size: 1, ..Default::default() }.encode_frame(1, out),
+                "connection.close NOT_IMPLEMENTED - prefetch_size!=0 (1)",
+            ),
+            (
+                |out| BasicPublish { immediate: true, ..Default::default() }.encode_frame(1, out),
+                "connection.close NOT_IMPLEMENTED - immediate=true",
+            ),
+            (
+                |out| {
+                    for _ in 0..2 {
+                        BasicConsume { queue: "q", consumer_tag: "c", ..Default::default() }.encode_frame(1, out);
+                    }
+                },
+                "connection.close NOT_ALLOWED - attempt to reuse consumer tag 'c'",
+            ),
+        ] {
+            let mut test = open();
+            test.hear(write);
+            assert_eq!(test.written(), [text]);
+        }
+    }
+
+    #[test]
+    fn a_large_body_is_referenced_and_arrives_whole() {
+        let mut test = open();
+        let reader = test.consume("c");
+        let body = Bytes::from(vec![b'z'; 300_000]);
+        test.0.on_events(vec![Event::Deliveries { reader, deliveries: vec![delivery(0, &body)] }]);
+        assert!(test.0.line.output.buffered() < 200);
+        assert_eq!(test.written()[2..].concat().len(), 300_000);
+    }
+}

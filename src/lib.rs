@@ -11,6 +11,7 @@ pub mod data_dir;
 pub mod limits;
 pub mod logging;
 pub mod metrics;
+pub mod node;
 pub mod process;
 pub mod security;
 pub mod server;

@@ -21,7 +21,8 @@ use crate::broker::core::{Core, PageSource, Parts, Proposal};
 use crate::broker::link::Shard;
 use crate::broker::shard::{CheckpointJob, Seams, ShardLoop};
 use crate::clock::Clock;
-use crate::cluster::{KnownMembership, Replica};
+use crate::cluster::peer::NoPeers;
+use crate::cluster::{Birth, Replica, Start, Timing, seed_thread};
 use crate::data_dir::DataDir;
 use crate::metrics::Metrics;
 use crate::process::{self, AbortOnPanic};
@@ -96,7 +97,7 @@ fn run_shard(parts: NodeParts, opened: Opened, stop: watch::Receiver<bool>, read
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        crate::cluster::seed(parts.incarnation);
+        seed_thread(parts.incarnation);
         match open(&parts, stop, ready).await {
             Ok((shard, running)) => {
                 drop(opened.send(Ok(shard)));
@@ -138,7 +139,7 @@ async fn open(
     let (inputs_in, inputs) = mpsc::unbounded_channel();
     let (topology, topology_out) = watch::channel(Arc::default());
     let shard = Shard::new(inputs_in, topology_out, log.reader.clone());
-    let known = state.membership();
+    let membership = state.membership();
     let core = Core::new(
         Parts {
             node: genesis.node,
@@ -152,18 +153,46 @@ async fn open(
         state,
     );
     let shard_loop = ShardLoop::new(core, inputs, genesis.segment_size, CHECKPOINT_BYTES);
+    let replica = Replica::start(Start {
+        node: genesis.node,
+        address: String::new(),
+        log: log.log.clone(),
+        apply: shard_loop.applier(),
+        membership,
+        peers: NoPeers,
+        birth: Birth::Alone,
+        timing: Timing::default(),
+    })
+    .await?;
     let (refused_in, refused) = mpsc::unbounded_channel();
-    let known = known.map(|(term, index, payload)| KnownMembership { term, index, payload });
-    let replica =
-        Replica::start_alone(log.log.clone(), genesis.node, shard_loop.applier(), known, refused_in).await?;
-    tokio::task::spawn_local(complete(log.log.clone()));
+    tokio::task::spawn_local(watch_replica(replica.clone(), refused_in));
     let seams = seams(&log.log, &replica, pages, checkpoints, refused, stop, ready, &parts.metrics)?;
-    let log = log.log;
     Ok((shard, async move {
         shard_loop.run(seams).await;
-        replica.shutdown().await;
-        close(&log).await;
+        match replica.shutdown().await {
+            Ok(()) => tracing::info!("log closed"),
+            Err(error) => process::die(&format!("closing the log: {error}")),
+        }
     }))
+}
+
+/// Passes refusals on, and ends the process with the first failure of the log (D18).
+async fn watch_replica<D: Disk, A: dassie_storage::Apply + 'static>(
+    replica: Replica<D, A>,
+    refused: mpsc::UnboundedSender<u64>,
+) {
+    loop {
+        tokio::select! {
+            error = replica.failed() => process::die(&format!("log: {error}")),
+            all = replica.refused() => {
+                for one in all {
+                    if refused.send(one.id.term).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
 }
 
 fn ended(thread: &str, result: std::io::Result<()>) {
@@ -172,31 +201,10 @@ fn ended(thread: &str, result: std::io::Result<()>) {
     }
 }
 
-/// Calls back what the writer completed. Its first failure is the process's end.
-async fn complete<D: Disk>(log: Log<D>) {
-    loop {
-        match log.completions().await {
-            Ok(Some(_)) => {}
-            Ok(None) => return,
-            Err(error) => process::die(&format!("log: {error}")),
-        }
-    }
-}
-
-async fn close<D: Disk>(log: &Log<D>) {
-    let (done, wait) = oneshot::channel();
-    log.close(Box::new(move |result| drop(done.send(result))));
-    match wait.await {
-        Ok(Ok(())) => tracing::info!("log closed"),
-        Ok(Err(error)) => process::die(&format!("closing the log: {error}")),
-        Err(_) => {}
-    }
-}
-
 #[allow(clippy::too_many_arguments)] // the one place where everything meets
 fn seams<A: dassie_storage::Apply + 'static>(
     log: &Log<RealDisk>,
-    replica: &Replica<A, RealDisk>,
+    replica: &Replica<RealDisk, A>,
     pages: PageStore<RealDisk>,
     checkpoints: CheckpointStore<RealDisk>,
     refused: mpsc::UnboundedReceiver<u64>,
@@ -209,7 +217,7 @@ fn seams<A: dassie_storage::Apply + 'static>(
     let (durable_in, durable) = mpsc::unbounded_channel();
     let maintained = Arc::clone(&pages);
     spawn("maintenance", move || maintain(&maintained, checkpoints, &todo, &durable_in))?;
-    let (proposer, leader, floor) = (replica.clone(), replica.clone(), replica.clone());
+    let (proposer, leader, members, floor) = (replica.clone(), replica.clone(), replica.clone(), replica.clone());
     let (backlog, retire, observed, metrics) = (log.clone(), log.clone(), log.clone(), Arc::clone(metrics));
     let retiring = Rc::new(RefCell::new(()));
     Ok(Seams {
@@ -218,6 +226,7 @@ fn seams<A: dassie_storage::Apply + 'static>(
         }),
         refused,
         leads: Box::new(move || leader.leads()),
+        membership: Box::new(move || members.membership_record()),
         backlog_full: Box::new(move || backlog.backlog().is_full()),
         allocate_pages: Box::new(move |count| {
             let first = block_on(lock(&pages).allocate(u64::from(count)));

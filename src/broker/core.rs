@@ -234,9 +234,9 @@ pub struct Counters {
 pub struct Recovered(State);
 
 impl Recovered {
-    /// The last membership: term and index of its entry, and its payload.
+    /// The membership kept with the checkpoint.
     #[must_use]
-    pub fn membership(&self) -> Option<(u64, u64, Bytes)> {
+    pub fn membership(&self) -> Option<Bytes> {
         self.0.membership.clone()
     }
 }

@@ -24,6 +24,8 @@ pub struct Seams {
     pub refused: mpsc::UnboundedReceiver<u64>,
     /// The term that this node leads, as consensus sees it.
     pub leads: Box<dyn Fn() -> Option<u64>>,
+    /// The membership as of the last applied batch, for the checkpoint to keep.
+    pub membership: Box<dyn Fn() -> bytes::Bytes>,
     /// Why the disk holds the log up, if it does.
     pub backlog_full: Box<dyn Fn() -> bool>,
     /// First of so many adjoining free index pages, and the pages nothing names any more.
@@ -179,7 +181,10 @@ impl ShardLoop {
         if self.checkpoint.is_some() || self.core.borrow().state.since_checkpoint < self.checkpoint_bytes {
             return;
         }
-        let delta = self.core.borrow_mut().state.begin_checkpoint(&mut seams.allocate_pages);
+        let mut core = self.core.borrow_mut();
+        core.state.keep_membership((seams.membership)());
+        let delta = core.state.begin_checkpoint(&mut seams.allocate_pages);
+        drop(core);
         let Some(Delta { point, puts, removes, pages, assigned, freed }) = delta else { return };
         self.checkpoint = Some(assigned);
         (seams.write_checkpoint)(CheckpointJob { point, pages, puts, removes, freed });

@@ -24,7 +24,7 @@ use super::topology::{Change, Topology};
 pub(crate) const OUTCOMES: u8 = 1;
 /// A new leader's first entry.
 pub(crate) const TERM_START: u8 = 2;
-/// Voters and learners; opaque here, but a checkpoint must keep the last one.
+/// Voters and learners: the consensus driver's.
 pub(crate) const MEMBERSHIP: u8 = 3;
 
 /// One durable queue.
@@ -196,8 +196,8 @@ pub(crate) struct State {
     pub(crate) group_offsets: HashMap<Arc<str>, BTreeMap<QueueUid, Offset>, foldhash::fast::RandomState>,
     /// Live references into each segment of the log.
     pub(crate) segments: BTreeMap<u64, u64>,
-    /// The last membership: term and index of its entry, and its payload.
-    pub(crate) membership: Option<(u64, u64, Bytes)>,
+    /// The membership that the last checkpoint keeps, opaque.
+    pub(crate) membership: Option<Bytes>,
     segment_size: u64,
     /// Small objects that changed since the last checkpoint began; `None`: gone.
     changed: BTreeMap<Bytes, Option<Bytes>>,
@@ -276,21 +276,18 @@ impl State {
                     panic!("log position {}: {error}", batch.point.position);
                 }
             }
-            MEMBERSHIP => {
-                self.keep_membership(batch.point.term, batch.point.index, &batch.payload);
-            }
+            MEMBERSHIP => {}
             kind => panic!("log position {}: batch kind {kind} is unknown to this program", batch.point.position),
         }
         out
     }
 
-    fn keep_membership(&mut self, term: u64, index: u64, payload: &Bytes) {
-        let mut value = BytesMut::with_capacity(16 + payload.len());
-        value.put_u64_le(term);
-        value.put_u64_le(index);
-        value.put_slice(payload);
-        self.changed.insert(Bytes::from_static(KEY_MEMBERSHIP), Some(value.freeze()));
-        self.membership = Some((term, index, payload.clone()));
+    /// The membership as consensus wants it back with the checkpoint that is about to begin.
+    pub(crate) fn keep_membership(&mut self, record: Bytes) {
+        if self.membership.as_ref() != Some(&record) {
+            self.changed.insert(Bytes::from_static(KEY_MEMBERSHIP), Some(record.clone()));
+            self.membership = Some(record);
+        }
     }
 
     fn apply_outcomes(&mut self, batch: &Batch, pages: &dyn Pages, out: &mut Applied) -> Result<(), Malformed> {
@@ -679,11 +676,7 @@ impl State {
         for (key, value) in objects {
             match (key.first().copied(), key.len()) {
                 (Some(b'm'), 1) => meta = Some(value),
-                (Some(b'M'), 1) => {
-                    let mut cursor = record::Cursor::new(&value, 0);
-                    let (term, index) = (cursor.u64()?, cursor.u64()?);
-                    state.membership = Some((term, index, value.slice(cursor.at()..)));
-                }
+                (Some(b'M'), 1) => state.membership = Some(value),
                 (Some(KEY_DEFINITION), 9) => {
                     let change = change::read(&mut record::Cursor::new(&value, 0))?;
                     state.topology.apply(&change);

@@ -109,6 +109,10 @@ impl<D: Disk> Writer<D> {
             self.flush().await?;
             self.save().await?;
             self.report();
+            // Only now: the preparer must not take the processor before those who waited have been told.
+            if let Some(open) = &self.open {
+                self.preparation.filled(self.end - open.start);
+            }
         }
         Ok(())
     }
@@ -227,7 +231,6 @@ impl<D: Disk> Writer<D> {
         assert!(self.synced <= self.end, "synced {} is ahead of the log's end {}", self.synced, self.end);
         self.synced = self.end;
         self.segments.set_durable(self.end);
-        self.preparation.filled(self.end - open.start);
         Ok(())
     }
 

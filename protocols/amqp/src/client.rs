@@ -193,3 +193,90 @@ pub fn next_incoming<'a>(input: &mut &'a [u8], frame_max: u32) -> Result<Option<
         FrameKind::Heartbeat => Incoming::Heartbeat,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::{ConnectionOpenOk, ConnectionStart};
+
+    fn tune(channel_max: u16, frame_max: u32, heartbeat: u16) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        ConnectionStart { version_minor: 9, mechanisms: b"PLAIN", ..Default::default() }
+            .encode_frame(0, &mut bytes);
+        ConnectionTune { channel_max, frame_max, heartbeat }.encode_frame(0, &mut bytes);
+        bytes
+    }
+
+    fn agreed(offer: (u16, u32, u16), wishes: Tuning) -> Tuning {
+        let mut bytes = tune(offer.0, offer.1, offer.2);
+        ConnectionOpenOk::default().encode_frame(0, &mut bytes);
+        let mut client = Handshake::new(Login { wishes, ..Login::guest() }, &mut Vec::new());
+        client.advance(&mut &bytes[..], &mut Vec::new()).unwrap().expect("the handshake is over")
+    }
+
+    #[test]
+    fn the_lower_limit_wins_and_0_is_no_limit() {
+        let tuning = |channel_max, frame_max, heartbeat| Tuning { frame_max, channel_max, heartbeat };
+        assert_eq!(agreed((2047, 131_072, 60), tuning(0, 0, 0)), tuning(2047, 131_072, 0));
+        assert_eq!(agreed((2047, 131_072, 60), tuning(9, 4096, 5)), tuning(9, 4096, 5));
+        assert_eq!(agreed((2047, 131_072, 60), tuning(u16::MAX, u32::MAX, 0)), tuning(2047, 131_072, 0));
+        assert_eq!(agreed((0, 0, 60), tuning(9, 0, 0)), tuning(9, 0, 0));
+    }
+
+    #[test]
+    fn the_handshake_may_arrive_byte_by_byte() {
+        let mut bytes = tune(2047, 131_072, 60);
+        ConnectionOpenOk::default().encode_frame(0, &mut bytes);
+        let mut out = Vec::new();
+        let mut client = Handshake::new(Login::guest(), &mut out);
+        let mut start = 0;
+        for end in 1..=bytes.len() {
+            let mut input = &bytes[start..end];
+            let done = client.advance(&mut input, &mut out).unwrap();
+            assert_eq!(done.is_some(), end == bytes.len());
+            start = end - input.len();
+        }
+        let said = b"AMQP\0\0\x09\x01\
+            \x01\0\0\0\0\0\x24\0\x0a\0\x0b\0\0\0\0\x05PLAIN\0\0\0\x0c\0guest\0guest\x05en_US\xce\
+            \x01\0\0\0\0\0\x0c\0\x0a\0\x1f\x07\xff\0\x02\0\0\0\0\xce\
+            \x01\0\0\0\0\0\x08\0\x0a\0\x28\x01/\0\0\xce";
+        assert_eq!(out, said);
+    }
+
+    #[test]
+    fn a_server_that_refuses_is_quoted() {
+        let mut bytes = Vec::new();
+        Exception::new(ReplyCode::AccessRefused, "login refused")
+            .to_connection_close()
+            .encode_frame(0, &mut bytes);
+        let mut client = Handshake::new(Login::guest(), &mut Vec::new());
+        let error = client.advance(&mut &bytes[..], &mut Vec::new()).unwrap_err();
+        assert_eq!(error, HandshakeError::Refused(403, "ACCESS_REFUSED - login refused".to_owned()));
+    }
+
+    #[test]
+    fn a_server_that_speaks_something_else_is_noticed() {
+        let mut client = Handshake::new(Login::guest(), &mut Vec::new());
+        assert!(matches!(
+            client.advance(&mut &b"AMQP\0\0\x09\x01"[..], &mut Vec::new()),
+            Err(HandshakeError::Broken(_))
+        ));
+        let mut bytes = Vec::new();
+        ConnectionOpenOk::default().encode_frame(0, &mut bytes);
+        let error = client.advance(&mut &bytes[..], &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("UNEXPECTED_FRAME"), "{error}");
+    }
+
+    #[test]
+    fn frames_of_a_server_are_decoded_one_by_one() {
+        let mut bytes = Vec::new();
+        crate::content::encode(5, crate::content::Properties::EMPTY, b"body", 4096, &mut bytes);
+        bytes.extend(frame::HEARTBEAT);
+        let mut input = &bytes[..];
+        let mut next = || next_incoming(&mut input, 4096).unwrap();
+        assert!(matches!(next(), Some(Incoming::Header { channel: 5, header }) if header.body_size == 4));
+        assert_eq!(next(), Some(Incoming::Body { channel: 5, bytes: b"body" }));
+        assert_eq!(next(), Some(Incoming::Heartbeat));
+        assert_eq!(next(), None);
+    }
+}

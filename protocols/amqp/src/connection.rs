@@ -490,3 +490,409 @@ fn misplaced(method: &Method<'_>, phase: Phase) -> Exception {
     Exception::new(code, format_args!("unexpected {id} on channel 0 in connection phase {phase:?}"))
         .during(id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::{self, Properties};
+    use crate::frame::HEARTBEAT;
+    use crate::method::{
+        BasicPublish, ChannelClose, ChannelOpen, ConnectionClose, ConnectionOpen, ConnectionSecureOk,
+        ConnectionStartOk, ConnectionTuneOk, ConnectionUpdateSecret, QueueDeclare,
+    };
+    use crate::table::TableBuilder;
+
+    const HEADER: &[u8] = &PROTOCOL_HEADER;
+
+    fn on<'a>(channel: u16, method: impl Into<Method<'a>>) -> Vec<u8> {
+        let mut frame = Vec::new();
+        method.into().encode_frame(channel, &mut frame);
+        frame
+    }
+
+    fn start_ok() -> Vec<u8> {
+        on(
+            0,
+            ConnectionStartOk {
+                mechanism: "PLAIN",
+                response: b"\0a\0b",
+                locale: "en_US",
+                ..Default::default()
+            },
+        )
+    }
+
+    fn tune_ok() -> Vec<u8> {
+        on(0, ConnectionTuneOk { channel_max: 100, frame_max: 4096, heartbeat: 0 })
+    }
+
+    fn open() -> Vec<u8> {
+        on(0, ConnectionOpen { virtual_host: "/", ..Default::default() })
+    }
+
+    /// Does what the server owes, if it is part of a handshake that goes well.
+    fn pay(connection: &mut Connection, out: &mut Vec<u8>) {
+        match connection.phase() {
+            Phase::OwesStart => connection.start(RawTable::EMPTY, "PLAIN", out),
+            Phase::OwesVerdict => connection.tune(out),
+            Phase::OwesOpenOk => connection.open_ok(out),
+            _ => {}
+        }
+    }
+
+    /// Everything the client said, with the handshake's answers given.
+    fn say<'a>(connection: &mut Connection, mut input: &'a [u8]) -> Result<Vec<Event<'a>>, Exception> {
+        let mut events = Vec::new();
+        while let Some(event) = connection.next_event(&mut input)? {
+            events.push(event);
+            pay(connection, &mut Vec::new());
+        }
+        assert!(input.is_empty() || connection.missing() > 0, "waits for input it already has");
+        Ok(events)
+    }
+
+    /// A connection that has heard so much of a handshake.
+    fn after(said: &[&[u8]]) -> Connection {
+        let mut connection = Connection::new(Limits::default());
+        say(&mut connection, &said.concat()).expect("a proper handshake");
+        connection
+    }
+
+    fn running() -> Connection {
+        let connection = after(&[HEADER, &start_ok(), &tune_ok(), &open()]);
+        assert_eq!(connection.phase(), Phase::Running);
+        connection
+    }
+
+    /// Code, class id and method id of the error that `bytes` cause.
+    fn refused(mut connection: Connection, bytes: &[u8]) -> (u16, u16, u16) {
+        let exception = say(&mut connection, bytes).expect_err("refused");
+        assert_eq!(connection.phase(), Phase::OwesClose);
+        (exception.code().number(), exception.method().class, exception.method().method)
+    }
+
+    #[test]
+    fn a_handshake_goes_from_the_protocol_header_to_a_running_connection() {
+        let (mut connection, mut out) = (Connection::new(Limits::default()), Vec::new());
+        let said = [HEADER, &start_ok(), &tune_ok(), &open()].concat();
+        let (mut input, mut seen) = (&said[..], Vec::new());
+        while let Some(event) = connection.next_event(&mut input).unwrap() {
+            seen.push(event);
+            pay(&mut connection, &mut out);
+        }
+        let tuning = Tuning { frame_max: 4096, channel_max: 100, heartbeat: 0 };
+        assert!(matches!(
+            seen[..],
+            [Event::ProtocolHeader, Event::StartOk(_), Event::TuneOk(agreed), Event::Open(_)] if agreed == tuning
+        ));
+        assert_eq!((connection.phase(), connection.tuning()), (Phase::Running, tuning));
+        let start = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x0a\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US\xce";
+        let tune = b"\x01\0\0\0\0\0\x0c\0\x0a\0\x1e\x07\xff\0\x02\0\0\0\x3c\xce";
+        let open_ok = b"\x01\0\0\0\0\0\x05\0\x0a\0\x29\0\xce";
+        assert_eq!(out, [&start[..], tune, open_ok].concat());
+    }
+
+    #[test]
+    fn the_same_events_come_out_wherever_the_stream_is_cut() {
+        let mut said = [HEADER, &start_ok(), &tune_ok(), &open(), &on(3, ChannelOpen::default())].concat();
+        said.extend(on(3, BasicPublish { routing_key: "q", ..Default::default() }));
+        content::encode(3, Properties::EMPTY, &[1; 5000], 4096, &mut said);
+        said.extend(HEARTBEAT);
+        said.extend(on(0, ConnectionClose { reply_code: 200, ..Default::default() }));
+        let whole: Vec<String> = say(&mut Connection::new(Limits::default()), &said)
+            .unwrap()
+            .iter()
+            .map(|event| format!("{event:?}"))
+            .collect();
+
+        let mut connection = Connection::new(Limits::default());
+        let (mut pieces, mut start) = (Vec::new(), 0);
+        for end in 1..=said.len() {
+            let mut input = &said[start..end];
+            let too_early = input.len() < connection.missing();
+            while let Some(event) = connection.next_event(&mut input).unwrap() {
+                assert!(!too_early, "{event:?} came although more bytes were said to be missing");
+                pieces.push(format!("{event:?}"));
+                pay(&mut connection, &mut Vec::new());
+            }
+            start = end - input.len();
+        }
+        assert_eq!(pieces, whole);
+        assert_eq!(whole.len(), 11);
+    }
+
+    #[test]
+    fn another_protocol_is_shown_and_then_ignored() {
+        let mut connection = Connection::new(Limits::default());
+        let events = say(&mut connection, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert_eq!(events, [Event::ForeignHeader(b"GET / HT")]);
+        assert_eq!(connection.phase(), Phase::Closed);
+        assert_eq!(say(&mut connection, HEADER), Ok(vec![]));
+        assert_eq!(
+            say(&mut Connection::new(Limits::default()), b"\x16\x03"),
+            Ok(vec![Event::ForeignHeader(b"\x16\x03")])
+        );
+    }
+
+    #[test]
+    fn what_a_client_says_in_advance_waits_until_the_server_has_spoken() {
+        let mut connection = Connection::new(Limits::default());
+        let said = [HEADER, &start_ok(), &tune_ok()].concat();
+        let mut input = &said[..];
+        assert_eq!(connection.next_event(&mut input), Ok(Some(Event::ProtocolHeader)));
+        for _ in 0..3 {
+            assert_eq!(connection.next_event(&mut input), Ok(None));
+            assert_eq!((connection.missing(), input.len()), (0, said.len() - 8));
+        }
+        connection.start(RawTable::EMPTY, "PLAIN", &mut Vec::new());
+        assert!(matches!(connection.next_event(&mut input), Ok(Some(Event::StartOk(_)))));
+        assert_eq!(connection.next_event(&mut input), Ok(None));
+        connection.secure(b"more?", &mut Vec::new());
+        let exception = connection.next_event(&mut input).expect_err("tune-ok instead of secure-ok");
+        assert_eq!((exception.code(), exception.method()), (ReplyCode::ChannelError, ConnectionTuneOk::ID));
+    }
+
+    #[test]
+    fn a_login_may_take_several_rounds() {
+        let mut connection = Connection::new(Limits::default());
+        let mut out = Vec::new();
+        let said = [HEADER, &start_ok()].concat();
+        let mut input = &said[..];
+        connection.next_event(&mut input).unwrap();
+        connection.start(RawTable::EMPTY, "X", &mut out);
+        connection.next_event(&mut input).unwrap();
+        for round in [&b"1"[..], b"2"] {
+            connection.secure(round, &mut out);
+            let secure_ok = on(0, ConnectionSecureOk { response: round });
+            let event = connection.next_event(&mut &secure_ok[..]).unwrap();
+            assert!(matches!(event, Some(Event::SecureOk(answer)) if answer.response == round));
+        }
+        connection.tune(&mut out);
+        assert_eq!(connection.phase(), Phase::ExpectTuneOk);
+    }
+
+    #[test]
+    fn methods_out_of_turn_are_channel_errors_with_their_ids() {
+        assert_eq!(refused(running(), &open()), (504, 10, 40));
+        assert_eq!(refused(running(), &tune_ok()), (504, 10, 31));
+        assert_eq!(refused(running(), &start_ok()), (504, 10, 11));
+        assert_eq!(refused(running(), &on(0, ConnectionCloseOk {})), (504, 10, 51));
+        assert_eq!(refused(after(&[HEADER]), &open()), (504, 10, 40));
+        assert_eq!(refused(after(&[HEADER, &start_ok()]), &open()), (504, 10, 40));
+        assert_eq!(refused(after(&[HEADER]), &on(0, ConnectionUpdateSecret::default())), (504, 10, 70));
+    }
+
+    #[test]
+    fn methods_of_channels_do_not_belong_on_channel_0() {
+        for connection in [running(), after(&[HEADER])] {
+            assert_eq!(refused(connection, &on(0, QueueDeclare::default())), (504, 50, 10));
+        }
+        assert_eq!(refused(running(), &on(0, ChannelOpen::default())), (504, 20, 10));
+    }
+
+    #[test]
+    fn methods_of_servers_are_commands_no_client_may_give() {
+        assert_eq!(refused(running(), &on(0, ConnectionStart::default())), (503, 10, 10));
+        assert_eq!(refused(running(), &on(1, ConnectionStart::default())), (503, 10, 10));
+        assert_eq!(refused(running(), b"\x01\0\0\0\0\0\x04\0\x0a\0\x63\xce"), (503, 10, 99));
+    }
+
+    #[test]
+    fn frames_of_channels_before_the_connection_is_open_are_unexpected() {
+        for connection in
+            [after(&[HEADER]), after(&[HEADER, &start_ok()]), after(&[HEADER, &start_ok(), &tune_ok()])]
+        {
+            assert_eq!(refused(connection, &on(1, ChannelOpen::default())), (505, 0, 0));
+        }
+    }
+
+    #[test]
+    fn content_and_odd_heartbeats_on_channel_0_are_refused() {
+        assert_eq!(refused(running(), b"\x02\0\0\0\0\0\x0e\0\x3c\0\0\0\0\0\0\0\0\0\0\0\0\xce"), (505, 0, 0));
+        assert_eq!(refused(running(), b"\x03\0\0\0\0\0\x01x\xce"), (505, 0, 0));
+        assert_eq!(refused(running(), b"\x08\0\x01\0\0\0\0\xce"), (505, 0, 0));
+        assert_eq!(refused(running(), b"\x08\0\0\0\0\0\x01x\xce"), (501, 0, 0));
+        assert_eq!(say(&mut running(), &HEARTBEAT), Ok(vec![Event::Heartbeat]));
+    }
+
+    #[test]
+    fn limits_out_of_range_are_not_allowed() {
+        for (channel_max, frame_max) in
+            [(2047, 131_073), (2047, 0), (2047, 1), (2047, 100), (0, 131_072), (2048, 4096)]
+        {
+            let tune_ok = on(0, ConnectionTuneOk { channel_max, frame_max, heartbeat: 60 });
+            assert_eq!(refused(after(&[HEADER, &start_ok()]), &tune_ok), (530, 10, 31));
+        }
+    }
+
+    #[test]
+    fn the_agreed_limits_are_in_force_after_tune_ok() {
+        let publish = on(1, BasicPublish::default());
+        let header = b"\x02\0\x01\0\0\0\x0e\0\x3c\0\0\0\0\0\0\0\x01\0\0\0\0\xce";
+        let body_head = b"\x03\0\x01\0\0\x10\x01";
+        let mut connection = running();
+        let said = [&on(1, ChannelOpen::default()), &publish, &header[..], body_head].concat();
+        let exception = say(&mut connection, &said).expect_err("4097 bytes where 4096 were agreed");
+        assert_eq!(exception.code(), ReplyCode::FrameError);
+        assert_eq!(refused(running(), &on(101, ChannelOpen::default())), (530, 0, 0));
+    }
+
+    #[test]
+    fn the_first_frames_may_have_8192_bytes() {
+        let start_ok = |size: usize| {
+            let mut properties = TableBuilder::new();
+            properties.put("token", &*"x".repeat(size));
+            on(
+                0,
+                ConnectionStartOk { client_properties: properties.as_table().unwrap(), ..Default::default() },
+            )
+        };
+        let overhead = start_ok(0).len() - frame::FRAME_OVERHEAD;
+        let mut connection = after(&[HEADER]);
+        assert_eq!(say(&mut connection, &start_ok(8192 - overhead)).map(|events| events.len()), Ok(1));
+        let mut connection = after(&[HEADER]);
+        let too_large = start_ok(8193 - overhead);
+        let exception =
+            say(&mut connection, &too_large[..frame::FRAME_HEAD]).expect_err("refused by its size alone");
+        assert_eq!(exception.code(), ReplyCode::FrameError);
+        assert!(connection.lost_sync());
+    }
+
+    #[test]
+    fn a_stranger_may_send_64_kib_and_no_more() {
+        let mut connection = after(&[HEADER]);
+        let heartbeats = HEARTBEAT.repeat(8192);
+        assert_eq!(say(&mut connection, &heartbeats).map(|events| events.len()), Ok(8192));
+        assert_eq!(refused(connection, &HEARTBEAT), (506, 0, 0));
+        assert!(say(&mut running(), &HEARTBEAT.repeat(10_000)).is_ok(), "later there is no such budget");
+    }
+
+    #[test]
+    fn a_client_may_close_at_any_time_and_is_not_heard_after_that() {
+        let close = on(0, ConnectionClose { reply_code: 200, ..Default::default() });
+        for mut connection in [
+            after(&[HEADER]),
+            after(&[HEADER, &start_ok()]),
+            after(&[HEADER, &start_ok(), &tune_ok()]),
+            running(),
+        ] {
+            let said = [&close[..], b"whatever"].concat();
+            let events = say(&mut connection, &said).unwrap();
+            assert!(matches!(events[..], [Event::Close(_)]));
+            assert_eq!(connection.phase(), Phase::OwesCloseOk);
+            let mut out = Vec::new();
+            assert!(!connection.close(&Exception::new(ReplyCode::ConnectionForced, "too late"), &mut out));
+            connection.close_ok(&mut out);
+            assert_eq!(out, on(0, ConnectionCloseOk {}));
+            assert_eq!(connection.phase(), Phase::Closed);
+        }
+    }
+
+    #[test]
+    fn after_our_close_everything_but_its_answer_is_ignored() {
+        let mut connection = running();
+        say(&mut connection, &on(1, ChannelOpen::default())).unwrap();
+        assert!(connection.is_open(1));
+        let mut out = Vec::new();
+        let forced = Exception::new(ReplyCode::ConnectionForced, "an operator said so");
+        assert!(connection.close(&forced, &mut out));
+        assert_eq!(out, on(0, forced.to_connection_close()));
+        assert!(!connection.close(&forced, &mut out) && !connection.is_open(1));
+        assert!(!connection.close_channel(1, &forced, &mut out) && !connection.close_channel_ok(1, &mut out));
+        let said = [
+            &on(1, BasicPublish::default())[..],
+            b"\x03\0\x09\0\0\0\x01x\xce",
+            &HEARTBEAT,
+            &on(0, QueueDeclare::default()),
+            b"\x01\0\0\0\0\0\x04\0\x0a\0\x63\xce",
+            &on(0, ConnectionClose::default()),
+        ]
+        .concat();
+        let events = say(&mut connection, &said).unwrap();
+        assert_eq!(events, [Event::Close(ConnectionClose::default())], "both closed at once");
+        connection.close_ok(&mut out);
+        assert_eq!(connection.phase(), Phase::Closing, "the answer to ours is still to come");
+        assert_eq!(say(&mut connection, &on(0, ConnectionCloseOk {})), Ok(vec![Event::CloseOk]));
+        assert_eq!(connection.phase(), Phase::Closed);
+        assert_eq!(say(&mut connection, &HEARTBEAT), Ok(vec![]));
+    }
+
+    #[test]
+    fn after_an_error_nothing_is_read_until_the_client_was_told() {
+        let mut connection = running();
+        let said = [on(0, QueueDeclare::default()), on(0, ConnectionCloseOk {})].concat();
+        let mut input = &said[..];
+        let exception = connection.next_event(&mut input).expect_err("wrong channel");
+        let left = input.len();
+        assert_eq!((connection.next_event(&mut input), input.len()), (Ok(None), left));
+        assert_eq!(connection.missing(), 0);
+        assert!(connection.close(&exception, &mut Vec::new()));
+        assert_eq!(connection.next_event(&mut input), Ok(Some(Event::CloseOk)));
+    }
+
+    #[test]
+    fn once_the_stream_can_not_be_cut_nothing_in_it_is_believed() {
+        let mut connection = running();
+        let exception = say(&mut connection, b"AMQP\0\0\x09\x01").expect_err("no frame");
+        assert_eq!(exception.code(), ReplyCode::FrameError);
+        assert!(connection.lost_sync() && connection.close(&exception, &mut Vec::new()));
+        assert_eq!(say(&mut connection, &on(0, ConnectionCloseOk {})), Ok(vec![]));
+        assert_eq!(connection.phase(), Phase::Closing);
+    }
+
+    #[test]
+    fn before_connection_start_there_is_no_way_to_say_why() {
+        let forced = Exception::new(ReplyCode::ConnectionForced, "shutting down");
+        let mut connection = Connection::new(Limits::default());
+        let mut out = Vec::new();
+        assert!(!connection.close(&forced, &mut out));
+        assert_eq!((connection.phase(), out.len()), (Phase::Closed, 0));
+    }
+
+    #[test]
+    fn a_channel_is_closed_by_either_side_and_opened_again() {
+        let mut connection = running();
+        let mut out = Vec::new();
+        let not_found = Exception::new(ReplyCode::NotFound, "no exchange 'x'").during(BasicPublish::ID);
+        assert!(!connection.close_channel(1, &not_found, &mut out), "not open yet");
+        say(&mut connection, &on(1, ChannelOpen::default())).unwrap();
+        assert!(connection.close_channel(1, &not_found, &mut out));
+        assert_eq!(out, on(1, not_found.to_channel_close()));
+        say(&mut connection, &on(1, ChannelCloseOk {})).unwrap();
+        say(&mut connection, &on(1, ChannelOpen::default())).unwrap();
+        say(&mut connection, &on(1, ChannelClose::default())).unwrap();
+        out.clear();
+        assert!(connection.close_channel_ok(1, &mut out) && !connection.close_channel_ok(1, &mut out));
+        assert_eq!(out, on(1, ChannelCloseOk {}));
+        assert!(!connection.is_open(1));
+    }
+
+    #[test]
+    fn a_secret_is_renewed_on_a_running_connection() {
+        let update = ConnectionUpdateSecret { new_secret: b"token", reason: "expires" };
+        assert_eq!(say(&mut running(), &on(0, update)), Ok(vec![Event::UpdateSecret(update)]));
+    }
+
+    #[test]
+    fn capabilities_are_declared_by_a_true_in_the_nested_table() {
+        let mut properties = TableBuilder::new();
+        properties.put("basic.nack", true).put_table("capabilities", |capabilities| {
+            capabilities
+                .put("connection.blocked", true)
+                .put("publisher_confirms", false)
+                .put("basic.nack", 1_i32);
+        });
+        let table = properties.as_table().unwrap();
+        assert!(declares(table, "connection.blocked"));
+        assert!(
+            !declares(table, "publisher_confirms") && !declares(table, "basic.nack") && !declares(table, "x")
+        );
+        assert!(!declares(RawTable::EMPTY, "connection.blocked"));
+    }
+
+    #[test]
+    #[should_panic(expected = "OwesVerdict")]
+    fn paying_what_is_not_owed_is_our_own_mistake() {
+        Connection::new(Limits::default()).tune(&mut Vec::new());
+    }
+}

@@ -23,6 +23,8 @@ pub mod client;
 pub mod connection;
 pub mod content;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod method;
 pub mod reply;
 pub mod sasl;

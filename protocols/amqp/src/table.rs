@@ -869,7 +869,7 @@ mod tests {
         assert_eq!(RawTable::parse(&entries(MAX_ENTRIES + 1)), Err(TableError::TooManyEntries));
         assert!(RawArray::parse(&vec![b'V'; MAX_ITEMS]).is_ok());
         assert_eq!(RawArray::parse(&vec![b'V'; MAX_ITEMS + 1]), Err(TableError::TooManyItems));
-        let nested = entry("a", &[&[b'A'], &longstr(&vec![b'V'; MAX_ITEMS + 1])[..]].concat());
+        let nested = entry("a", &[b"A", &longstr(&vec![b'V'; MAX_ITEMS + 1])[..]].concat());
         assert_eq!(RawTable::parse(&nested), Err(TableError::TooManyItems));
     }
 

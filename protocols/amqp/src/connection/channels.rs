@@ -201,3 +201,276 @@ fn not_here(id: MethodId) -> Exception {
     Exception::new(ReplyCode::CommandInvalid, format_args!("{id} may not be sent by a client on a channel"))
         .during(id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content;
+    use crate::content::Properties;
+    use crate::method::{BasicAck, BasicDeliver, ConnectionBlocked, ConnectionTuneOk, QueuePurge};
+
+    const MAX: u16 = 2047;
+
+    fn frame(kind: FrameKind, channel: u16, payload: &[u8]) -> Frame<'_> {
+        Frame { kind, channel, payload }
+    }
+
+    fn payload<'a>(method: impl Into<Method<'a>>) -> Vec<u8> {
+        let mut payload = Vec::new();
+        method.into().encode(&mut payload);
+        payload
+    }
+
+    fn header_payload(class_id: u16, weight: u16, body_size: u64) -> Vec<u8> {
+        [&class_id.to_be_bytes()[..], &weight.to_be_bytes(), &body_size.to_be_bytes(), &[0, 0]].concat()
+    }
+
+    /// Code, class id and method id of the error that a frame causes.
+    fn refused(channels: &mut Channels, frame: Frame<'_>) -> (u16, u16, u16) {
+        let exception = channels.accept(frame, MAX).expect_err("refused");
+        (exception.code().number(), exception.method().class, exception.method().method)
+    }
+
+    /// Channel 1 is open.
+    fn opened() -> Channels {
+        let mut channels = Channels::default();
+        let open = payload(ChannelOpen::default());
+        let event = channels.accept(frame(FrameKind::Method, 1, &open), MAX);
+        assert_eq!(event, Ok(Some(Event::ChannelOpen { channel: 1 })));
+        channels
+    }
+
+    fn publish(channels: &mut Channels, channel: u16) {
+        let publish = payload(BasicPublish::default());
+        let event = channels.accept(frame(FrameKind::Method, channel, &publish), MAX);
+        assert_eq!(event, Ok(Some(Event::Publish { channel, publish: BasicPublish::default() })));
+    }
+
+    fn announce(channels: &mut Channels, channel: u16, body_size: u64) {
+        let header = header_payload(60, 0, body_size);
+        let event = channels.accept(frame(FrameKind::Header, channel, &header), MAX);
+        assert_eq!(event, Ok(Some(Event::Header { channel, body_size, properties: Properties::EMPTY })));
+    }
+
+    fn piece(channels: &mut Channels, channel: u16, bytes: &[u8], last: bool) {
+        let event = channels.accept(frame(FrameKind::Body, channel, bytes), MAX);
+        assert_eq!(event, Ok(Some(Event::Body { channel, bytes, last })));
+    }
+
+    #[test]
+    fn contents_of_two_channels_may_interleave() {
+        let mut channels = opened();
+        let open = payload(ChannelOpen::default());
+        channels.accept(frame(FrameKind::Method, 7, &open), MAX).unwrap();
+        publish(&mut channels, 1);
+        publish(&mut channels, 7);
+        announce(&mut channels, 7, 3);
+        announce(&mut channels, 1, 2);
+        piece(&mut channels, 1, b"a", false);
+        piece(&mut channels, 7, b"xyz", true);
+        piece(&mut channels, 1, b"b", true);
+        publish(&mut channels, 1);
+    }
+
+    #[test]
+    fn a_content_without_body_ends_with_its_header() {
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        announce(&mut channels, 1, 0);
+        assert_eq!(refused(&mut channels, frame(FrameKind::Body, 1, b"")), (505, 0, 0));
+    }
+
+    #[test]
+    fn empty_pieces_of_a_body_are_pieces() {
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        announce(&mut channels, 1, 1);
+        piece(&mut channels, 1, b"", false);
+        piece(&mut channels, 1, b"x", true);
+    }
+
+    #[test]
+    fn a_body_longer_than_announced_is_a_frame_error_at_once() {
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        announce(&mut channels, 1, 5);
+        piece(&mut channels, 1, b"abc", false);
+        assert_eq!(refused(&mut channels, frame(FrameKind::Body, 1, b"def")), (501, 60, 40));
+    }
+
+    #[test]
+    fn content_frames_at_the_wrong_place_are_unexpected() {
+        let header = header_payload(60, 0, 5);
+        let purge = payload(QueuePurge::default());
+        assert_eq!(refused(&mut opened(), frame(FrameKind::Header, 1, &header)), (505, 0, 0));
+        assert_eq!(refused(&mut opened(), frame(FrameKind::Body, 1, b"x")), (505, 0, 0));
+        assert_eq!(refused(&mut Channels::default(), frame(FrameKind::Header, 1, &header)), (505, 0, 0));
+        assert_eq!(refused(&mut Channels::default(), frame(FrameKind::Body, 1, b"x")), (505, 0, 0));
+        for (kind, bytes) in
+            [(FrameKind::Method, &purge), (FrameKind::Body, &header), (FrameKind::Method, &vec![])]
+        {
+            let mut channels = opened();
+            publish(&mut channels, 1);
+            assert_eq!(refused(&mut channels, frame(kind, 1, bytes)), (505, 60, 40), "{kind:?} for header");
+        }
+        for (kind, bytes) in [(FrameKind::Method, &purge), (FrameKind::Header, &header)] {
+            let mut channels = opened();
+            publish(&mut channels, 1);
+            announce(&mut channels, 1, 5);
+            assert_eq!(refused(&mut channels, frame(kind, 1, bytes)), (505, 60, 40), "{kind:?} for body");
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_belongs_on_channel_0() {
+        assert_eq!(refused(&mut opened(), frame(FrameKind::Heartbeat, 1, b"")), (505, 0, 0));
+        assert_eq!(refused(&mut Channels::default(), frame(FrameKind::Heartbeat, 1, b"")), (505, 0, 0));
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        assert_eq!(refused(&mut channels, frame(FrameKind::Heartbeat, 1, b"")), (505, 0, 0));
+    }
+
+    #[test]
+    fn a_header_of_another_class_or_with_weight_is_unexpected() {
+        for header in [header_payload(10, 0, 5), header_payload(60, 1, 5), header_payload(0, 0, 0)] {
+            let mut channels = opened();
+            publish(&mut channels, 1);
+            assert_eq!(refused(&mut channels, frame(FrameKind::Header, 1, &header)), (505, 60, 40));
+        }
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        assert_eq!(refused(&mut channels, frame(FrameKind::Header, 1, b"\0\x3c\0\0")), (501, 60, 40));
+    }
+
+    #[test]
+    fn only_channel_open_works_on_a_closed_channel() {
+        let mut channels = Channels::default();
+        let ack = payload(BasicAck::default());
+        assert_eq!(refused(&mut channels, frame(FrameKind::Method, 1, &ack)), (504, 60, 80));
+        let close = payload(ChannelClose::default());
+        assert_eq!(refused(&mut channels, frame(FrameKind::Method, 1, &close)), (504, 20, 40));
+        let close_ok = payload(ChannelCloseOk {});
+        assert_eq!(refused(&mut channels, frame(FrameKind::Method, 1, &close_ok)), (504, 20, 41));
+        assert_eq!(refused(&mut channels, frame(FrameKind::Method, 1, b"\0\x3c\0\x63")), (503, 60, 99));
+        assert_eq!(refused(&mut channels, frame(FrameKind::Method, 1, b"\0\x3c")), (501, 0, 0));
+        assert_eq!(refused(&mut channels, frame(FrameKind::Method, 1, b"\0\x14\0\x0a\x05x")), (501, 20, 10));
+    }
+
+    #[test]
+    fn an_open_channel_can_not_be_opened_nor_acknowledge_a_close_that_never_was() {
+        let open = payload(ChannelOpen::default());
+        assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, &open)), (504, 20, 10));
+        let close_ok = payload(ChannelCloseOk {});
+        assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, &close_ok)), (504, 20, 41));
+    }
+
+    #[test]
+    fn a_channel_beyond_the_negotiated_number_is_not_allowed() {
+        let mut channels = Channels::default();
+        let open = payload(ChannelOpen::default());
+        assert_eq!(refused(&mut channels, frame(FrameKind::Method, MAX + 1, &open)), (530, 0, 0));
+        assert!(channels.accept(frame(FrameKind::Method, MAX, &open), MAX).is_ok());
+    }
+
+    #[test]
+    fn methods_of_the_connection_and_of_servers_are_commands_nobody_may_give_here() {
+        for (method, class, id) in [
+            (payload(ConnectionTuneOk::default()), 10, 31),
+            (payload(ConnectionBlocked::default()), 10, 60),
+            (payload(BasicDeliver::default()), 60, 60),
+        ] {
+            assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, &method)), (503, class, id));
+        }
+        let tune_ok = payload(ConnectionTuneOk::default());
+        assert_eq!(refused(&mut Channels::default(), frame(FrameKind::Method, 1, &tune_ok)), (503, 10, 31));
+        assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, b"\0\x3c\0\x63")), (503, 60, 99));
+    }
+
+    #[test]
+    fn while_we_close_a_channel_everything_but_close_and_close_ok_is_ignored() {
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        assert!(channels.start_closing(1));
+        assert!(!channels.is_open(1) && !channels.start_closing(1));
+        for (kind, bytes) in [
+            (FrameKind::Header, header_payload(10, 9, 5)),
+            (FrameKind::Body, b"body".to_vec()),
+            (FrameKind::Method, payload(BasicAck::default())),
+            (FrameKind::Method, b"\0\x3c\0\x63garbage".to_vec()),
+            (FrameKind::Method, payload(ChannelOpen::default())),
+            (FrameKind::Heartbeat, vec![]),
+        ] {
+            assert_eq!(channels.accept(frame(kind, 1, &bytes), MAX), Ok(None), "{kind:?}");
+        }
+        let close_ok = payload(ChannelCloseOk {});
+        let event = channels.accept(frame(FrameKind::Method, 1, &close_ok), MAX);
+        assert_eq!(event, Ok(Some(Event::ChannelCloseOk { channel: 1 })));
+        // The number is free, and the half-sent content is forgotten.
+        let open = payload(ChannelOpen::default());
+        assert!(channels.accept(frame(FrameKind::Method, 1, &open), MAX).is_ok());
+        publish(&mut channels, 1);
+    }
+
+    #[test]
+    fn when_both_sides_close_at_once_each_gets_its_answer() {
+        let mut channels = opened();
+        assert!(channels.start_closing(1));
+        let close = payload(ChannelClose::default());
+        let event = channels.accept(frame(FrameKind::Method, 1, &close), MAX);
+        assert_eq!(event, Ok(Some(Event::ChannelClose { channel: 1, close: ChannelClose::default() })));
+        assert!(channels.finish_closing(1), "theirs is answered");
+        let close_ok = payload(ChannelCloseOk {});
+        let event = channels.accept(frame(FrameKind::Method, 1, &close_ok), MAX);
+        assert_eq!(event, Ok(Some(Event::ChannelCloseOk { channel: 1 })));
+        assert!(!channels.finish_closing(1), "there is nothing left to answer");
+    }
+
+    #[test]
+    fn after_its_own_close_a_client_is_not_heard_until_it_has_the_answer() {
+        let mut channels = opened();
+        let close = payload(ChannelClose { reply_code: 200, ..Default::default() });
+        let event = channels.accept(frame(FrameKind::Method, 1, &close), MAX);
+        assert!(matches!(event, Ok(Some(Event::ChannelClose { channel: 1, .. }))));
+        assert!(!channels.is_open(1) && !channels.start_closing(1));
+        for bytes in [payload(BasicPublish::default()), close, payload(ChannelCloseOk {})] {
+            assert_eq!(channels.accept(frame(FrameKind::Method, 1, &bytes), MAX), Ok(None));
+        }
+        assert!(channels.finish_closing(1));
+        let open = payload(ChannelOpen::default());
+        assert!(channels.accept(frame(FrameKind::Method, 1, &open), MAX).is_ok());
+    }
+
+    #[test]
+    fn a_body_size_beyond_all_memory_is_only_counted() {
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        announce(&mut channels, 1, u64::MAX);
+        piece(&mut channels, 1, b"x", false);
+        assert!(channels.start_closing(1), "the broker refuses it");
+        assert_eq!(channels.accept(frame(FrameKind::Body, 1, b"rest"), MAX), Ok(None));
+    }
+
+    #[test]
+    fn a_cut_property_block_is_blamed_on_the_publish() {
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        let mut header = header_payload(60, 0, 0);
+        header[12] = 0x80; // announces a content type that is not there
+        assert_eq!(refused(&mut channels, frame(FrameKind::Header, 1, &header)), (501, 60, 40));
+    }
+
+    #[test]
+    fn what_content_encode_writes_is_in_order() {
+        let mut bytes = Vec::new();
+        content::encode(1, Properties::EMPTY, &[5; 10_000], 4096, &mut bytes);
+        let mut channels = opened();
+        publish(&mut channels, 1);
+        let (mut rest, mut complete) = (&bytes[..], false);
+        while let Ok(crate::frame::Split::Frame(frame)) = crate::frame::split(rest, 4096) {
+            rest = &rest[frame.encoded_len()..];
+            let event = channels.accept(frame, MAX);
+            complete = matches!(event, Ok(Some(Event::Body { last: true, .. })));
+        }
+        assert!(complete && rest.is_empty());
+    }
+}

@@ -15,8 +15,11 @@ use crate::reply::{Exception, ReplyCode};
 use crate::sasl::Credentials;
 use crate::table::{RawArray, RawTable, TableBuilder};
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// Every target and its name: that of its `fuzz_targets` file and of its corpus.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("frames", frames),
     ("method", method),
     ("table", table),

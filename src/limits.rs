@@ -58,7 +58,5 @@ pub const HTTP_CONNECTION_MS: u64 = 120_000;
 pub const HTTP_GOODBYE_MS: u64 = 2_000;
 /// Time that connections and the log get to end in when the process was asked to, ms.
 pub const SHUTDOWN_MS: u64 = 20_000;
-/// Client connections of one listener.
-pub const CONNECTIONS_MAX: usize = 65_536;
 /// Client connections per listener of a message protocol.
 pub const CONNECTIONS_MAX: usize = 65_536;

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dassie::clock::{Clock, SystemClock};
-use dassie::config::{self, Config, Invocation};
+use dassie::config::{self, Address, Config, Invocation};
 use dassie::data_dir::{self, Identity};
 use dassie::metrics::Metrics;
+use dassie::node::{Node, NodeParts};
 use dassie::process::{self, Failure};
 use dassie::server::health::Readiness;
-use dassie::server::{self, Stopper, http};
+use dassie::server::semantics::Layouts;
+use dassie::server::{self, Stopper, amqp, http};
+use tokio::net::TcpListener;
 use dassie::{limits, logging};
 
 fn main() -> ExitCode {
@@ -46,7 +49,7 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-async fn run(config: &Config, clock: &dyn Clock) -> Result<(), Failure> {
+async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let asked = process::termination().map_err(Failure::new)?;
     tracing::info!("dassie {} with data in {}", env!("CARGO_PKG_VERSION"), config.data_dir);
     let identity = Identity {
@@ -58,7 +61,7 @@ async fn run(config: &Config, clock: &dyn Clock) -> Result<(), Failure> {
     let store = data_dir::open(config.data_dir.as_ref(), identity).map_err(Failure::new)?;
     let (stopper, stop) = Stopper::new();
     let metrics = Metrics::new();
-    let ready = Readiness::new(["http.listen", "metrics.listen"]);
+    let ready = Readiness::new(["the log", "amqp.listen", "http.listen", "metrics.listen"]);
     let mut servers = tokio::task::JoinSet::new();
     if let Some(address) = &config.http_listen {
         let listener = server::bind(address, "http.listen").await.map_err(Failure::new)?;
@@ -69,9 +72,36 @@ async fn run(config: &Config, clock: &dyn Clock) -> Result<(), Failure> {
     if let Some(address) = &config.metrics_listen {
         let listener = server::bind(address, "metrics.listen").await.map_err(Failure::new)?;
         tracing::info!("metrics on http://{address}/metrics");
-        servers.spawn(http::serve_metrics(listener, metrics, stop));
+        servers.spawn(http::serve_metrics(listener, Arc::clone(&metrics), stop.clone()));
     }
     ready.up("metrics.listen");
+    // Ports are taken before the log is opened: a busy one must not cost a recovery.
+    let amqp = bind(config.amqp.listen.as_ref(), "amqp.listen").await?;
+    let mut node = Node::start(NodeParts {
+        store,
+        tail_memory: usize::try_from(config.storage.tail_memory).unwrap_or(usize::MAX),
+        semantics: Arc::new(Layouts),
+        clock: Arc::new(*clock),
+        metrics: Arc::clone(&metrics),
+        incarnation: random(),
+    })
+    .await
+    .map_err(Failure::log)?;
+    if node.ready.wait_for(|ready| *ready).await.is_err() {
+        return Err(Failure::log("the shard ended while it started"));
+    }
+    ready.up("the log");
+    if let Some(listener) = amqp {
+        let offer = amqp::Limits {
+            frame_max: u32::try_from(config.amqp.frame_max).unwrap_or(u32::MAX),
+            channel_max: u16::try_from(config.amqp.channel_max).unwrap_or(u16::MAX),
+            heartbeat: u16::try_from(config.amqp.heartbeat).unwrap_or(u16::MAX),
+            ..amqp::Limits::default()
+        };
+        let most = limits::CONNECTIONS_MAX;
+        servers.spawn(amqp::listen(listener, most, node.shard.clone(), offer, stop.clone(), Arc::clone(&metrics)));
+    }
+    ready.up("amqp.listen");
     tracing::info!("ready in {} ms", clock.monotonic().as_millis());
     let signal = asked.await;
     tracing::info!("{signal}: ending");
@@ -81,7 +111,20 @@ async fn run(config: &Config, clock: &dyn Clock) -> Result<(), Failure> {
     if tokio::time::timeout(Duration::from_millis(limits::SHUTDOWN_MS), all).await.is_err() {
         tracing::warn!("some connections did not end in time and were cut");
     }
-    drop(store);
+    tokio::task::spawn_blocking(move || node.stop()).await.map_err(Failure::log)?;
     tracing::info!("ended");
     Ok(())
+}
+
+async fn bind(address: Option<&Address>, key: &'static str) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = server::bind(address, key).await.map_err(Failure::new)?;
+    tracing::info!("{key} {address}");
+    Ok(Some(listener))
+}
+
+/// A random number that is not 0, from the system's randomness that seeds hash maps.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish().max(1)
 }

@@ -189,7 +189,7 @@ class Context:
         self._names, self._connections = [], []
 
     def name(self, kind):
-        """A name nobody else uses; queue and exchange of that name are deleted after the scenario."""
+        """A name nobody else uses. A queue and an exchange of that name are deleted after the scenario."""
         name = f"interop.{kind}.{uuid.uuid4().hex[:8]}"
         self._names.append(name)
         return name
@@ -241,7 +241,7 @@ class Context:
 
 def table(name):
     """A table shared with the other clients: lines `key: value value`, `""` for an empty word."""
-    file = pathlib.Path(__file__).parent.parent / "tables" / name
+    file = pathlib.Path(os.environ["INTEROP_TABLES"]) / name
     rows = [line.split(":") for line in file.read_text().splitlines() if line and not line.startswith("#")]
     return {_word(key.strip()): [_word(word) for word in words.split()] for key, words in rows}
 

@@ -74,7 +74,8 @@ def run_program(program, environment, only, target, log):
         print(f"{program.name}: {verdict} {name}" + (f": {reason}" if reason else ""), flush=True)
 
     started, raw_failure = time.monotonic(), False
-    environment = dict(os.environ, INTEROP_TARGET=target, INTEROP_ONLY=",".join(names), **environment)
+    environment = dict(os.environ, INTEROP_TARGET=target, INTEROP_ONLY=",".join(names),
+                       INTEROP_TABLES=str(CLIENTS / "tables"), **environment)
     with open(log, "w") as errors:
         child = subprocess.Popen(program.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
                                  text=True, errors="replace", env=environment)

@@ -1,0 +1,156 @@
+package interop.rocketmq;
+
+import static interop.kit.Kit.waitUntil;
+
+import interop.kit.Kit;
+import interop.kit.Kit.Closer;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import org.apache.rocketmq.client.ClientConfig;
+import org.apache.rocketmq.client.consumer.DefaultLitePullConsumer;
+import org.apache.rocketmq.client.consumer.DefaultMQPullConsumer;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.exception.MQClientException;
+import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.client.producer.SendResult;
+import org.apache.rocketmq.client.producer.SendStatus;
+import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
+import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageQueue;
+
+/** Clients with the settings every scenario wants, topics of their own, and short ways to send. */
+final class Rocket {
+    /** Marks the message that made a topic; no inbox counts it. */
+    static final String SEED = "seed";
+
+    private Rocket() {}
+
+    static byte[] bytes(String text) {
+        return text.getBytes(StandardCharsets.UTF_8);
+    }
+
+    static String text(byte[] body) {
+        return new String(body, StandardCharsets.UTF_8);
+    }
+
+    /** Points a client at the broker; one instance name each, so that two members of a group in one process differ. */
+    static <C extends ClientConfig> C at(C client) {
+        client.setNamesrvAddr(Kit.nameServer());
+        client.setInstanceName(Kit.uniqueName("instance"));
+        return client;
+    }
+
+    static DefaultMQProducer newProducer() {
+        DefaultMQProducer producer = at(new DefaultMQProducer(Kit.uniqueName("producers")));
+        producer.setSendMsgTimeout(10_000);
+        // A refusal is the subject of some scenarios and must not be retried away in the others.
+        producer.setRetryTimesWhenSendFailed(0);
+        producer.setRetryTimesWhenSendAsyncFailed(0);
+        return producer;
+    }
+
+    static <P extends DefaultMQProducer> P started(Closer closer, P producer) throws MQClientException {
+        producer.start();
+        closer.defer(producer::shutdown);
+        return producer;
+    }
+
+    static DefaultMQProducer producer(Closer closer) throws MQClientException {
+        return started(closer, newProducer());
+    }
+
+    /** A topic made by a first send, with its route visible to everybody. */
+    static String newTopic(DefaultMQProducer producer, String kind) throws Exception {
+        String topic = Kit.uniqueName(kind);
+        sendOk(producer, new Message(topic, SEED, bytes("made " + topic)));
+        waitUntil(() -> !queues(producer, topic).isEmpty(), () -> "the route of " + topic);
+        return topic;
+    }
+
+    /** The topic's queues as the name server tells them now, in order; none when it does not know the topic. */
+    static List<MessageQueue> queues(DefaultMQProducer producer, String topic) {
+        try {
+            List<MessageQueue> queues = new ArrayList<>(producer.fetchPublishMessageQueues(topic));
+            queues.sort(Comparator.comparingInt(MessageQueue::getQueueId));
+            return queues;
+        } catch (MQClientException e) {
+            return List.of();
+        }
+    }
+
+    /** How many messages the topic's queues have taken so far. */
+    static long stored(DefaultMQProducer producer, String topic) throws MQClientException {
+        long sum = 0;
+        for (MessageQueue queue : queues(producer, topic)) {
+            sum += producer.maxOffset(queue);
+        }
+        return sum;
+    }
+
+    static SendResult sendOk(DefaultMQProducer producer, Message message) throws Exception {
+        return ok(producer.send(message));
+    }
+
+    static SendResult sendOk(DefaultMQProducer producer, Message message, MessageQueue queue) throws Exception {
+        return ok(producer.send(message, queue));
+    }
+
+    static SendResult ok(SendResult result) {
+        Kit.equal(result.getSendStatus(), SendStatus.SEND_OK, "send status");
+        return result;
+    }
+
+    /** Sends prefix0, prefix1, … and returns the bodies. */
+    static List<String> sendMany(DefaultMQProducer producer, String topic, String prefix, int count) throws Exception {
+        List<String> bodies = new ArrayList<>();
+        for (int i = 0; i < count; i++) {
+            bodies.add(prefix + i);
+            sendOk(producer, new Message(topic, bytes(prefix + i)));
+        }
+        return bodies;
+    }
+
+    /** A push consumer that starts at the first message of its queues; not started. */
+    static DefaultMQPushConsumer newPushConsumer(String group, String topic, String tags, Inbox inbox) throws MQClientException {
+        DefaultMQPushConsumer consumer = at(new DefaultMQPushConsumer(group));
+        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        consumer.subscribe(topic, tags);
+        consumer.registerMessageListener(inbox);
+        return consumer;
+    }
+
+    static DefaultMQPushConsumer started(Closer closer, DefaultMQPushConsumer consumer) throws MQClientException {
+        consumer.start();
+        closer.defer(consumer::shutdown);
+        return consumer;
+    }
+
+    /** An inbox fed by a running push consumer of a group of its own. */
+    static Inbox consume(Closer closer, String topic, String tags) throws MQClientException {
+        Inbox inbox = new Inbox();
+        started(closer, newPushConsumer(Kit.uniqueName("group"), topic, tags, inbox));
+        return inbox;
+    }
+
+    static DefaultMQPullConsumer pullConsumer(Closer closer, String group) throws MQClientException {
+        DefaultMQPullConsumer consumer = at(new DefaultMQPullConsumer(group));
+        consumer.start();
+        closer.defer(consumer::shutdown);
+        return consumer;
+    }
+
+    static DefaultLitePullConsumer litePullConsumer(String group) {
+        DefaultLitePullConsumer consumer = at(new DefaultLitePullConsumer(group));
+        consumer.setAutoCommit(false);
+        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        return consumer;
+    }
+
+    static DefaultLitePullConsumer started(Closer closer, DefaultLitePullConsumer consumer) throws MQClientException {
+        consumer.start();
+        closer.defer(consumer::shutdown);
+        return consumer;
+    }
+}

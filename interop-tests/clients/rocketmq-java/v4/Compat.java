@@ -1,0 +1,29 @@
+package interop.rocketmq;
+
+import interop.kit.Kit;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.exception.MQClientException;
+import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.protocol.heartbeat.MessageModel;
+
+/** What the 4.x client spells differently. */
+final class Compat {
+    /** Before its first pull a new consumer of this line waits for nothing but the broker. */
+    static final int OWN_WAIT_MILLIS = 0;
+
+    private Compat() {}
+
+    static void broadcasting(DefaultMQPushConsumer consumer) {
+        consumer.setMessageModel(MessageModel.BROADCASTING);
+    }
+
+    /** `template` is an existing topic, which tells the client where to send the request. */
+    static void createTopic(DefaultMQProducer producer, String template, String topic, int queues) throws MQClientException {
+        producer.createTopic(template, topic, queues);
+    }
+
+    static void delay(Message message, long millis) {
+        throw new Kit.Skip("this client line has no timer messages");
+    }
+}

@@ -1,7 +1,7 @@
 //! How long the hot path takes: nanoseconds per message, best of several runs.
 //!
-//! `cargo bench -p dassie-amqp`. Plain loops over one input buffer, as a connection task sees it: the figures are for
-//! orders of magnitude, not for percents.
+//! `cargo bench -p dassie-amqp`. Plain loops over one input buffer, as a connection task sees it: the figures
+//! are for orders of magnitude, not for percents.
 
 use std::hint::black_box;
 use std::time::Instant;

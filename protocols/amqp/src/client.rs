@@ -1,8 +1,9 @@
 //! The client's side of the wire: the handshake, and the frames a server sends.
 //!
-//! Owns the answers a client must give until it may use a connection, for load generators and tests. Promises the same
-//! checks of bytes as the server's side. Does not know a client's state (channels, consumers, confirms), and does not
-//! check the order of what the server sends: it serves programs that know what they asked for.
+//! Owns the answers a client must give until it may use a connection, for load generators and tests. Promises
+//! the same checks of bytes as the server's side. Does not know a client's state (channels, consumers,
+//! confirms), and does not check the order of what the server sends: it serves programs that know what they
+//! asked for.
 
 use std::fmt;
 
@@ -26,7 +27,8 @@ pub struct Login<'a> {
     pub virtual_host: &'a str,
     /// What to say about oneself, with the capabilities.
     pub client_properties: RawTable<'a>,
-    /// Limits to ask for: the lower of these and the server's are taken; 0 is no wish (for the heartbeat: none).
+    /// Limits to ask for: the lower of these and the server's are taken; 0 is no wish (for the heartbeat:
+    /// none).
     pub wishes: Tuning,
 }
 
@@ -83,8 +85,8 @@ impl<'a> Handshake<'a> {
         Self { login, tuning: None }
     }
 
-    /// Takes what the server said off the front of `input` and appends the answers to `out`. The agreed limits mean that
-    /// the connection is open; until then, call it again when more bytes are there.
+    /// Takes what the server said off the front of `input` and appends the answers to `out`. The agreed
+    /// limits mean that the connection is open; until then, call it again when more bytes are there.
     ///
     /// # Errors
     /// The server refused, or does not speak AMQP 0-9-1.

@@ -12,15 +12,16 @@
 //!   anything wrong              close, then only close-ok      OwesClose      → Closing → Closed
 //! ```
 //!
-//! Owns the order of frames: handshake, negotiation, channels, content, closing. Promises that an [`Event`] is only
-//! yielded when it may happen, that bytes are checked before they are waited for, that nothing is allocated per message,
-//! and that an error leaves the connection in a state where nothing but closing is possible. Does not know sockets,
-//! deadlines (handshake, heartbeats, how long to wait for a close-ok) or who may log in.
+//! Owns the order of frames: handshake, negotiation, channels, content, closing. Promises that an [`Event`]
+//! is only yielded when it may happen, that bytes are checked before they are waited for, that nothing is
+//! allocated per message, and that an error leaves the connection in a state where nothing but closing is
+//! possible. Does not know sockets, deadlines (handshake, heartbeats, how long to wait for a close-ok) or who
+//! may log in.
 //!
 //! # Driving it
 //!
-//! Read from the socket into a buffer, hand the whole buffer to [`Connection::next_event`] until it has no more, drop what
-//! was taken, write what was answered:
+//! Read from the socket into a buffer, hand the whole buffer to [`Connection::next_event`] until it has no
+//! more, drop what was taken, write what was answered:
 //!
 //! ```
 //! use dassie_amqp::client::{Handshake, Login};
@@ -192,12 +193,13 @@ impl Connection {
 
     /// Takes the next event off the front of `input`, which is advanced past what was taken.
     ///
-    /// `None` means that nothing more can be said now: either [`missing`](Self::missing) bytes are needed, or (if that is
-    /// 0) the server must speak first. Call it again after either. Input that is to be ignored is taken silently.
+    /// `None` means that nothing more can be said now: either [`missing`](Self::missing) bytes are needed, or
+    /// (if that is 0) the server must speak first. Call it again after either. Input that is to be ignored is
+    /// taken silently.
     ///
     /// # Errors
-    /// The client broke the protocol; always the connection's end. Owed: [`close`](Self::close). Nothing else will be read
-    /// before that.
+    /// The client broke the protocol; always the connection's end. Owed: [`close`](Self::close). Nothing else
+    /// will be read before that.
     #[inline]
     pub fn next_event<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, Exception> {
         let result = self.take_event(input);
@@ -342,8 +344,8 @@ impl Connection {
         }
     }
 
-    /// The least number of bytes that must arrive before [`next_event`](Self::next_event) can say more. 0 when it waits for
-    /// the server instead: do not read from the socket then.
+    /// The least number of bytes that must arrive before [`next_event`](Self::next_event) can say more. 0
+    /// when it waits for the server instead: do not read from the socket then.
     #[must_use]
     pub const fn missing(&self) -> usize {
         self.missing
@@ -361,8 +363,8 @@ impl Connection {
         self.tuning
     }
 
-    /// Whether the client's bytes can no longer be understood, so that not even a close-ok will be recognised: after
-    /// [`close`](Self::close), give the client a moment to read why, then drop the socket.
+    /// Whether the client's bytes can no longer be understood, so that not even a close-ok will be
+    /// recognised: after [`close`](Self::close), give the client a moment to read why, then drop the socket.
     #[must_use]
     pub const fn lost_sync(&self) -> bool {
         self.lost_sync
@@ -417,10 +419,12 @@ impl Connection {
         ConnectionOpenOk::default().encode_frame(0, out);
     }
 
-    /// Ends the connection: appends `connection.close` to `out`, after which everything but its answer is ignored.
+    /// Ends the connection: appends `connection.close` to `out`, after which everything but its answer is
+    /// ignored.
     ///
-    /// Whether it was written: not if the connection is closing or closed already, nor before `connection.start`, when a
-    /// client could not understand it. In the last case the connection is closed without a word.
+    /// Whether it was written: not if the connection is closing or closed already, nor before
+    /// `connection.start`, when a client could not understand it. In the last case the connection is closed
+    /// without a word.
     pub fn close(&mut self, exception: &Exception, out: &mut Vec<u8>) -> bool {
         match self.phase {
             Phase::Closing | Phase::OwesCloseOk | Phase::Closed => return false,
@@ -446,7 +450,8 @@ impl Connection {
         ConnectionCloseOk {}.encode_frame(0, out);
     }
 
-    /// Ends a channel: appends `channel.close` to `out`, after which everything but its answer is ignored there.
+    /// Ends a channel: appends `channel.close` to `out`, after which everything but its answer is ignored
+    /// there.
     ///
     /// Whether it was written: not if the channel is not open, which may well be when an outcome comes late.
     pub fn close_channel(&mut self, channel: u16, exception: &Exception, out: &mut Vec<u8>) -> bool {

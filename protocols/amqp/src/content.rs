@@ -5,9 +5,10 @@
 //!   flags                   bit 15 content-type … bit 2 cluster-id, bit 1 unused, bit 0 "more flags follow"
 //! ```
 //!
-//! Owns the layout of the property block and the cutting of bodies. A [`Properties`] is a proof: the block was checked
-//! once, headers table included, so its accessors can not fail. Promises to pass the block on byte for byte. Does not
-//! know what a property means to a broker (which delivery modes exist, whether an expiration is a number).
+//! Owns the layout of the property block and the cutting of bodies. A [`Properties`] is a proof: the block
+//! was checked once, headers table included, so its accessors can not fail. Promises to pass the block on
+//! byte for byte. Does not know what a property means to a broker (which delivery modes exist, whether an
+//! expiration is a number).
 
 use std::fmt;
 use std::ops::Range;
@@ -65,7 +66,8 @@ impl From<HeaderError> for Exception {
 pub struct ContentHeader<'a> {
     /// The class of the method that brought the content.
     pub class_id: u16,
-    /// Bytes of body that follow. Up to 2^64 - 1: whoever collects a body compares this with its own limit first.
+    /// Bytes of body that follow. Up to 2^64 - 1: whoever collects a body compares this with its own limit
+    /// first.
     pub body_size: u64,
     /// The properties.
     pub properties: Properties<'a>,
@@ -99,8 +101,8 @@ impl<'a> ContentHeader<'a> {
     }
 }
 
-/// The Rust type of a property type of the spec. Short strings are bytes here: RabbitMQ does not check properties for
-/// UTF-8, and passes them on as they came.
+/// The Rust type of a property type of the spec. Short strings are bytes here: RabbitMQ does not check
+/// properties for UTF-8, and passes them on as they came.
 macro_rules! property {
     (octet) => { u8 };
     (timestamp) => { u64 };
@@ -108,6 +110,13 @@ macro_rules! property {
     (table) => { RawTable<'a> };
 }
 
+/// Reads a property that may be anything yet.
+macro_rules! check_property {
+    ($r:ident table) => { $r.table().map(drop) };
+    ($r:ident $kind:ident) => { read_property!($r $kind).map(drop) };
+}
+
+/// Reads a property of a block that was checked: nobody looks into the headers a second time.
 macro_rules! read_property {
     ($r:ident octet) => {
         $r.octet()
@@ -119,7 +128,7 @@ macro_rules! read_property {
         $r.shortstr_bytes()
     };
     ($r:ident table) => {
-        $r.table()
+        $r.longstr().map(RawTable::of_checked)
     };
 }
 
@@ -153,7 +162,15 @@ macro_rules! properties {
                 }
             )+
 
-            /// Skips or reads one property of the block.
+            /// Checks and skips the property with this flag bit.
+            fn check(r: &mut Reader<'a>, bit: u32) -> Result<(), Malformed> {
+                match bit {
+                    $($bit => check_property!(r $kind),)+
+                    _ => Ok(()),
+                }
+            }
+
+            /// Skips the property with this flag bit, in a block that was checked.
             fn skip(r: &mut Reader<'a>, bit: u32) -> Result<(), Malformed> {
                 match bit {
                     $($bit => read_property!(r $kind).map(drop),)+
@@ -173,7 +190,8 @@ macro_rules! properties {
         /// ```
         /// use dassie_amqp::content::{Properties, PropertyList};
         ///
-        /// let list = PropertyList { delivery_mode: Some(2), reply_to: Some(b"answers"), ..Default::default() };
+        /// let reply_to = Some(&b"answers"[..]);
+        /// let list = PropertyList { delivery_mode: Some(2), reply_to, ..Default::default() };
         /// let mut block = Vec::new();
         /// list.encode(&mut block);
         /// let properties = Properties::parse(&block).expect("just written");
@@ -243,22 +261,21 @@ impl<'a> Properties<'a> {
     /// Checks a property block to its end.
     ///
     /// # Errors
-    /// Cut short, continued after the last property, flags that `basic` does not define, a malformed headers table.
+    /// Cut short, continued after the last property, flags that `basic` does not define, a malformed headers
+    /// table.
     #[inline]
     pub fn parse(block: &'a [u8]) -> Result<Self, HeaderError> {
         let mut r = Reader::new(block);
         let flags = r.short().map_err(HeaderError::Properties)?;
-        // The lowest bit says that another flag word follows. A client could go on for ever; `basic` never does.
+        // The lowest bit says that another flag word follows. A client could go on for ever; `basic` never
+        // does.
         if flags & !KNOWN_FLAGS != 0 {
             return Err(HeaderError::Flags(flags));
         }
-        let mut check = || {
-            for bit in set_bits(flags) {
-                Self::skip(&mut r, bit)?;
-            }
-            Ok(())
-        };
-        check().and_then(|()| r.finish()).map_err(HeaderError::Properties)?;
+        for bit in set_bits(flags) {
+            Self::check(&mut r, bit).map_err(HeaderError::Properties)?;
+        }
+        r.finish().map_err(HeaderError::Properties)?;
         Ok(Self(block))
     }
 
@@ -312,8 +329,8 @@ impl fmt::Debug for Properties<'_> {
 
 /// Bytes of body that fit in one frame.
 ///
-/// A `frame_max` of 0 means no limit (a client may have agreed on that with a server that has none); one that leaves no
-/// room counts as one byte of room, so that cutting always ends.
+/// A `frame_max` of 0 means no limit (a client may have agreed on that with a server that has none); one that
+/// leaves no room counts as one byte of room, so that cutting always ends.
 #[must_use]
 pub fn body_room(frame_max: u32) -> usize {
     match frame_max {
@@ -360,9 +377,9 @@ pub struct Splice {
 
 /// Like [`encode`], but leaves the body where it is: for large bodies and scattered output.
 ///
-/// `out` gets everything but the body; for each frame `splices` gets the place in `out` where a piece of the body goes.
-/// The stream is then: `out` up to the first `at`, that piece of the body, `out` up to the next `at`, and so on, and the
-/// rest of `out`. Splices of several messages may follow each other in one `out`.
+/// `out` gets everything but the body; for each frame `splices` gets the place in `out` where a piece of the
+/// body goes. The stream is then: `out` up to the first `at`, that piece of the body, `out` up to the next
+/// `at`, and so on, and the rest of `out`. Splices of several messages may follow each other in one `out`.
 pub fn encode_spliced(
     channel: u16,
     properties: Properties<'_>,

@@ -7,9 +7,9 @@
 //!   └───┴───┴───┴───┴───────┘  └ u8 ──┴── u16 ──┴─ u32 ┴───────────────┴──────┘
 //! ```
 //!
-//! Owns cutting a byte stream into frames. Promises that the size field is checked against the limit before anybody
-//! waits, or makes room, for that many bytes, and that payloads are slices of the input. Does not know what a payload
-//! means, nor which frame may come when.
+//! Owns cutting a byte stream into frames. Promises that the size field is checked against the limit before
+//! anybody waits, or makes room, for that many bytes, and that payloads are slices of the input. Does not
+//! know what a payload means, nor which frame may come when.
 
 use std::fmt;
 
@@ -86,8 +86,8 @@ impl Frame<'_> {
 pub enum Split<'a> {
     /// A complete frame; the caller goes on [`Frame::encoded_len`] bytes further.
     Frame(Frame<'a>),
-    /// No complete frame yet: at least this many more bytes must arrive (never 0, never more than the frame limit and
-    /// its overhead).
+    /// No complete frame yet: at least this many more bytes must arrive (never 0, never more than the frame
+    /// limit and its overhead).
     NeedMore(usize),
 }
 
@@ -129,11 +129,12 @@ impl From<FrameError> for Exception {
 
 /// Cuts the first frame off `input`.
 ///
-/// `frame_max` is the limit in force in bytes. It bounds the *payload*, not the whole frame: RabbitMQ forgives the
-/// eight bytes by which some clients miscount, so Dassie does too.
+/// `frame_max` is the limit in force in bytes. It bounds the *payload*, not the whole frame: RabbitMQ
+/// forgives the eight bytes by which some clients miscount, so Dassie does too.
 ///
 /// # Errors
-/// As soon as the first wrong byte is there; a frame that is too large is refused when its size field is complete.
+/// As soon as the first wrong byte is there; a frame that is too large is refused when its size field is
+/// complete.
 #[inline]
 pub fn split(input: &[u8], frame_max: u32) -> Result<Split<'_>, FrameError> {
     let Some((&[kind, c1, c0, s3, s2, s1, s0], rest)) = input.split_first_chunk::<FRAME_HEAD>() else {

@@ -1,7 +1,8 @@
-//! What the fuzzers call: each function takes any bytes, and panics if a promise of this crate does not hold for them.
+//! What the fuzzers call: each function takes any bytes, and panics if a promise of this crate does not hold
+//! for them.
 //!
-//! Owns the properties, so that `cargo fuzz` on nightly and the bounded run in `tests/fuzz_targets.rs` on stable check the
-//! same. Not part of the public API.
+//! Owns the properties, so that `cargo fuzz` on nightly and the bounded run in `tests/fuzz_targets.rs` on
+//! stable check the same. Not part of the public API.
 
 use std::collections::BTreeMap;
 
@@ -59,7 +60,8 @@ fn all_frames(stream: &[u8], step: usize) -> (Vec<String>, Option<frame::FrameEr
     }
 }
 
-/// A method that is read is written as it was, but for unused bits; one that is not has an exception to show for it.
+/// A method that is read is written as it was, but for unused bits; one that is not has an exception to show
+/// for it.
 pub fn method(data: &[u8]) {
     let method = match Method::parse(data) {
         Ok(method) => method,
@@ -129,10 +131,11 @@ pub fn sasl(data: &[u8]) {
     }
 }
 
-/// A connection yields events in an order that a naive model allows, the same ones however the stream is cut, and stops
-/// when it said it would.
+/// A connection yields events in an order that a naive model allows, the same ones however the stream is cut,
+/// and stops when it said it would.
 ///
-/// The first byte: bit 0 skips the handshake, bit 1 reads the rest as orders (see [`Orders`]) instead of wire bytes.
+/// The first byte: bit 0 skips the handshake, bit 1 reads the rest as orders (see `Orders`) instead of wire
+/// bytes.
 pub fn connection(data: &[u8]) {
     let Some((&mode, rest)) = data.split_first() else { return };
     let mut stream = Vec::new();
@@ -158,7 +161,8 @@ fn handshake(stream: &mut Vec<u8>) {
     ChannelOpen::default().encode_frame(1, stream);
 }
 
-/// Bytes read as orders to write frames that are mostly well-formed: a fuzzer rarely finds a frame's end octet itself.
+/// Bytes read as orders to write frames that are mostly well-formed: a fuzzer rarely finds a frame's end
+/// octet itself.
 struct Orders<'a>(&'a [u8]);
 
 impl Orders<'_> {
@@ -270,7 +274,8 @@ impl Driver {
 
     fn take(&mut self, connection: &mut Connection, event: Event<'_>) {
         self.seen.push(match event {
-            Event::ForeignHeader(_) => "ForeignHeader".to_owned(), // how much of it is seen depends on the reads
+            // How much of it is seen depends on the reads.
+            Event::ForeignHeader(_) => "ForeignHeader".to_owned(),
             event => format!("{event:?}"),
         });
         let refusal = Exception::new(ReplyCode::PreconditionFailed, "by chance");

@@ -4,13 +4,14 @@
 //!   method frame payload    │ class u16 │ method u16 │ arguments … │
 //! ```
 //!
-//! Owns class and method ids, names, argument order and types, who may send a method, and which methods bring content.
-//! Promises that parsing borrows everything and allocates nothing, and that each argument was checked: strings are
-//! UTF-8, tables are valid to the bottom, nothing is missing and nothing follows. Does not know when a method may come.
+//! Owns class and method ids, names, argument order and types, who may send a method, and which methods bring
+//! content. Promises that parsing borrows everything and allocates nothing, and that each argument was
+//! checked: strings are UTF-8, tables are valid to the bottom, nothing is missing and nothing follows. Does
+//! not know when a method may come.
 //!
-//! Two sources differ about short strings in the methods that bring content: RabbitMQ does not check exchange and
-//! routing key for UTF-8 there, the spec (4.2.5.3) demands it everywhere. Here they are text everywhere: a key that
-//! is not text could not be bound anyway.
+//! Two sources differ about short strings in the methods that bring content: RabbitMQ does not check exchange
+//! and routing key for UTF-8 there, the spec (4.2.5.3) demands it everywhere. Here they are text everywhere:
+//! a key that is not text could not be bound anyway.
 
 use std::fmt;
 
@@ -275,17 +276,21 @@ macro_rules! methods {
     };
 }
 
-// Fields the spec reserved, and clients fill with zeros or nothing: ticket, capabilities, insist, known_hosts,
-// out_of_band, channel_id (of open-ok), cluster_id. They are carried, so that a method encodes to what it was read from.
+// Fields the spec reserved, and clients fill with zeros or nothing: ticket, capabilities, insist,
+// known_hosts, out_of_band, channel_id (of open-ok), cluster_id. They are carried, so that a method encodes
+// to what it was read from.
 methods! {
     /// Opens the handshake: what the server is, and how one may log in.
     10 10 "connection.start" Server
     ConnectionStart<'a> {
-        version_major: octet, version_minor: octet, server_properties: table, mechanisms: longstr, locales: longstr,
+        version_major: octet, version_minor: octet, server_properties: table, mechanisms: longstr,
+        locales: longstr,
     }
     /// What the client is, the mechanism it chose, and its first words.
     10 11 "connection.start-ok" Client
-    ConnectionStartOk<'a> { client_properties: table, mechanism: shortstr, response: longstr, locale: shortstr }
+    ConnectionStartOk<'a> {
+        client_properties: table, mechanism: shortstr, response: longstr, locale: shortstr,
+    }
     /// Asks for more, when a mechanism takes several rounds.
     10 20 "connection.secure" Server
     ConnectionSecure<'a> { challenge: longstr }
@@ -352,8 +357,8 @@ methods! {
     /// Creates an exchange, or (passive) asks whether it exists.
     40 10 "exchange.declare" Client
     ExchangeDeclare<'a> {
-        ticket: short, exchange: shortstr, kind: shortstr, passive: bit, durable: bit, auto_delete: bit, internal: bit,
-        nowait: bit, arguments: table,
+        ticket: short, exchange: shortstr, kind: shortstr, passive: bit, durable: bit, auto_delete: bit,
+        internal: bit, nowait: bit, arguments: table,
     }
     /// The exchange exists.
     40 11 "exchange.declare-ok" Server
@@ -367,7 +372,8 @@ methods! {
     /// Binds one exchange to another (RabbitMQ).
     40 30 "exchange.bind" Client
     ExchangeBind<'a> {
-        ticket: short, destination: shortstr, source: shortstr, routing_key: shortstr, nowait: bit, arguments: table,
+        ticket: short, destination: shortstr, source: shortstr, routing_key: shortstr, nowait: bit,
+        arguments: table,
     }
     /// The binding exists.
     40 31 "exchange.bind-ok" Server
@@ -375,7 +381,8 @@ methods! {
     /// Removes a binding between exchanges (RabbitMQ).
     40 40 "exchange.unbind" Client
     ExchangeUnbind<'a> {
-        ticket: short, destination: shortstr, source: shortstr, routing_key: shortstr, nowait: bit, arguments: table,
+        ticket: short, destination: shortstr, source: shortstr, routing_key: shortstr, nowait: bit,
+        arguments: table,
     }
     /// The binding is gone. Its method id really is 51.
     40 51 "exchange.unbind-ok" Server
@@ -384,8 +391,8 @@ methods! {
     /// Creates a queue, or (passive) asks whether it exists.
     50 10 "queue.declare" Client
     QueueDeclare<'a> {
-        ticket: short, queue: shortstr, passive: bit, durable: bit, exclusive: bit, auto_delete: bit, nowait: bit,
-        arguments: table,
+        ticket: short, queue: shortstr, passive: bit, durable: bit, exclusive: bit, auto_delete: bit,
+        nowait: bit, arguments: table,
     }
     /// The queue exists: its name, ready messages, consumers.
     50 11 "queue.declare-ok" Server
@@ -393,7 +400,8 @@ methods! {
     /// Binds a queue to an exchange.
     50 20 "queue.bind" Client
     QueueBind<'a> {
-        ticket: short, queue: shortstr, exchange: shortstr, routing_key: shortstr, nowait: bit, arguments: table,
+        ticket: short, queue: shortstr, exchange: shortstr, routing_key: shortstr, nowait: bit,
+        arguments: table,
     }
     /// The binding exists.
     50 21 "queue.bind-ok" Server
@@ -412,7 +420,9 @@ methods! {
     QueueDeleteOk { message_count: long }
     /// Removes a binding of a queue. It has no nowait.
     50 50 "queue.unbind" Client
-    QueueUnbind<'a> { ticket: short, queue: shortstr, exchange: shortstr, routing_key: shortstr, arguments: table }
+    QueueUnbind<'a> {
+        ticket: short, queue: shortstr, exchange: shortstr, routing_key: shortstr, arguments: table,
+    }
     /// The binding is gone.
     50 51 "queue.unbind-ok" Server
     QueueUnbindOk {}
@@ -426,8 +436,8 @@ methods! {
     /// Starts a consumer.
     60 20 "basic.consume" Client
     BasicConsume<'a> {
-        ticket: short, queue: shortstr, consumer_tag: shortstr, no_local: bit, no_ack: bit, exclusive: bit, nowait: bit,
-        arguments: table,
+        ticket: short, queue: shortstr, consumer_tag: shortstr, no_local: bit, no_ack: bit, exclusive: bit,
+        nowait: bit, arguments: table,
     }
     /// The consumer exists under this tag.
     60 21 "basic.consume-ok" Server
@@ -440,14 +450,17 @@ methods! {
     BasicCancelOk<'a> { consumer_tag: shortstr }
     /// Sends a message to an exchange.
     60 40 "basic.publish" Client [content]
-    BasicPublish<'a> { ticket: short, exchange: shortstr, routing_key: shortstr, mandatory: bit, immediate: bit }
+    BasicPublish<'a> {
+        ticket: short, exchange: shortstr, routing_key: shortstr, mandatory: bit, immediate: bit,
+    }
     /// Gives back a message that was mandatory and reached no queue.
     60 50 "basic.return" Server [content]
     BasicReturn<'a> { reply_code: short, reply_text: shortstr, exchange: shortstr, routing_key: shortstr }
     /// Brings a message to a consumer.
     60 60 "basic.deliver" Server [content]
     BasicDeliver<'a> {
-        consumer_tag: shortstr, delivery_tag: longlong, redelivered: bit, exchange: shortstr, routing_key: shortstr,
+        consumer_tag: shortstr, delivery_tag: longlong, redelivered: bit, exchange: shortstr,
+        routing_key: shortstr,
     }
     /// Asks for one message.
     60 70 "basic.get" Client
@@ -455,7 +468,8 @@ methods! {
     /// Brings the one message, and how many remain.
     60 71 "basic.get-ok" Server [content]
     BasicGetOk<'a> {
-        delivery_tag: longlong, redelivered: bit, exchange: shortstr, routing_key: shortstr, message_count: long,
+        delivery_tag: longlong, redelivered: bit, exchange: shortstr, routing_key: shortstr,
+        message_count: long,
     }
     /// There is none.
     60 72 "basic.get-empty" Server
@@ -572,7 +586,8 @@ mod tests {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             for row in ROWS {
-                let _ = Method::parse(&[&row.id.class.to_be_bytes(), &row.id.method.to_be_bytes(), &bytes[..]].concat());
+                let id = [row.id.class, row.id.method].map(u16::to_be_bytes).concat();
+                let _ = Method::parse(&[&id[..], &bytes].concat());
             }
             let _ = Method::parse(&bytes);
         }

@@ -1,14 +1,15 @@
 //! Reply codes, and the exceptions made of them.
 //!
-//! Owns the list of codes with their numbers, names and blast radius (channel or connection), and [`Exception`], the one
-//! error type a peer ever gets to see. Promises that its text fits a short string. Does not know which broker
-//! condition deserves which code.
+//! Owns the list of codes with their numbers, names and blast radius (channel or connection), and
+//! [`Exception`], the one error type a peer ever gets to see. Promises that its text fits a short string.
+//! Does not know which broker condition deserves which code.
 
 use std::fmt;
 
 use crate::method::{ChannelClose, ConnectionClose, MethodId};
 
-/// The code of an orderly `connection.close` or `channel.close`: nothing went wrong (spec 1.1, reply-success).
+/// The code of an orderly `connection.close` or `channel.close`: nothing went wrong (spec 1.1,
+/// reply-success).
 pub const REPLY_SUCCESS: u16 = 200;
 
 /// Longest text of an exception in bytes: `reply-text` is a short string.
@@ -103,8 +104,8 @@ reply_codes! {
 
 /// What a peer is told before its channel or its connection ends.
 ///
-/// The text is `"CODE_NAME - explanation"`, cut at 255 bytes on a character boundary, as RabbitMQ writes it: client
-/// suites match parts of it.
+/// The text is `"CODE_NAME - explanation"`, cut at 255 bytes on a character boundary, as RabbitMQ writes it:
+/// client suites match parts of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exception {
     code: ReplyCode,

@@ -1,7 +1,8 @@
 //! What a client says when it logs in, and which user and password that is.
 //!
-//! Owns the two mechanisms that carry a password, as RabbitMQ reads them. Promises to look at bytes and nothing else:
-//! no copy of a secret is made here. Does not know who may log in; EXTERNAL and ANONYMOUS carry nothing to decode.
+//! Owns the two mechanisms that carry a password, as RabbitMQ reads them. Promises to look at bytes and
+//! nothing else: no copy of a secret is made here. Does not know who may log in; EXTERNAL and ANONYMOUS carry
+//! nothing to decode.
 
 use crate::table::{RawTable, Value};
 use crate::wire::Writer;
@@ -24,8 +25,8 @@ pub struct Credentials<'a> {
 }
 
 impl<'a> Credentials<'a> {
-    /// Reads a PLAIN response: NUL, user, NUL, password. As with RabbitMQ there is no separate authorization identity
-    /// in front, and no NUL inside.
+    /// Reads a PLAIN response: NUL, user, NUL, password. As with RabbitMQ there is no separate authorization
+    /// identity in front, and no NUL inside.
     #[must_use]
     pub fn from_plain(response: &'a [u8]) -> Option<Self> {
         let mut parts = response.split(|&byte| byte == 0);

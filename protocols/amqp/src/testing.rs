@@ -1,8 +1,8 @@
 //! What the unit tests share: frames written without the code under test, and the oracle.
 //!
 //! Owns a second, naive writer of argument types (by the spec, one byte after the other) and the calls into
-//! `amq-protocol`. The oracle recurses without limit and rewrites tables, so it is fed only canonical tables of small
-//! depth: sorted unique names, `l` never `L`, booleans 0 or 1.
+//! `amq-protocol`. The oracle recurses without limit and rewrites tables, so it is fed only canonical tables
+//! of small depth: sorted unique names, `l` never `L`, booleans 0 or 1.
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -184,6 +184,8 @@ fn value(tables: Tables) -> BoxedStrategy<Vec<u8>> {
 pub(crate) mod oracle {
     use amq_protocol::frame::{AMQPFrame, WriteContext, gen_frame, parse_frame};
     use amq_protocol::protocol::parse_class;
+    use amq_protocol::types::FieldTable;
+    use amq_protocol::types::parsing::parse_field_table;
 
     /// Parses a frame and writes it again.
     pub(crate) fn rewrite(frame: &[u8]) -> Vec<u8> {
@@ -199,6 +201,13 @@ pub(crate) mod oracle {
     pub(crate) fn write(frame: &AMQPFrame) -> Vec<u8> {
         let out = WriteContext::from(Vec::new());
         gen_frame(frame)(out).expect("the oracle writes it").into_inner().0
+    }
+
+    /// Parses a table with its length in front.
+    pub(crate) fn table(bytes: &[u8]) -> FieldTable {
+        let (rest, table) = parse_field_table(bytes).expect("the oracle reads it");
+        assert_eq!(rest, b"", "the oracle reads it to the end");
+        table
     }
 
     /// Whether the oracle has a method with these ids.

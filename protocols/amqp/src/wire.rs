@@ -1,10 +1,11 @@
-//! Reading and writing the elementary types of method arguments (spec 4.2.5): integers, bits, strings, tables.
+//! Reading and writing the elementary types of method arguments (spec 4.2.5): integers, bits, strings,
+//! tables.
 //!
-//! Owns the packing of consecutive bits into octets and every length check. Promises not to allocate while reading,
-//! and to read nothing outside its input. Does not know what the values mean.
+//! Owns the packing of consecutive bits into octets and every length check. Promises not to allocate while
+//! reading, and to read nothing outside its input. Does not know what the values mean.
 //!
-//! The names of the reading and writing methods are the type names of the spec, so that the table in `method` can be
-//! written in the spec's own words.
+//! The names of the reading and writing methods are the type names of the spec, so that the table in `method`
+//! can be written in the spec's own words.
 
 use std::fmt;
 
@@ -105,8 +106,8 @@ impl<'a> Reader<'a> {
         self.fixed().map(u64::from_be_bytes)
     }
 
-    /// The next bit, lowest first; consecutive bits share octets (spec 4.2.5.2). Unused high bits are ignored, as
-    /// RabbitMQ does.
+    /// The next bit, lowest first; consecutive bits share octets (spec 4.2.5.2). Unused high bits are
+    /// ignored, as RabbitMQ does.
     #[inline]
     pub(crate) fn bit(&mut self) -> Result<bool, Malformed> {
         if self.bits_used == NO_BITS {

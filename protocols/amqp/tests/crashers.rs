@@ -1,7 +1,8 @@
 //! Inputs that crashed, hung or confused brokers and clients somewhere, and what becomes of each here.
 //!
-//! Bytes are written by hand, through the front door: a connection, a frame, and for what lies deeper a method or a
-//! header. What only a broker can judge (unknown delivery tags, forged reply queues) must get through to it intact.
+//! Bytes are written by hand, through the front door: a connection, a frame, and for what lies deeper a
+//! method or a header. What only a broker can judge (unknown delivery tags, forged reply queues) must get
+//! through to it intact.
 
 use std::thread;
 

@@ -1,7 +1,7 @@
 //! Every fuzz target on the stable toolchain: over its corpus, and over mutations of it from a fixed seed.
 //!
-//! The same targets run without bound under `cargo fuzz` (see `fuzz/`). A failure here prints the input; give it a
-//! name and put it into the corpus.
+//! The same targets run without bound under `cargo fuzz` (see `fuzz/`). A failure here prints the input; give
+//! it a name and put it into the corpus.
 
 use std::fs;
 use std::panic::catch_unwind;

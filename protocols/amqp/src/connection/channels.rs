@@ -13,8 +13,8 @@
 //!        └───────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Owns the state of every open channel and the order of content frames. Promises memory for open channels only, and no
-//! allocation per frame. Does not know the handshake.
+//! Owns the state of every open channel and the order of content frames. Promises memory for open channels
+//! only, and no allocation per frame. Does not know the handshake.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +49,8 @@ enum Expect {
 }
 
 /// The channels of one connection that are not closed.
-// A tree: clients use a few low numbers, and whoever opens number 2047 first must not get a table of 2048 for it.
+// A tree: clients use a few low numbers, and whoever opens number 2047 first must not get a table of 2048 for
+// it.
 #[derive(Debug, Default)]
 pub(super) struct Channels(BTreeMap<u16, Channel>);
 
@@ -170,7 +171,8 @@ fn header<'a>(state: &mut Channel, channel: u16, payload: &'a [u8]) -> Yield<'a>
     Ok(Some(Event::Header { channel, body_size, properties }))
 }
 
-/// A piece of body where one is expected. One that is too long is refused at once: its end belongs to nothing.
+/// A piece of body where one is expected. One that is too long is refused at once: its end belongs to
+/// nothing.
 fn body<'a>(state: &mut Channel, channel: u16, payload: &'a [u8], left: u64) -> Yield<'a> {
     let Some(left) = left.checked_sub(payload.len() as u64) else {
         let explanation = format_args!("body frame of {} bytes where {left} are left to come", payload.len());

@@ -9,10 +9,12 @@ use crate::method::{
 use crate::reply::Exception;
 
 /// What becomes of a frame; no event means that it is ignored.
-// One type on the whole way out: an event is some 90 bytes, and each change of its wrapping would copy them again.
+// One type on the whole way out: an event is some 90 bytes, and each change of its wrapping would copy them
+// again.
 pub(super) type Yield<'a> = Result<Option<Event<'a>>, Exception>;
 
-/// One thing a client said, borrowed from the bytes it came in. What the server owes in return stands beside it.
+/// One thing a client said, borrowed from the bytes it came in. What the server owes in return stands beside
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Event<'a> {
     /// The client speaks AMQP 0-9-1. Owed: [`Connection::start`](super::Connection::start).
@@ -20,8 +22,8 @@ pub enum Event<'a> {
     /// It speaks something else; these are the first bytes (at most 8). Owed:
     /// [`PROTOCOL_HEADER`](crate::frame::PROTOCOL_HEADER), and the end of the socket.
     ForeignHeader(&'a [u8]),
-    /// It logs in. Owed: [`Connection::secure`](super::Connection::secure), [`Connection::tune`](super::Connection::tune)
-    /// or [`Connection::close`](super::Connection::close).
+    /// It logs in. Owed: [`Connection::secure`](super::Connection::secure),
+    /// [`Connection::tune`](super::Connection::tune) or [`Connection::close`](super::Connection::close).
     StartOk(ConnectionStartOk<'a>),
     /// It answers a challenge. Owed: as for `StartOk`.
     SecureOk(ConnectionSecureOk<'a>),
@@ -65,8 +67,9 @@ pub enum Event<'a> {
         /// What it asks for.
         method: Method<'a>,
     },
-    /// A message begins; `Header` follows, then `Body` until the body is complete, on the same channel. The events of
-    /// other channels may come in between, and later ones may borrow from another buffer: keep what the message needs.
+    /// A message begins; `Header` follows, then `Body` until the body is complete, on the same channel. The
+    /// events of other channels may come in between, and later ones may borrow from another buffer: keep what
+    /// the message needs.
     Publish {
         /// Which one.
         channel: u16,

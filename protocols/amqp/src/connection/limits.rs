@@ -1,7 +1,7 @@
 //! What the server allows, and what the two sides agreed on (spec 1.4.2.6, 4.2.3).
 //!
-//! Owns the negotiation of `connection.tune`. Promises that what was agreed never exceeds what was offered, and is
-//! always a limit: this server knows no "unlimited".
+//! Owns the negotiation of `connection.tune`. Promises that what was agreed never exceeds what was offered,
+//! and is always a limit: this server knows no "unlimited".
 
 use crate::frame::FRAME_MIN_SIZE;
 use crate::method::{ConnectionTune, ConnectionTuneOk};

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, 
 
 use super::greeting::{Greeting, Progress};
 use super::line::Line;
+use super::presence::Presence;
 use super::session::{Agreed, Session};
 use crate::broker::api::Op;
 use crate::broker::link::{Gate, Link, Shard};
@@ -31,8 +32,8 @@ use crate::server::Stop;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// How long a client may take to say close-ok.
 const CLOSE_TIME: Duration = Duration::from_secs(3);
-/// The same, when what it says can not be understood any more: time to read why.
-const LOST_TIME: Duration = Duration::from_millis(900);
+/// The same after it broke the protocol: time to read why.
+const BROKEN_TIME: Duration = Duration::from_millis(900);
 /// Room for one read. Bytes.
 const READ: usize = 64 * 1024;
 /// The same before the login.
@@ -45,7 +46,14 @@ const DRAIN_AT: u64 = (limits::DELIVERY_CREDIT / 4) as u64;
 const IDLE_TICK: Duration = Duration::from_secs(30);
 
 /// Serves one connection to its end.
-pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shard: &Shard, offer: Limits, stop: &Stop) {
+pub(super) async fn serve(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    shard: &Shard,
+    offer: Limits,
+    stop: &Stop,
+    presence: Presence,
+) {
     let mut input = BytesMut::new();
     let greeting = Greeting::new(Line::new(Connection::new(offer)), peer.ip());
     let deadline = Instant::now() + HANDSHAKE_TIME;
@@ -58,7 +66,7 @@ pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shard: &Shard
         Ok(Ok(Greeted::Open { line, agreed, own })) => {
             let link = shard.connect();
             let session = Session::new(line, agreed, own, link.topology(), Box::new(link.log().clone()));
-            let task = Task::new(stream, input, session, link);
+            let task = Task::new(stream, input, session, link, presence);
             if let Err(error) = task.run(stop).await {
                 tracing::debug!("AMQP connection from {peer} ended: {error}");
             }
@@ -120,7 +128,7 @@ fn hear_greeting(input: &mut BytesMut, greeting: &mut Greeting, shard: &Shard) -
 
 /// Lets a refused stranger read why.
 async fn linger(stream: &mut TcpStream, mut line: Line) -> io::Result<()> {
-    let deadline = Instant::now() + LOST_TIME;
+    let deadline = Instant::now() + BROKEN_TIME;
     let mut input = BytesMut::new();
     while line.wire.phase() != Phase::Closed {
         match timeout_at(deadline, receive(stream, &mut input, READ_STRANGER)).await {
@@ -155,6 +163,7 @@ struct Task {
     session: Session,
     link: Link,
     gate: Gate,
+    presence: Presence,
     /// Weight of deliveries written and not reported.
     drained: u64,
     ticks: Interval,
@@ -163,6 +172,8 @@ struct Task {
     wrote: bool,
     /// Since the last tick.
     heard: bool,
+    /// The peer broke the protocol.
+    broken: bool,
     /// When patience with a close ends.
     deadline: Option<Instant>,
 }
@@ -181,7 +192,7 @@ enum Flow {
 }
 
 impl Task {
-    fn new(stream: TcpStream, input: BytesMut, session: Session, link: Link) -> Self {
+    fn new(stream: TcpStream, input: BytesMut, session: Session, link: Link, presence: Presence) -> Self {
         let heartbeat = session.line.wire.tuning().heartbeat;
         let period = if heartbeat == 0 { IDLE_TICK } else { Duration::from_millis(u64::from(heartbeat) * 500) };
         let mut ticks = interval(period);
@@ -194,11 +205,13 @@ impl Task {
             session,
             link,
             gate,
+            presence,
             drained: 0,
             ticks,
             pulse: (heartbeat != 0).then(Pulse::default),
             wrote: false,
             heard: false,
+            broken: false,
             deadline: None,
         }
     }
@@ -280,7 +293,10 @@ impl Task {
                 }
                 Ok(Some(event)) => self.session.on_heard(&event),
                 Ok(None) => break,
-                Err(exception) => self.session.line.close(&exception),
+                Err(exception) => {
+                    self.broken = true;
+                    self.session.line.close(&exception);
+                }
             }
         }
         let taken = self.input.len() - rest.len();
@@ -303,6 +319,7 @@ impl Task {
 
     /// Hands over what is for the shard and writes what is for the client.
     fn settle_up(&mut self) -> io::Result<()> {
+        self.presence.channels(self.session.channels.len());
         let mut verbs = self.session.take_verbs();
         if self.drained > 0 && (!verbs.is_empty() || self.drained >= DRAIN_AT) {
             let bytes = u32::try_from(std::mem::take(&mut self.drained)).unwrap_or(u32::MAX);
@@ -320,7 +337,7 @@ impl Task {
             }
         }
         if self.deadline.is_none() && matches!(self.session.line.wire.phase(), Phase::Closing | Phase::Closed) {
-            let patience = if self.session.line.wire.lost_sync() { LOST_TIME } else { CLOSE_TIME };
+            let patience = if self.broken { BROKEN_TIME } else { CLOSE_TIME };
             self.deadline = Some(Instant::now() + patience);
         }
         Ok(())

@@ -102,7 +102,7 @@ impl Greeting {
             self.line.wire.tune(&mut self.line.output.bytes);
             return Ok(Progress::Waiting);
         }
-        tracing::warn!("AMQP login from {} with mechanism {} refused", self.peer, start_ok.mechanism);
+        tracing::warn!("AMQP login from {} with mechanism {:?} refused", self.peer, start_ok.mechanism);
         if declares(start_ok.client_properties, "authentication_failure_close") {
             let text = format_args!(
                 "Login was refused using authentication mechanism {}. For details see the broker logfile.",

@@ -42,14 +42,15 @@ impl Line {
     /// Ends the connection.
     pub(super) fn close(&mut self, exception: &Exception) {
         if self.wire.close(exception, &mut self.output.bytes) {
-            tracing::info!("closing an AMQP connection: {exception}");
+            // The text may quote the client: it must not write lines of its own into the log.
+            tracing::info!("closing an AMQP connection: {}", exception.to_string().escape_debug());
         }
     }
 
     /// Ends a channel.
     pub(super) fn close_channel(&mut self, channel: u16, exception: &Exception) {
         if self.wire.close_channel(channel, exception, &mut self.output.bytes) {
-            tracing::debug!("closing AMQP channel {channel}: {exception}");
+            tracing::debug!("closing AMQP channel {channel}: {}", exception.to_string().escape_debug());
         }
     }
 

@@ -33,6 +33,7 @@ mod greeting;
 mod line;
 mod names;
 mod output;
+mod presence;
 mod properties;
 pub(super) mod publish;
 mod refusals;
@@ -50,11 +51,20 @@ pub async fn listen(
     metrics: Arc<Metrics>,
 ) {
     let stop_each = stop.clone();
-    let connect = move |stream, peer| serve(stream, peer, shard.clone(), offer, stop_each.clone());
+    let numbers = Arc::clone(&metrics);
+    let connect =
+        move |stream, peer| serve(stream, peer, shard.clone(), offer, stop_each.clone(), Arc::clone(&numbers));
     super::serve(listener, "amqp.listen", most, stop, metrics, connect).await;
 }
 
 /// Serves one connection from its first byte to its end. `offer`: what connection.tune proposes.
-pub async fn serve(stream: TcpStream, peer: SocketAddr, shard: Shard, offer: Limits, stop: Stop) {
-    connection::serve(stream, peer, &shard, offer, &stop).await;
+pub async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shard: Shard,
+    offer: Limits,
+    stop: Stop,
+    metrics: Arc<Metrics>,
+) {
+    connection::serve(stream, peer, &shard, offer, &stop, presence::Presence::new(metrics)).await;
 }

@@ -208,7 +208,9 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
             return raft.initialize(founders).await.map_err(|error| said(&self.0.failure, &error));
         }
         // Nobody else could object: waiting for an election timeout would only delay the start.
-        if raft.voter_ids().eq([self.0.node]) {
+        let node = self.0.node;
+        let alone = raft.with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node]));
+        if alone.await.map_err(|error| said(&self.0.failure, &error))? {
             raft.trigger().elect(false).await.map_err(|error| said(&self.0.failure, &error))?;
         }
         Ok(())

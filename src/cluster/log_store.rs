@@ -258,6 +258,10 @@ impl<D: Disk> RaftLogStorage<Config> for LogStore<D> {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        // Nothing behind it: the log refuses an entry it does not have.
+        if last.is_some_and(|id| self.log.last().is_none_or(|end| end.index <= id.index())) {
+            return Ok(());
+        }
         let (done, cut) = completion();
         self.log.truncate_after(last.map(|id| id.index()), done)?;
         cut.await

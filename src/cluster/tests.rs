@@ -335,7 +335,7 @@ fn an_empty_store_becomes_a_leader_without_waiting_for_a_timeout() {
         let term = term(&replica).await;
         replica.propose(Bytes::from_static(b"one"), ProposalId { term, ordinal: 0 });
         until(|| seen.0.borrow().iter().any(|batch| batch.kind == 1)).await;
-        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(began.elapsed() < Duration::from_millis(10), "{:?}", began.elapsed());
         let kinds: Vec<(u8, u64)> = seen.0.borrow().iter().map(|b| (b.kind, b.point.leader)).collect();
         assert_eq!(kinds, [(3, 0), (2, 1), (1, 1)]);
         replica.shutdown().await.expect("closes");
@@ -364,7 +364,7 @@ fn what_was_applied_is_there_after_a_power_cut_and_the_next_term_goes_on_behind_
         assert_eq!(second, 2);
         until(|| after.0.borrow().len() > 12).await;
         assert_eq!(after.0.borrow()[..12], before.0.borrow()[..]);
-        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(began.elapsed() < Duration::from_millis(10), "{:?}", began.elapsed());
         replica.shutdown().await.expect("closes");
     });
 }

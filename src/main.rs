@@ -14,9 +14,9 @@ use dassie::node::{Node, NodeParts};
 use dassie::process::{self, Failure};
 use dassie::server::health::Readiness;
 use dassie::server::semantics::Layouts;
-use dassie::server::{self, Stopper, amqp, http};
-use tokio::net::TcpListener;
+use dassie::server::{self, Stopper, amqp, http, rocketmq};
 use dassie::{limits, logging};
+use tokio::net::TcpListener;
 
 fn main() -> ExitCode {
     match start() {
@@ -61,7 +61,15 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let store = data_dir::open(config.data_dir.as_ref(), identity).map_err(Failure::new)?;
     let (stopper, stop) = Stopper::new();
     let metrics = Metrics::new();
-    let ready = Readiness::new(["the log", "amqp.listen", "http.listen", "metrics.listen"]);
+    let ready = Readiness::new([
+        "the log",
+        "amqp.listen",
+        "rocketmq.listen",
+        "rocketmq.vip_listen",
+        "rocketmq.name_server_listen",
+        "http.listen",
+        "metrics.listen",
+    ]);
     let mut servers = tokio::task::JoinSet::new();
     if let Some(address) = &config.http_listen {
         let listener = server::bind(address, "http.listen").await.map_err(Failure::new)?;
@@ -77,6 +85,15 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     ready.up("metrics.listen");
     // Ports are taken before the log is opened: a busy one must not cost a recovery.
     let amqp = bind(config.amqp.listen.as_ref(), "amqp.listen").await?;
+    let rocketmq = [
+        ("rocketmq.listen", &config.rocketmq.listen),
+        ("rocketmq.vip_listen", &config.rocketmq.vip_listen),
+        ("rocketmq.name_server_listen", &config.rocketmq.name_server_listen),
+    ];
+    let mut rocketmq_listeners = Vec::new();
+    for (key, address) in rocketmq {
+        rocketmq_listeners.push((key, bind(address.as_ref(), key).await?));
+    }
     let mut node = Node::start(NodeParts {
         store,
         tail_memory: usize::try_from(config.storage.tail_memory).unwrap_or(usize::MAX),
@@ -99,9 +116,25 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
             ..amqp::Limits::default()
         };
         let most = limits::CONNECTIONS_MAX;
-        servers.spawn(amqp::listen(listener, most, node.shard.clone(), offer, stop.clone(), Arc::clone(&metrics)));
+        servers.spawn(amqp::listen(
+            listener,
+            most,
+            node.shard.clone(),
+            offer,
+            stop.clone(),
+            Arc::clone(&metrics),
+        ));
     }
     ready.up("amqp.listen");
+    let front = rocketmq_front(config, &rocketmq_listeners, clock).await;
+    for (key, listener) in rocketmq_listeners {
+        if let Some(listener) = listener {
+            let (shard, front, stop) = (node.shard.clone(), Arc::clone(&front), stop.clone());
+            let most = limits::CONNECTIONS_MAX;
+            servers.spawn(rocketmq::listen(listener, key, most, shard, front, stop, Arc::clone(&metrics)));
+        }
+        ready.up(key);
+    }
     tracing::info!("ready in {} ms", clock.monotonic().as_millis());
     let signal = asked.await;
     tracing::info!("{signal}: ending");
@@ -121,6 +154,30 @@ async fn bind(address: Option<&Address>, key: &'static str) -> Result<Option<Tcp
     let listener = server::bind(address, key).await.map_err(Failure::new)?;
     tracing::info!("{key} {address}");
     Ok(Some(listener))
+}
+
+/// What RocketMQ connections share. Routes name the port that really listens: the configured one may be 0.
+async fn rocketmq_front(
+    config: &Config,
+    listeners: &[(&'static str, Option<TcpListener>)],
+    clock: &SystemClock,
+) -> Arc<rocketmq::Front> {
+    // Every port answers every request: without a broker port, clients may come to another.
+    let port = listeners
+        .iter()
+        .find_map(|(_, listener)| listener.as_ref()?.local_addr().ok())
+        .map_or(0, |a| a.port());
+    let settings = rocketmq::Settings {
+        advertised_host: config.rocketmq.advertised_host.clone(),
+        advertised_port: port,
+        broker_name: config.rocketmq.broker_name.clone(),
+        cluster_name: config.rocketmq.cluster_name.clone(),
+        auto_create_topics: config.rocketmq.auto_create_topics,
+        default_topic_queues: u32::try_from(config.rocketmq.default_topic_queues).unwrap_or(u32::MAX),
+    };
+    // The lower half of a random number is one.
+    let [_, _, _, _, a, b, c, d] = random().to_be_bytes();
+    rocketmq::Front::new(settings, Arc::new(*clock), u32::from_be_bytes([a, b, c, d])).await
 }
 
 /// A random number that is not 0, from the system's randomness that seeds hash maps.

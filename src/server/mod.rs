@@ -6,9 +6,11 @@
 //! Does not know: protocols. No broker state lives below here.
 
 mod across;
+mod across_back;
 pub mod amqp;
 pub mod health;
 pub mod http;
+pub mod rocketmq;
 pub mod semantics;
 
 use std::future::Future;

@@ -1,0 +1,208 @@
+//! What clients say of themselves: heartbeats, leaving, member lists, the check of a filter (codes 34, 35, 38, 46).
+//!
+//! Owns: the judgement of a heartbeat, and heartbeats that wait for topics.
+//! Promises: a heartbeat is answered when the retry topics of its groups exist, and its groups are known before that, so that the
+//! first look of a new member is complete.
+//! Does not know: how members are told of each other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use dassie_rocketmq::body::{
+    CheckClient, Consumer, ConsumerList, Heartbeat, Subscription as Wish, from_json, to_json,
+};
+use dassie_rocketmq::header::{GetConsumerList, HeartbeatAnswer, UnregisterClient};
+use dassie_rocketmq::message::{RETRY_PREFIX, TagFilter, check_group};
+use dassie_rocketmq::{Command, ResponseCode};
+
+use super::group::Subscription;
+use super::refuse::{Refused, refused};
+use super::session::{Asked, Session, Wait};
+use crate::broker::api::{Op, Refusal};
+use crate::security::{Action, Resource, authorize};
+
+/// The only kind of filter so far.
+pub(super) const BY_TAG: &str = "TAG";
+/// Client ids on one connection. Real ones have one, or one for each producer and consumer of a process.
+const CLIENTS_MAX: usize = 1_024;
+/// Read and write, in RocketMQ's bits.
+const READ_WRITE: u32 = 6;
+
+/// Heartbeats that wait for topics.
+#[derive(Debug, Default)]
+pub(super) struct Joins {
+    waiting: HashMap<u64, Join>,
+    last: u64,
+    /// Client ids that this connection spoke for.
+    clients: std::collections::BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Join {
+    asked: Asked,
+    left: usize,
+    failed: Option<Refusal>,
+}
+
+/// HEART_BEAT.
+pub(super) fn on_heartbeat(
+    session: &mut Session,
+    command: &Command<'_>,
+    asked: Asked,
+) -> Result<(), Refused> {
+    let heartbeat = Heartbeat::from_json(command.body)?;
+    let clients = &mut session.joins.clients;
+    if heartbeat.client_id.is_empty() || heartbeat.client_id.len() > 255 {
+        return Err(refused(ResponseCode::InvalidParameter, "a client id has 1 to 255 bytes"));
+    }
+    if !clients.contains(&heartbeat.client_id) {
+        if clients.len() >= CLIENTS_MAX {
+            let text = format!("a connection speaks for at most {CLIENTS_MAX} clients");
+            return Err(refused(ResponseCode::SystemBusy, text));
+        }
+        clients.insert(heartbeat.client_id.clone());
+    }
+    // Judged as a whole first: half a heartbeat would be a group that consumes half.
+    let mut groups = Vec::with_capacity(heartbeat.consumer_data_set.len());
+    for consumer in &heartbeat.consumer_data_set {
+        groups.push((consumer, judge(session, consumer)?));
+    }
+    let mut missing = Vec::new();
+    for (consumer, topics) in groups {
+        let group = &consumer.group_name;
+        session.front.groups.join(group, &heartbeat.client_id, &session.member, topics);
+        let retry = format!("{RETRY_PREFIX}{group}");
+        if session.topology.topic(&retry).is_none() {
+            missing.push(retry);
+        }
+    }
+    if missing.is_empty() {
+        session.answer(asked, &HeartbeatAnswer::default(), &[]);
+        return Ok(());
+    }
+    session.joins.last += 1;
+    let join = session.joins.last;
+    session.joins.waiting.insert(join, Join { asked, left: missing.len(), failed: None });
+    for retry in missing {
+        let op = Op::CreateTopic {
+            topic: retry.as_str().into(),
+            write_queues: 1,
+            read_queues: 1,
+            permission: READ_WRITE,
+        };
+        session.ask(Action::Configure, Resource::Topic(&retry), op, asked, Wait::Join(join))?;
+    }
+    Ok(())
+}
+
+fn judge(session: &Session, consumer: &Consumer) -> Result<Vec<(String, Subscription)>, Refused> {
+    let group = &consumer.group_name;
+    check_group(group).map_err(|error| {
+        refused(ResponseCode::InvalidParameter, format!("consumer group [{group}]: {error}"))
+    })?;
+    authorize(&session.principal, Action::Read, Resource::Group(group))?;
+    authorize(&session.principal, Action::Configure, Resource::Topic(&format!("{RETRY_PREFIX}{group}")))?;
+    let topics = consumer.subscription_data_set.iter();
+    topics.map(|wish| Ok((wish.topic.clone(), subscription(wish)?))).collect()
+}
+
+fn subscription(wish: &Wish) -> Result<Subscription, Refused> {
+    let tags = match wish.expression_type.as_str() {
+        BY_TAG => Some(tags(&wish.sub_string)?),
+        _ => None,
+    };
+    Ok(Subscription { version: wish.sub_version, tags })
+}
+
+/// The hashes that a tag expression lets through; none: all.
+pub(super) fn tags(expression: &str) -> Result<Arc<[u32]>, Refused> {
+    let filter = TagFilter::parse(expression).map_err(|error| {
+        refused(ResponseCode::SubscriptionParseFailed, format!("[{expression}]: {error}"))
+    })?;
+    match &filter {
+        TagFilter::All => Ok(Arc::from([])),
+        TagFilter::Tags { hashes, .. } if hashes.is_empty() => {
+            let text = format!("[{expression}]: the expression names no tag");
+            Err(refused(ResponseCode::SubscriptionParseFailed, text))
+        }
+        TagFilter::Tags { hashes, .. } => Ok(hashes.iter().map(|hash| hash.cast_unsigned()).collect()),
+    }
+}
+
+/// One topic that a heartbeat waited for exists now, or can not.
+pub(super) fn on_joined(session: &mut Session, join: u64, failed: Option<Refusal>) {
+    let Some(waiting) = session.joins.waiting.get_mut(&join) else { return };
+    waiting.left -= 1;
+    waiting.failed = waiting.failed.take().or(failed);
+    if waiting.left > 0 {
+        return;
+    }
+    let Some(Join { asked, failed, .. }) = session.joins.waiting.remove(&join) else { return };
+    match failed {
+        None => session.answer(asked, &HeartbeatAnswer::default(), &[]),
+        Some(refusal) => session.refuse(asked, refusal.into()),
+    }
+}
+
+/// UNREGISTER_CLIENT. Producer groups are not kept: nothing is ever asked of a producer.
+pub(super) fn on_unregister(
+    session: &mut Session,
+    command: &Command<'_>,
+    asked: Asked,
+) -> Result<(), Refused> {
+    let header: UnregisterClient<'_> = command.header()?;
+    if let Some(group) = header.consumer_group.filter(|group| !group.is_empty()) {
+        session.front.groups.leave(group, header.client_id, session.member.connection);
+    }
+    session.answer(asked, &(), &[]);
+    Ok(())
+}
+
+/// GET_CONSUMER_LIST_BY_GROUP.
+pub(super) fn on_list(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+    let GetConsumerList { consumer_group: group } = command.header()?;
+    authorize(&session.principal, Action::Read, Resource::Group(group))?;
+    let consumer_id_list = session.front.groups.clients(group);
+    if consumer_id_list.is_empty() {
+        return Err(refused(ResponseCode::SystemError, format!("no consumer for this group, {group}")));
+    }
+    session.answer(asked, &(), &to_json(&ConsumerList { consumer_id_list }));
+    Ok(())
+}
+
+/// CHECK_CLIENT_CONFIG: a wrong filter fails the client's start instead of every pull.
+pub(super) fn on_check(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+    let check: CheckClient = from_json(command.body)?;
+    let wish = &check.subscription_data;
+    if wish.expression_type != BY_TAG {
+        return Err(no_such_filter(&wish.expression_type));
+    }
+    tags(&wish.sub_string)?;
+    session.answer(asked, &(), &[]);
+    Ok(())
+}
+
+/// Apache's words while its own setting for SQL92 is off.
+pub(super) fn no_such_filter(kind: &str) -> Refused {
+    let text = format!("The broker does not support consumer to filter message by {kind}");
+    refused(ResponseCode::SystemError, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dassie_rocketmq::message::java_hash;
+
+    #[test]
+    fn an_expression_becomes_the_hashes_of_its_tags() {
+        assert_eq!(&*tags("*").unwrap(), [0_u32; 0]);
+        assert_eq!(&*tags("").unwrap(), [0_u32; 0]);
+        let mut expected = [java_hash("TagA").cast_unsigned(), java_hash("TagB").cast_unsigned()];
+        let mut found = tags("TagA || TagB").unwrap().to_vec();
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+        assert_eq!(tags("||").unwrap_err().code, ResponseCode::SubscriptionParseFailed);
+        assert_eq!(tags(" ").unwrap_err().code, ResponseCode::SubscriptionParseFailed);
+    }
+}

@@ -1,0 +1,240 @@
+//! One connection's task: the socket, the clock, and the link to the shard.
+//!
+//! Owns: the socket, the read buffer, when to read and when to write.
+//! Promises: everything decoded from one read is handed over by one send; everything the shard said at once is written by one
+//! vectored write if the socket takes it; the socket is not read while the shard is behind or the client does not read its answers;
+//! bytes that are no command close the connection at once; silence of two minutes does too.
+//! Does not know: what requests mean.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use dassie_rocketmq::frame::MAX_FRAME;
+use dassie_rocketmq::{Command, Split, split};
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::Front;
+use super::group::{Groups, Member};
+use super::session::{OUTPUT_MAX, Session};
+use crate::broker::link::{Gate, Link, Shard};
+use crate::server::Stop;
+
+/// Silence in both directions after which a connection ends, as Apache's server does.
+const IDLE_MAX: Duration = Duration::from_secs(120);
+/// How often silence is looked for.
+const TICK: Duration = Duration::from_secs(10);
+/// How long sends on their way may take when the broker ends.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Room for one read. Bytes.
+const READ: usize = 64 * 1024;
+/// Groups whose change waits to be told. One that finds no room is found by the client itself within 20 s.
+const NOTICES_MAX: usize = 1_024;
+
+/// Serves one connection to its end.
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shard: &Shard,
+    front: Arc<Front>,
+    stop: &Stop,
+) {
+    let link = shard.connect();
+    let (notices_in, notices) = mpsc::channel(NOTICES_MAX);
+    let member = Member { connection: link.id(), notices: notices_in };
+    let left = Left { groups: Arc::clone(&front.groups), connection: link.id() };
+    let session = Session::new(front, peer, link.topology(), Box::new(link.log().clone()), member);
+    let gate = link.gate();
+    let task = Task {
+        stream,
+        input: BytesMut::new(),
+        session,
+        link,
+        gate,
+        notices,
+        last: Instant::now(),
+        deadline: None,
+    };
+    if let Err(error) = task.run(stop).await {
+        tracing::debug!("RocketMQ connection from {peer} ended: {error}");
+    }
+    drop(left);
+}
+
+/// Takes a connection's clients out of their groups however it ends.
+struct Left {
+    groups: Arc<Groups>,
+    connection: u64,
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.groups.leave_all(self.connection);
+    }
+}
+
+struct Task {
+    stream: TcpStream,
+    input: BytesMut,
+    session: Session,
+    link: Link,
+    gate: Gate,
+    notices: mpsc::Receiver<Arc<str>>,
+    /// When something was read or written last.
+    last: Instant,
+    /// When the end is due.
+    deadline: Option<Instant>,
+}
+
+/// Go on, or the connection's end was reached in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Go,
+    Done,
+}
+
+impl Task {
+    async fn run(mut self, stop: &Stop) -> io::Result<()> {
+        let stopped = stop.requested();
+        tokio::pin!(stopped);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.settle_up()?;
+            if self.is_over() {
+                return self.stream.shutdown().await;
+            }
+            let interest = self.interest();
+            let deadline = self.deadline;
+            let flow = tokio::select! {
+                biased;
+                events = self.link.events(), if self.takes_events() => self.on_events(events),
+                Some(group) = self.notices.recv(), if self.takes_events() => {
+                    self.session.notify(&group);
+                    Flow::Go
+                }
+                ready = self.stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
+                    if ready?.is_readable() && interest.is_some_and(Interest::is_readable) { self.read()? } else { Flow::Go }
+                }
+                () = self.gate.ready(), if !self.gate.is_open() => Flow::Go,
+                _ = ticks.tick() => self.tick(),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Flow::Done,
+                () = &mut stopped, if deadline.is_none() => {
+                    self.deadline = Some(Instant::now() + GOODBYE);
+                    Flow::Go
+                }
+            };
+            if flow == Flow::Done {
+                return Ok(());
+            }
+        }
+    }
+
+    fn takes_events(&self) -> bool {
+        self.session.is_idle() && self.session.output.buffered() < OUTPUT_MAX
+    }
+
+    /// What we wait for on the socket.
+    fn interest(&self) -> Option<Interest> {
+        let may_read = self.gate.is_open() && self.takes_events() && self.deadline.is_none();
+        match (may_read, self.session.output.is_empty()) {
+            (true, true) => Some(Interest::READABLE),
+            (true, false) => Some(Interest::READABLE.add(Interest::WRITABLE)),
+            (false, false) => Some(Interest::WRITABLE),
+            (false, true) => None,
+        }
+    }
+
+    fn read(&mut self) -> io::Result<Flow> {
+        // Room grows with what has arrived, never with what a length field claims.
+        if self.input.capacity() - self.input.len() < READ / 4 {
+            self.input.reserve(READ.max(self.input.len()));
+        }
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(0) => Ok(Flow::Done),
+            Ok(_) => {
+                self.last = Instant::now();
+                self.hear()?;
+                Ok(Flow::Go)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Flow::Go),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes everything that is complete in the read buffer.
+    fn hear(&mut self) -> io::Result<()> {
+        self.session.topology = self.link.topology();
+        let malformed =
+            |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+        let mut rest = &self.input[..];
+        loop {
+            match split(rest, MAX_FRAME).map_err(|error| malformed(&error))? {
+                Split::Frame { frame, consumed } => {
+                    let command = Command::decode(&frame).map_err(|error| malformed(&error))?;
+                    self.session.on_command(&command);
+                    rest = &rest[consumed..];
+                }
+                Split::Incomplete { .. } => break,
+            }
+        }
+        let taken = self.input.len() - rest.len();
+        self.input.advance(taken);
+        Ok(())
+    }
+
+    fn on_events(&mut self, events: Option<Vec<crate::broker::api::Event>>) -> Flow {
+        let Some(events) = events else { return Flow::Done };
+        self.session.on_events(events);
+        while let Some(more) = self.link.try_events() {
+            self.session.on_events(more);
+        }
+        Flow::Go
+    }
+
+    /// Hands over what is for the shard and writes what is for the client.
+    fn settle_up(&mut self) -> io::Result<()> {
+        loop {
+            self.session.answer_events();
+            if !self.link.send(self.session.take_verbs()) {
+                return Err(io::Error::other("the broker is ending"));
+            }
+            if self.session.output.is_empty() {
+                return Ok(());
+            }
+            let (stream, last) = (&self.stream, &mut self.last);
+            let written = self.session.output.write_to(|slices| {
+                let taken = stream.try_write_vectored(slices)?;
+                *last = Instant::now();
+                Ok(taken)
+            });
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                done => done?,
+            }
+        }
+    }
+
+    /// The broker ends, and nothing that was promised an answer is on its way any more.
+    fn is_over(&self) -> bool {
+        (self.deadline.is_some() || self.session.is_ending())
+            && self.session.sends_waiting() == 0
+            && self.session.is_idle()
+            && self.session.output.is_empty()
+    }
+
+    fn tick(&mut self) -> Flow {
+        if self.last.elapsed() >= IDLE_MAX {
+            return Flow::Done;
+        }
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        Flow::Go
+    }
+}

@@ -1,0 +1,120 @@
+//! RocketMQ's remoting protocol: one task per connection drives the codec of `protocols/rocketmq` and turns requests into
+//! broker verbs. Broker and name server are one: every code is answered on every port.
+//!
+//! ```text
+//!   socket ─► connection ─► session ─┬─► send, pull, offsets, topics ─► verbs ─► shard
+//!                                    ├─► clients ─► group (the node's registry)
+//!                                    └─► route (name server)
+//!   socket ◄─ output ◄─ session ◄──── events ◄──────────────────────────────────┘
+//! ```
+//!
+//! Owns: everything of a connection, and the node's registry of consumer groups.
+//! Promises: an answer is written when its effect is there, and carries the code that makes clients do the right thing; what has no
+//! effect here yet is refused by its name and never stored as something else.
+//! Does not know: queues, the log, the other protocol. What AMQP clients sent is turned into a record by `server::across_back`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use dassie_rocketmq::message::UniqueKey;
+use tokio::net::{TcpListener, TcpStream, lookup_host};
+
+use super::Stop;
+use crate::broker::link::Shard;
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+
+mod clients;
+mod connection;
+mod group;
+mod offsets;
+mod output;
+mod pull;
+mod refuse;
+mod route;
+mod send;
+mod session;
+mod topics;
+
+/// What the configuration says, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where routes tell clients to connect: host name or address.
+    pub advertised_host: String,
+    /// The port there.
+    pub advertised_port: u16,
+    /// Name of this broker in routes.
+    pub broker_name: String,
+    /// Name of the cluster in routes.
+    pub cluster_name: String,
+    /// A send to a missing topic makes it.
+    pub auto_create_topics: bool,
+    /// Message queues of such a topic, at most.
+    pub default_topic_queues: u32,
+}
+
+/// What all RocketMQ connections of a node share.
+pub struct Front {
+    settings: Settings,
+    /// The advertised address inside message ids and records.
+    store_host: SocketAddr,
+    groups: Arc<group::Groups>,
+    clock: Arc<dyn Clock>,
+    instance: u32,
+    keys: AtomicU32,
+}
+
+impl Front {
+    /// Resolves the advertised host. A name without an address still stands in routes, but message ids then carry 127.0.0.1:
+    /// only tools that connect to the address inside an id notice.
+    pub async fn new(settings: Settings, clock: Arc<dyn Clock>, instance: u32) -> Arc<Self> {
+        let target = (settings.advertised_host.as_str(), settings.advertised_port);
+        let found: Vec<SocketAddr> = lookup_host(target).await.map_or_else(|_| Vec::new(), Iterator::collect);
+        let fallback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), settings.advertised_port);
+        let store_host =
+            found.iter().find(|address| address.is_ipv4()).or(found.first()).copied().unwrap_or(fallback);
+        let groups = Arc::new(group::Groups::default());
+        Arc::new(Self { settings, store_host, groups, clock, instance, keys: AtomicU32::new(0) })
+    }
+
+    /// A key for a message that came without one.
+    fn unique_key(&self) -> UniqueKey {
+        let number = self.keys.fetch_add(1, Ordering::Relaxed);
+        let [high, low] = [number >> 16, number & 0xFFFF].map(|half| u16::try_from(half).unwrap_or_default());
+        UniqueKey {
+            ip: self.store_host.ip(),
+            pid: high,
+            instance: self.instance,
+            unix_ms: self.clock.wall_ms(),
+            counter: low,
+        }
+    }
+
+    /// `host:port` for routes.
+    fn address(&self) -> String {
+        let Settings { advertised_host: host, advertised_port: port, .. } = &self.settings;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+/// Serves all connections of a listener until `stop`. `key`: the listener's name in the configuration; `most`: connections at once.
+pub async fn listen(
+    listener: TcpListener,
+    key: &'static str,
+    most: usize,
+    shard: Shard,
+    front: Arc<Front>,
+    stop: Stop,
+    metrics: Arc<Metrics>,
+) {
+    let stop_each = stop.clone();
+    let connect =
+        move |stream, peer| serve(stream, peer, shard.clone(), Arc::clone(&front), stop_each.clone());
+    super::serve(listener, key, most, stop, metrics, connect).await;
+}
+
+/// Serves one connection from its first byte to its end.
+async fn serve(stream: TcpStream, peer: SocketAddr, shard: Shard, front: Arc<Front>, stop: Stop) {
+    connection::serve(stream, peer, &shard, front, &stop).await;
+}

@@ -1,0 +1,122 @@
+//! The name server: where topics live (codes 101, 105, 106, 206).
+//!
+//! Owns: routes, made from the topology at the moment they are asked for.
+//! Promises: a topic is routable as soon as it exists; a group's retry topic is routable before its first heartbeat has made it,
+//! because clients look for its route only once in 30 s; JSON is standard JSON.
+//! Does not know: how topics come to be.
+
+use std::collections::BTreeMap;
+
+use dassie_rocketmq::body::{BrokerAddresses, ClusterInfo, QueueCounts, TopicList, TopicRoute, to_json};
+use dassie_rocketmq::header::{GetKv, GetRoute};
+use dassie_rocketmq::message::{RETRY_PREFIX, check_group, system_topic};
+use dassie_rocketmq::{Command, ResponseCode};
+
+use super::Settings;
+use super::refuse::{Refused, refused};
+use super::session::{Asked, Session};
+use crate::security::{Action, Resource, authorize};
+
+/// Read and write, in RocketMQ's bits.
+const READ_WRITE: u32 = 6;
+/// The same, and passed on to topics that are made from it.
+const INHERITED: u32 = 7;
+
+/// GET_ROUTEINFO_BY_TOPIC.
+pub(super) fn on_route(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+    let GetRoute { topic, .. } = command.header()?;
+    authorize(&session.principal, Action::Read, Resource::Topic(topic))?;
+    let known =
+        session.topology.topic(topic).map(|topic| [topic.read_queues, topic.write_queues, topic.permission]);
+    let Some(counts) = known.or_else(|| promised(&session.front.settings, topic)) else {
+        let text = format!(
+            "No topic route info in name server for the topic: {topic}\nSee https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
+        );
+        return Err(refused(ResponseCode::TopicNotExist, text));
+    };
+    let [read_queue_nums, write_queue_nums, perm] =
+        counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    let route = TopicRoute {
+        order_topic_conf: None,
+        queue_datas: vec![QueueCounts {
+            broker_name: session.front.settings.broker_name.clone(),
+            read_queue_nums,
+            write_queue_nums,
+            perm,
+            topic_sys_flag: 0,
+        }],
+        broker_datas: vec![addresses(session)],
+        filter_server_table: BTreeMap::new(),
+    };
+    session.answer(asked, &(), &to_json(&route));
+    Ok(())
+}
+
+/// Topics that are there for whoever asks: read queues, write queues, permission.
+fn promised(settings: &Settings, topic: &str) -> Option<[u32; 3]> {
+    if topic == system_topic::AUTO_CREATE && settings.auto_create_topics {
+        return Some([settings.default_topic_queues, settings.default_topic_queues, INHERITED]);
+    }
+    let group = topic.strip_prefix(RETRY_PREFIX)?;
+    check_group(group).ok().map(|()| [1, 1, READ_WRITE])
+}
+
+fn addresses(session: &Session) -> BrokerAddresses {
+    let front = &session.front;
+    BrokerAddresses {
+        cluster: front.settings.cluster_name.clone(),
+        broker_name: front.settings.broker_name.clone(),
+        broker_addrs: BTreeMap::from([(0, front.address())]),
+        zone_name: None,
+        enable_acting_master: false,
+    }
+}
+
+/// GET_BROKER_CLUSTER_INFO.
+pub(super) fn on_cluster(session: &mut Session, asked: Asked) -> Result<(), Refused> {
+    let Settings { broker_name, cluster_name, .. } = session.front.settings.clone();
+    let info = ClusterInfo {
+        broker_addr_table: BTreeMap::from([(broker_name.clone(), addresses(session))]),
+        cluster_addr_table: BTreeMap::from([(cluster_name, vec![broker_name])]),
+    };
+    session.answer(asked, &(), &to_json(&info));
+    Ok(())
+}
+
+/// GET_ALL_TOPIC_LIST_FROM_NAMESERVER.
+pub(super) fn on_topics(session: &mut Session, asked: Asked) -> Result<(), Refused> {
+    let mut topic_list: Vec<String> = session.topology.topics().map(|topic| topic.name.to_string()).collect();
+    topic_list.sort_unstable();
+    session.answer(asked, &(), &to_json(&TopicList { topic_list, broker_addr: None }));
+    Ok(())
+}
+
+/// GET_KV_CONFIG: there are no keys.
+pub(super) fn on_key(command: &Command<'_>) -> Result<(), Refused> {
+    let GetKv { namespace, key } = command.header()?;
+    let text = format!("No config item, Namespace: {namespace} Key: {key}");
+    Err(refused(ResponseCode::QueryNotFound, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_topic_is_promised_only_with_auto_creation_and_retry_topics_always() {
+        let mut settings = Settings {
+            advertised_host: "127.0.0.1".into(),
+            advertised_port: 10911,
+            broker_name: "b".into(),
+            cluster_name: "c".into(),
+            auto_create_topics: true,
+            default_topic_queues: 8,
+        };
+        assert_eq!(promised(&settings, "TBW102"), Some([8, 8, 7]));
+        settings.auto_create_topics = false;
+        assert_eq!(promised(&settings, "TBW102"), None);
+        assert_eq!(promised(&settings, "%RETRY%G"), Some([1, 1, 6]));
+        assert_eq!(promised(&settings, "%RETRY%"), None);
+        assert_eq!(promised(&settings, "T"), None);
+    }
+}

@@ -1,0 +1,310 @@
+//! Sends (codes 10, 310, 320).
+//!
+//! Owns: the record that a message becomes, and which messages are taken at all.
+//! Promises: what is stored is what the producer sent, plus the properties that a broker adds; a message that asks for something
+//! without effect here (a delay, a transaction) is refused by name; an answer means that every message of the send is durable.
+//! Does not know: where a message goes.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use dassie_rocketmq::header::{SendAnswer, SendMessage};
+use dassie_rocketmq::message::{
+    Batch, MessageId, Properties, PropertiesText, RETRY_PREFIX, Record, SysFlag, TransactionState,
+    check_group, check_topic, is_unsendable_topic, property, tag_hash,
+};
+use dassie_rocketmq::{Command, RequestCode, ResponseCode};
+
+use super::Front;
+use super::offsets::signed;
+use super::refuse::{Refused, missing, refused};
+use super::session::{Asked, Session, Wait};
+use crate::broker::api::{Message, Op, Origin, Reply, Send, SendMessage as Enqueue};
+use crate::security::{Action, Resource};
+
+/// Largest body of a send, of a batch as a whole too: Apache's `maxMessageSize`. Bytes.
+const BODY_MAX: usize = 4 * 1024 * 1024;
+/// Messages in one batch.
+const BATCH_MAX: usize = 10_000;
+/// Retries after which a message is dead, if the sender does not say.
+const RETRIES_MAX: i32 = 16;
+/// Ids in an answer, together: a header has an end. Bytes.
+const IDS_MAX: usize = 48 * 1024;
+/// The region of every broker that was given no other.
+const REGION: &str = "DefaultRegion";
+/// Write, in RocketMQ's permission bits.
+const WRITE: u32 = 2;
+/// A 5.4 producer's priority.
+const PRIORITY: &str = "_SYS_MSG_PRIORITY_";
+/// Deliver later, at a time: 5.x.
+const TIMED: [&str; 3] = [property::TIMER_DELAY_SEC, property::TIMER_DELAY_MS, property::TIMER_DELIVER_MS];
+
+/// What the answer repeats of the request.
+#[derive(Debug)]
+pub(super) struct Sent {
+    /// The unique key, of a batch the first.
+    unique_key: String,
+}
+
+/// SEND_MESSAGE, SEND_MESSAGE_V2, SEND_BATCH_MESSAGE.
+pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+    let header = SendMessage::of(command)?;
+    let topic = header.topic;
+    check(&header, command.body)?;
+    let known = session.topology.topic(topic);
+    if known.is_some_and(|known| known.permission & WRITE == 0) {
+        let text = format!(
+            "the broker[{}] sending message is forbidden: topic[{topic}]",
+            session.front.settings.broker_name
+        );
+        return Err(refused(ResponseCode::NoPermission, text));
+    }
+    let is_batch =
+        header.batch == Some(true) || command.head.request_code() == Some(RequestCode::SendBatchMessage);
+    let maker = Maker { front: &session.front, header: &header, born_host: session.peer };
+    let mut unique_key = None;
+    let mut messages = Vec::new();
+    if is_batch {
+        let batch = Batch::check(command.body, BATCH_MAX).map_err(illegal)?;
+        for message in batch.iter() {
+            let made = maker.make(message.flag, message.properties, message.body)?;
+            unique_key.get_or_insert(made.1);
+            messages.push(made.0);
+        }
+    } else {
+        let properties = Properties::check(header.properties.unwrap_or_default()).map_err(illegal)?;
+        let made = maker.make(header.flag, properties, command.body)?;
+        unique_key = Some(made.1);
+        messages.push(made.0);
+    }
+    let send = Send {
+        topic: topic.into(),
+        queue_id: u32::try_from(header.queue_id).ok(),
+        create_queues: create_queues(&session.front, &header),
+        messages,
+    };
+    let sent = Sent { unique_key: unique_key.unwrap_or_default() };
+    session.ask(Action::Write, Resource::Topic(topic), Op::Send(send), asked, Wait::Send(sent))?;
+    Ok(())
+}
+
+fn illegal(error: impl std::fmt::Display) -> Refused {
+    refused(ResponseCode::MessageIllegal, error.to_string())
+}
+
+/// How many queues the topic gets if it is missing.
+fn create_queues(front: &Front, header: &SendMessage<'_>) -> Option<u32> {
+    if header.topic.starts_with(RETRY_PREFIX) {
+        return Some(1);
+    }
+    let wanted = u32::try_from(header.default_topic_queue_nums).unwrap_or(0).max(1);
+    front.settings.auto_create_topics.then(|| wanted.min(front.settings.default_topic_queues))
+}
+
+/// What can be said without looking at a message.
+fn check(header: &SendMessage<'_>, body: &[u8]) -> Result<(), Refused> {
+    let (topic, group) = (header.topic, header.producer_group);
+    let wrong = |text: String| refused(ResponseCode::SystemError, text);
+    check_topic(topic).map_err(|error| wrong(format!("topic[{topic}]: {error}")))?;
+    check_group(group).map_err(|error| wrong(format!("producer group[{group}]: {error}")))?;
+    if is_unsendable_topic(topic) {
+        return Err(wrong(format!("Sending message to topic[{topic}] is forbidden.")));
+    }
+    if body.is_empty() {
+        return Err(illegal("the message body is empty"));
+    }
+    if body.len() > BODY_MAX {
+        return Err(illegal(format!("the message body size {} is over {BODY_MAX}", body.len())));
+    }
+    let flags = SysFlag(header.sys_flag);
+    if flags.transaction() != TransactionState::None {
+        return Err(missing("a transactional message (sysFlag)"));
+    }
+    if flags.has(SysFlag::INNER_BATCH) || flags.has(SysFlag::NEED_UNWRAP) {
+        return Err(missing("a batch stored as one record (sysFlag)"));
+    }
+    let most = header.max_reconsume_times.unwrap_or(RETRIES_MAX);
+    if topic.starts_with(RETRY_PREFIX) && header.reconsume_times.is_some_and(|times| times >= most) {
+        return Err(missing("a message for the dead letters"));
+    }
+    Ok(())
+}
+
+/// Is this property a wish that would have no effect?
+fn refuse_wishes(properties: Properties<'_>) -> Result<(), Refused> {
+    if properties.get(property::TRANSACTION_PREPARED).is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    {
+        return Err(missing("a transactional message (TRAN_MSG)"));
+    }
+    // Level 0 is how clients say "no delay".
+    if let Some(level) = properties.get(property::DELAY_TIME_LEVEL).filter(|level| level.trim() != "0") {
+        return Err(missing(&format!("a delayed message (DELAY {level})")));
+    }
+    if let Some(name) = TIMED.into_iter().find(|name| properties.get(name).is_some()) {
+        return Err(missing(&format!("a timed message ({name})")));
+    }
+    for (name, what) in [
+        (property::TIMER_DEL_UNIQUE_KEY, "recalling a message"),
+        (property::INNER_MULTI_DISPATCH, "dispatch to several queues"),
+        (PRIORITY, "a message priority"),
+    ] {
+        if properties.get(name).is_some() {
+            return Err(missing(&format!("{what} ({name})")));
+        }
+    }
+    match properties.get(property::MESSAGE_TYPE) {
+        Some("reply") => Err(missing("a reply message (MSG_TYPE)")),
+        _ => Ok(()),
+    }
+}
+
+struct Maker<'a> {
+    front: &'a Front,
+    header: &'a SendMessage<'a>,
+    born_host: std::net::SocketAddr,
+}
+
+impl Maker<'_> {
+    /// The message as it is stored, and its unique key.
+    fn make(&self, flag: i32, properties: Properties<'_>, body: &[u8]) -> Result<(Enqueue, String), Refused> {
+        refuse_wishes(properties)?;
+        if body.is_empty() {
+            return Err(illegal("the message body is empty"));
+        }
+        let (text, unique_key) = self.properties(properties)?;
+        let properties = text.properties();
+        let tag = properties.get(property::TAGS);
+        let record = Record {
+            queue_id: self.header.queue_id.max(0),
+            flag,
+            queue_offset: 0,
+            physical_offset: 0,
+            sys_flag: SysFlag(self.header.sys_flag),
+            born_time: self.header.born_timestamp,
+            born_host: self.born_host,
+            store_time: 0,
+            store_host: self.front.store_host,
+            reconsume_times: self.header.reconsume_times.unwrap_or(0),
+            prepared_transaction_offset: 0,
+            topic: self.header.topic,
+            properties,
+        };
+        let mut bytes = Vec::new();
+        record.encode(body, &mut bytes).map_err(illegal)?;
+        let too_large = |_| illegal("the message is above 4 GiB");
+        let message = Message {
+            origin: Origin::Rocketmq,
+            bytes: Bytes::from(bytes),
+            prefix_len: u32::try_from(record.prefix_length()).map_err(too_large)?,
+            body_len: u32::try_from(body.len()).map_err(too_large)?,
+            tag_hash: i32::try_from(tag_hash(tag)).unwrap_or_default().cast_unsigned(),
+            persistent: true,
+        };
+        Ok((Enqueue { message, tag: tag.unwrap_or_default().into() }, unique_key))
+    }
+
+    /// What the producer sent, with what a broker adds.
+    fn properties(&self, sent: Properties<'_>) -> Result<(PropertiesText, String), Refused> {
+        let mut text = PropertiesText::from_properties(sent).map_err(illegal)?;
+        // A handle of a lease that a client got with another message is no property of this one.
+        text.remove(property::POP_CHECK);
+        let unique_key = match sent.get(property::UNIQUE_KEY) {
+            Some(key) => key.to_owned(),
+            None => {
+                let key = self.front.unique_key().to_string();
+                text.set(property::UNIQUE_KEY, &key).map_err(illegal)?;
+                key
+            }
+        };
+        let added = [
+            (property::MSG_REGION, REGION),
+            (property::TRACE_SWITCH, "true"),
+            (property::CLUSTER, &self.front.settings.cluster_name),
+        ];
+        for (name, value) in added {
+            if sent.get(name).is_none() {
+                // They inform only: a message that leaves no room for them is still a message.
+                let _ = text.set(name, value);
+            }
+        }
+        Ok((text, unique_key))
+    }
+}
+
+/// Answers a send that is durable.
+pub(super) fn answer(session: &mut Session, asked: Asked, sent: &Sent, reply: &Reply) -> Result<(), Refused> {
+    let Reply::Sent { queue_id, offsets, positions } = reply else {
+        return Err(refused(ResponseCode::SystemError, "the broker gave an answer to another question"));
+    };
+    let mut ids = String::new();
+    for position in positions {
+        if ids.len() >= IDS_MAX {
+            break;
+        }
+        let id = MessageId { store_host: session.front.store_host, offset: signed(*position) };
+        let comma = if ids.is_empty() { "" } else { "," };
+        // Writing to a string can not fail.
+        let _ = write!(ids, "{comma}{id}");
+    }
+    let fields = SendAnswer {
+        msg_id: &ids,
+        queue_id: i32::try_from(*queue_id).unwrap_or(i32::MAX),
+        queue_offset: signed(offsets.first().copied().unwrap_or_default()),
+        transaction_id: Some(&sent.unique_key),
+        region: Some(REGION),
+        trace_on: Some(true),
+        ..SendAnswer::default()
+    };
+    session.answer(asked, &fields, &[]);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> SendMessage<'static> {
+        SendMessage { producer_group: "P", topic: "T", default_topic_queue_nums: 4, ..SendMessage::default() }
+    }
+
+    #[test]
+    fn limits_are_told_with_the_code_that_no_producer_retries() {
+        let code = |body: &[u8]| check(&header(), body).unwrap_err().code;
+        assert_eq!(code(b""), ResponseCode::MessageIllegal);
+        assert_eq!(code(&vec![0; BODY_MAX + 1]), ResponseCode::MessageIllegal);
+        assert_eq!(check(&header(), &vec![0; BODY_MAX]), Ok(()));
+    }
+
+    #[test]
+    fn names_that_belong_to_nobody_or_to_the_broker_are_refused() {
+        for topic in ["", "a b", "SCHEDULE_TOPIC_XXXX", "RMQ_SYS_TRANS_HALF_TOPIC"] {
+            assert_eq!(
+                check(&SendMessage { topic, ..header() }, b"x").unwrap_err().code,
+                ResponseCode::SystemError
+            );
+        }
+        assert!(check(&SendMessage { producer_group: "a b", ..header() }, b"x").is_err());
+    }
+
+    #[test]
+    fn a_wish_without_effect_is_refused_by_name_and_no_wish_is_not() {
+        for (name, value) in [
+            ("DELAY", "3"),
+            ("TRAN_MSG", "true"),
+            ("TIMER_DELAY_SEC", "5"),
+            ("TIMER_DELIVER_MS", "1"),
+            ("INNER_MULTI_DISPATCH", "%LMQ%a"),
+        ] {
+            let text = format!("{name}\u{1}{value}\u{2}");
+            let refused = refuse_wishes(Properties::new(&text)).unwrap_err();
+            assert_eq!(refused.code, ResponseCode::MessageIllegal);
+            assert!(refused.remark.contains(name), "{}", refused.remark);
+        }
+        assert_eq!(
+            refuse_wishes(Properties::new("DELAY\u{1}0\u{2}TRAN_MSG\u{1}false\u{2}KEYS\u{1}k")),
+            Ok(())
+        );
+        let half = SendMessage { sys_flag: 4, ..header() };
+        assert_eq!(check(&half, b"x").unwrap_err().code, ResponseCode::MessageIllegal);
+    }
+}

@@ -368,8 +368,13 @@ fn swap_offsets(story: &mut Story) -> Option<()> {
 }
 
 fn swap_tags(story: &mut Story) -> Option<()> {
-    let at =
-        story.pick(|_, event| delivery(&event.op).is_some_and(|d| d.tag.is_some_and(|tag| tag.get() > 1)))?;
+    let at = (0..story.events.len()).find(|at| {
+        let event = &story.events[*at];
+        let before =
+            story.events[..*at].iter().rfind(|e| e.client == event.client && delivery(&e.op).is_some());
+        let tagged = delivery(&event.op).is_some_and(|delivery| delivery.tag.is_some());
+        tagged && before.is_some_and(|before| story.is_calm(before.t0, event.t1))
+    })?;
     let late = *delivery(&story.events[at].op)?;
     story.events[at].op = Op::Deliver(Delivery { tag: std::num::NonZeroU64::new(1), ..late });
     Some(())

@@ -10,9 +10,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use dassie_amqp::content::ContentHeader;
 use dassie_amqp::table::Value;
-use dassie_rocketmq::message::{
-    Body, Properties, PropertiesText, Record, RecordError, SysFlag, UniqueKey, property,
-};
+use dassie_rocketmq::message::{Body, PropertiesText, Record, RecordError, SysFlag, UniqueKey, property};
 
 use super::across::is_user_property;
 use crate::broker::api::{Origin, Position, StoredMessage};

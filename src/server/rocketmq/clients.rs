@@ -144,6 +144,13 @@ pub(super) fn on_joined(session: &mut Session, join: u64, failed: Option<Refusal
     }
 }
 
+/// A client on its way out of a group.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    client: String,
+    group: Option<String>,
+}
+
 /// UNREGISTER_CLIENT. Producer groups are not kept: nothing is ever asked of a producer.
 pub(super) fn on_unregister(
     session: &mut Session,
@@ -151,11 +158,17 @@ pub(super) fn on_unregister(
     asked: Asked,
 ) -> Result<(), Refused> {
     let header: UnregisterClient<'_> = command.header()?;
-    if let Some(group) = header.consumer_group.filter(|group| !group.is_empty()) {
-        session.front.groups.leave(group, header.client_id, session.member.connection);
+    let group = header.consumer_group.filter(|group| !group.is_empty()).map(str::to_owned);
+    session.leave(asked, Leaving { client: header.client_id.to_owned(), group });
+    Ok(())
+}
+
+/// Nothing that it committed is on its way any more.
+pub(super) fn on_left(session: &mut Session, asked: Asked, leaving: &Leaving) {
+    if let Some(group) = &leaving.group {
+        session.front.groups.leave(group, &leaving.client, session.member.connection);
     }
     session.answer(asked, &(), &[]);
-    Ok(())
 }
 
 /// GET_CONSUMER_LIST_BY_GROUP.

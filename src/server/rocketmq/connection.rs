@@ -23,6 +23,7 @@ use super::Front;
 use super::group::{Groups, Member};
 use super::session::{OUTPUT_MAX, Session};
 use crate::broker::link::{Gate, Link, Shard};
+use crate::metrics::Metrics;
 use crate::server::Stop;
 
 /// Silence in both directions after which a connection ends, as Apache's server does.
@@ -43,11 +44,14 @@ pub(super) async fn serve(
     shard: &Shard,
     front: Arc<Front>,
     stop: &Stop,
+    metrics: Arc<Metrics>,
 ) {
     let link = shard.connect();
+    metrics.connections.inc();
+    metrics.connections_opened.inc();
     let (notices_in, notices) = mpsc::channel(NOTICES_MAX);
     let member = Member { connection: link.id(), notices: notices_in };
-    let left = Left { groups: Arc::clone(&front.groups), connection: link.id() };
+    let left = Left { groups: Arc::clone(&front.groups), connection: link.id(), metrics };
     let session = Session::new(front, peer, link.topology(), Box::new(link.log().clone()), member);
     let gate = link.gate();
     let task = Task {
@@ -66,15 +70,18 @@ pub(super) async fn serve(
     drop(left);
 }
 
-/// Takes a connection's clients out of their groups however it ends.
+/// Takes a connection's clients out of their groups however it ends, and it itself out of the count.
 struct Left {
     groups: Arc<Groups>,
     connection: u64,
+    metrics: Arc<Metrics>,
 }
 
 impl Drop for Left {
     fn drop(&mut self) {
         self.groups.leave_all(self.connection);
+        self.metrics.connections.dec();
+        self.metrics.connections_closed.inc();
     }
 }
 

@@ -108,13 +108,21 @@ pub async fn listen(
     stop: Stop,
     metrics: Arc<Metrics>,
 ) {
-    let stop_each = stop.clone();
-    let connect =
-        move |stream, peer| serve(stream, peer, shard.clone(), Arc::clone(&front), stop_each.clone());
+    let (stop_each, counts) = (stop.clone(), Arc::clone(&metrics));
+    let connect = move |stream, peer| {
+        serve(stream, peer, shard.clone(), Arc::clone(&front), stop_each.clone(), Arc::clone(&counts))
+    };
     super::serve(listener, key, most, stop, metrics, connect).await;
 }
 
 /// Serves one connection from its first byte to its end.
-async fn serve(stream: TcpStream, peer: SocketAddr, shard: Shard, front: Arc<Front>, stop: Stop) {
-    connection::serve(stream, peer, &shard, front, &stop).await;
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shard: Shard,
+    front: Arc<Front>,
+    stop: Stop,
+    metrics: Arc<Metrics>,
+) {
+    connection::serve(stream, peer, &shard, front, &stop, metrics).await;
 }

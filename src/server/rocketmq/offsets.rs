@@ -71,9 +71,9 @@ pub(super) fn on_update(session: &mut Session, command: &Command<'_>, asked: Ask
         topic: header.topic.into(),
         queue_id: queue(header.queue_id, header.topic)?,
         offset,
-        wait: !asked.one_way,
+        wait: true,
     };
-    session.ask(Action::Read, Resource::Topic(header.topic), op, asked, Wait::Done)?;
+    session.ask(Action::Read, Resource::Topic(header.topic), op, asked, Wait::Commit)?;
     Ok(())
 }
 

@@ -55,8 +55,8 @@ pub(super) fn on_pull(session: &mut Session, command: &Command<'_>, asked: Asked
     if has(pull_flag::COMMIT_OFFSET)
         && let Ok(offset) = u64::try_from(header.commit_offset)
     {
-        let op = Op::CommitOffset { group: group.into(), topic: topic.into(), queue_id, offset, wait: false };
-        session.tell(Action::Read, Resource::Topic(topic), op)?;
+        let op = Op::CommitOffset { group: group.into(), topic: topic.into(), queue_id, offset, wait: true };
+        session.ask(Action::Read, Resource::Topic(topic), op, asked.silently(), Wait::Commit)?;
     }
     let most = |wish: Option<i32>, limit: u32| {
         wish.and_then(|wish| u32::try_from(wish).ok())

@@ -36,7 +36,14 @@ pub(super) struct Asked {
     opaque: i32,
     codec: HeaderCodec,
     /// Nobody waits for an answer.
-    pub(super) one_way: bool,
+    one_way: bool,
+}
+
+impl Asked {
+    /// The same request, as if nobody waited for an answer.
+    pub(super) fn silently(self) -> Self {
+        Self { one_way: true, ..self }
+    }
 }
 
 /// What is done with the shard's reply.
@@ -47,8 +54,17 @@ pub(super) enum Wait {
     Offset(offsets::Wanted),
     /// An answer without fields.
     Done,
+    /// A group's offset; nobody may wait for an answer, but leaving the group does.
+    Commit,
     /// One of the topics that a heartbeat waits for.
     Join(u64),
+}
+
+impl Wait {
+    /// The shard's reply matters even if the client wants none.
+    fn is_ours(&self) -> bool {
+        matches!(self, Self::Commit | Self::Join(_))
+    }
 }
 
 /// See the module.
@@ -65,6 +81,10 @@ pub(super) struct Session {
     verbs: Vec<Verb>,
     pending: HashMap<u64, (Asked, Wait)>,
     sends: usize,
+    /// Offsets on their way.
+    commits: usize,
+    /// Clients that leave once those have arrived.
+    leaving: Vec<(Asked, clients::Leaving)>,
     last_request: u64,
     last_opaque: i32,
     backlog: VecDeque<Event>,
@@ -94,6 +114,8 @@ impl Session {
             verbs: Vec::new(),
             pending: HashMap::new(),
             sends: 0,
+            commits: 0,
+            leaving: Vec::new(),
             last_request: 0,
             last_opaque: 0,
             backlog: VecDeque::new(),
@@ -160,22 +182,29 @@ impl Session {
         wait: Wait,
     ) -> Result<(), Denied> {
         let key = authorize(&self.principal, action, resource)?;
-        // Topics that a heartbeat needs are counted even if nobody waits for its answer.
-        let request = if asked.one_way && !matches!(wait, Wait::Join(_)) { 0 } else { self.last_request + 1 };
+        let request = if asked.one_way && !wait.is_ours() { 0 } else { self.last_request + 1 };
         if request != 0 {
             self.last_request = request;
             self.sends += usize::from(matches!(wait, Wait::Send(_)));
+            self.commits += usize::from(matches!(wait, Wait::Commit));
             self.pending.insert(request, (asked, wait));
         }
         self.verbs.push(Verb { key, request, vhost: 0, op });
         Ok(())
     }
 
-    /// Hands a wish over whose outcome nobody wants to know.
-    pub(super) fn tell(&mut self, action: Action, resource: Resource<'_>, op: Op) -> Result<(), Denied> {
-        let key = authorize(&self.principal, action, resource)?;
-        self.verbs.push(Verb { key, request: 0, vhost: 0, op });
-        Ok(())
+    /// Lets a client leave its group when the offsets it committed are stored: whoever takes its queues asks for them at once.
+    pub(super) fn leave(&mut self, asked: Asked, leaving: clients::Leaving) {
+        self.leaving.push((asked, leaving));
+        self.let_leave();
+    }
+
+    fn let_leave(&mut self) {
+        if self.commits == 0 {
+            for (asked, leaving) in std::mem::take(&mut self.leaving) {
+                clients::on_left(self, asked, &leaving);
+            }
+        }
     }
 
     /// What is to be handed over.
@@ -227,6 +256,10 @@ impl Session {
     fn on_reply(&mut self, request: u64, result: Result<Reply, Refusal>) {
         let Some((asked, wait)) = self.pending.remove(&request) else { return };
         self.sends -= usize::from(matches!(wait, Wait::Send(_)));
+        if matches!(wait, Wait::Commit) {
+            self.commits -= 1;
+            self.let_leave();
+        }
         let outcome = match (wait, result) {
             (Wait::Join(join), result) => {
                 clients::on_joined(self, join, result.err());
@@ -236,7 +269,7 @@ impl Session {
             (Wait::Send(sent), Ok(reply)) => send::answer(self, asked, &sent, &reply),
             (Wait::Pull(pulled), Ok(reply)) => pull::answer(self, asked, &pulled, reply),
             (Wait::Offset(wanted), Ok(reply)) => offsets::answer(self, asked, wanted, &reply),
-            (Wait::Done, Ok(_)) => {
+            (Wait::Done | Wait::Commit, Ok(_)) => {
                 self.answer(asked, &(), &[]);
                 Ok(())
             }
@@ -253,7 +286,7 @@ impl Session {
         self.answer_code(asked, ResponseCode::Success, None, fields, body);
     }
 
-    /// Anything else.
+    /// Anything but success.
     pub(super) fn refuse(&mut self, asked: Asked, refused: Refused) {
         self.answer_code(asked, refused.code, Some(refused.remark), &(), &[]);
     }

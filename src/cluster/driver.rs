@@ -209,7 +209,8 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         }
         // Nobody else could object: waiting for an election timeout would only delay the start.
         let node = self.0.node;
-        let alone = raft.with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node]));
+        let alone =
+            raft.with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node]));
         if alone.await.map_err(|error| said(&self.0.failure, &error))? {
             raft.trigger().elect(false).await.map_err(|error| said(&self.0.failure, &error))?;
         }
@@ -296,8 +297,7 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
         let members = metrics.membership_config.membership();
-        let others: Vec<u64> =
-            members.nodes().map(|(id, _)| *id).filter(|id| *id != self.0.node).collect();
+        let others: Vec<u64> = members.nodes().map(|(id, _)| *id).filter(|id| *id != self.0.node).collect();
         if others.is_empty() {
             return Some(u64::MAX);
         }

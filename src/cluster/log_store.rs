@@ -117,7 +117,9 @@ pub(crate) fn completion() -> (Done, impl Future<Output = io::Result<()>> + use<
     let (sender, receiver) = oneshot::channel();
     let done: Done = Box::new(move |result| drop(sender.send(result)));
     let result = async move {
-        receiver.await.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::BrokenPipe, "the log was dropped")))
+        receiver
+            .await
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::BrokenPipe, "the log was dropped")))
     };
     (done, result)
 }
@@ -218,10 +220,7 @@ impl<D: Disk> RaftLogStorage<Config> for LogStore<D> {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Config>> {
         let id = |point: dassie_storage::LogPoint| log_id(point.term, point.index);
-        Ok(LogState {
-            last_purged_log_id: self.log.floor().map(id),
-            last_log_id: self.log.last().map(id),
-        })
+        Ok(LogState { last_purged_log_id: self.log.floor().map(id), last_log_id: self.log.last().map(id) })
     }
 
     async fn get_log_reader(&mut self) -> Self {

@@ -58,7 +58,8 @@ impl Applied {
     /// A checkpoint at `point` is durable.
     pub(crate) fn checkpointed(&self, point: LogPoint) {
         let mut memberships = self.memberships.borrow_mut();
-        let until = |known: &StoredMembership| known.log_id().as_ref().is_none_or(|id| id.index() <= point.index);
+        let until =
+            |known: &StoredMembership| known.log_id().as_ref().is_none_or(|id| id.index() <= point.index);
         let older = memberships.iter().take_while(|known| until(known)).count();
         memberships.drain(..older.saturating_sub(1));
         let last_membership = memberships.first().cloned().unwrap_or_default();
@@ -144,7 +145,9 @@ impl<A: Apply + 'static> RaftStateMachine<Config> for StateMachine<A> {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, _snapshot: ()) -> io::Result<()> {
-        let reason = format!("installing the snapshot {meta} is not supported: checkpoints are not carried to other nodes");
+        let reason = format!(
+            "installing the snapshot {meta} is not supported: checkpoints are not carried to other nodes"
+        );
         Err(io::Error::new(io::ErrorKind::Unsupported, reason))
     }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dassie_storage::sim::{Keep, SimDisk};
 use dassie_storage::{
-    Apply, Batch, Disk, Genesis, Log, LogPoint, Opened, Options, ProposalId, RealDisk, ReplicatedLog, block_on,
+    Apply, Batch, Disk, Genesis, Log, LogPoint, Opened, Options, ProposalId, RealDisk, ReplicatedLog,
+    block_on,
 };
 use futures_util::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
@@ -39,9 +40,9 @@ fn genesis() -> Genesis {
     }
 }
 
-/// Remembers what was applied.
+/// Remembers what was applied, and tells.
 #[derive(Clone, Default)]
-struct Seen(Rc<RefCell<Vec<Batch>>>);
+struct Seen(Rc<RefCell<Vec<Batch>>>, Rc<tokio::sync::Notify>);
 
 impl Apply for Seen {
     fn applied(&self) -> Option<LogPoint> {
@@ -50,6 +51,7 @@ impl Apply for Seen {
 
     fn apply(&mut self, batch: &Batch) {
         self.0.borrow_mut().push(batch.clone());
+        self.1.notify_one();
     }
 }
 
@@ -404,7 +406,7 @@ fn a_durable_checkpoint_raises_the_floor_and_a_restart_goes_on_from_it() {
         tokio::task::spawn_local(opened.writer.run());
         tokio::task::spawn_local(opened.preparer.run());
         let kept = seen.0.borrow()[..5].to_vec();
-        let after = Seen(Rc::new(RefCell::new(kept)));
+        let after = Seen(Rc::new(RefCell::new(kept)), Rc::default());
         let replica = Replica::start(Start {
             node: 1,
             address: String::new(),
@@ -475,17 +477,18 @@ fn overhead_of_one_voter_against_a_raw_write_and_sync() {
     let (driver, cost, start_time, bulk) = on_a_shard(async {
         let began = Instant::now();
         let seen = Seen::default();
-        let replica = start(real(&RealDisk::open(dir.path()).expect("opens")).await, seen.clone()).await.expect("starts");
+        let replica = start(real(&RealDisk::open(dir.path()).expect("opens")).await, seen.clone())
+            .await
+            .expect("starts");
         let term = term(&replica).await;
         until(|| seen.0.borrow().len() == 2).await;
         let start_time = began.elapsed();
         let (mut times, before) = (Vec::new(), cpu());
-        let news = Rc::new(tokio::sync::Notify::new());
         for round in 0..ROUNDS {
             let began = Instant::now();
             replica.propose(payload.clone(), ProposalId { term, ordinal: round as u64 });
             while seen.0.borrow().len() < 3 + round {
-                tokio::select! { () = news.notified() => {}, () = tokio::time::sleep(Duration::from_micros(0)) => {} }
+                seen.1.notified().await;
             }
             times.push(began.elapsed());
         }
@@ -495,15 +498,20 @@ fn overhead_of_one_voter_against_a_raw_write_and_sync() {
         for round in 0..many {
             replica.propose(payload.clone(), ProposalId { term, ordinal: (ROUNDS + round) as u64 });
             while seen.0.borrow().len() + 512 < 3 + ROUNDS + round {
-                tokio::task::yield_now().await;
+                seen.1.notified().await;
             }
         }
-        until(|| seen.0.borrow().len() == 2 + ROUNDS + many).await;
+        while seen.0.borrow().len() < 2 + ROUNDS + many {
+            seen.1.notified().await;
+        }
         let bulk = (began.elapsed(), (cpu() - before) / u32::try_from(many).expect("small"), many);
         replica.shutdown().await.expect("closes");
         (quantiles(times), cost, start_time, bulk)
     });
     println!("raw write + fdatasync: p50 {:?} p99 {:?}", raw.0, raw.1);
     println!("through the driver:    p50 {:?} p99 {:?}, shard CPU {cost:?} an entry", driver.0, driver.1);
-    println!("ready after {start_time:?}; {} entries, 512 in flight: {:?}, shard CPU {:?} an entry", bulk.2, bulk.0, bulk.1);
+    println!(
+        "ready after {start_time:?}; {} entries, 512 in flight: {:?}, shard CPU {:?} an entry",
+        bulk.2, bulk.0, bulk.1
+    );
 }

@@ -227,19 +227,28 @@ pub enum Op {
     /// exchange.declare (passive: only look).
     DeclareExchange(ExchangeSpec, bool),
     /// exchange.delete.
-    DeleteExchange { /// Name.
-        name: Arc<str>, /// Refuse while bound.
-        if_unused: bool },
+    DeleteExchange {
+        /// Name.
+        name: Arc<str>,
+        /// Refuse while bound.
+        if_unused: bool,
+    },
     /// queue.declare (passive: only look).
     DeclareQueue(QueueSpec, bool),
     /// queue.delete.
-    DeleteQueue { /// Name.
-        name: Arc<str>, /// Refuse while consumed.
-        if_unused: bool, /// Refuse while it holds messages.
-        if_empty: bool },
+    DeleteQueue {
+        /// Name.
+        name: Arc<str>,
+        /// Refuse while consumed.
+        if_unused: bool,
+        /// Refuse while it holds messages.
+        if_empty: bool,
+    },
     /// queue.purge.
-    PurgeQueue { /// Name.
-        name: Arc<str> },
+    PurgeQueue {
+        /// Name.
+        name: Arc<str>,
+    },
     /// queue.bind, exchange.bind.
     Bind(BindingSpec),
     /// queue.unbind, exchange.unbind.
@@ -249,63 +258,102 @@ pub enum Op {
     /// basic.consume.
     Subscribe(Subscribe),
     /// basic.cancel: what the reader holds stays leased until settled.
-    Unsubscribe { /// Which.
-        reader: ReaderId },
+    Unsubscribe {
+        /// Which.
+        reader: ReaderId,
+    },
     /// basic.get; the lease belongs to `reader`, a getter that needs no subscription.
-    Get { /// Holder of the lease.
-        reader: ReaderId, /// Where.
-        queue: Arc<str>, /// Settle at once.
-        no_ack: bool },
+    Get {
+        /// Holder of the lease.
+        reader: ReaderId,
+        /// Where.
+        queue: Arc<str>,
+        /// Settle at once.
+        no_ack: bool,
+    },
     /// basic.qos global: the shared window of a channel (0 = no limit).
-    SetChannelWindow { /// Which.
-        channel: ChannelId, /// Messages.
-        limit: u16 },
+    SetChannelWindow {
+        /// Which.
+        channel: ChannelId,
+        /// Messages.
+        limit: u16,
+    },
     /// ack, nack, reject, recover: offsets that `reader` holds, ascending. No reply: an offset not held is ignored.
-    Settle { /// Holder.
-        reader: ReaderId, /// Inclusive ranges.
-        ranges: Vec<(Offset, Offset)>, /// What becomes of them.
-        how: Settle },
+    Settle {
+        /// Holder.
+        reader: ReaderId,
+        /// Inclusive ranges.
+        ranges: Vec<(Offset, Offset)>,
+        /// What becomes of them.
+        how: Settle,
+    },
     /// Channel closed: all readers with this window channel go, and what they hold is released.
-    CloseChannel { /// Which.
-        channel: ChannelId },
+    CloseChannel {
+        /// Which.
+        channel: ChannelId,
+    },
     /// RocketMQ send.
     Send(Send),
     /// Make or change a RocketMQ topic.
-    CreateTopic { /// Name.
-        topic: Arc<str>, /// Message queues to write to.
-        write_queues: u32, /// Message queues to read from.
-        read_queues: u32, /// Permission bits, RocketMQ's.
-        permission: u32 },
+    CreateTopic {
+        /// Name.
+        topic: Arc<str>,
+        /// Message queues to write to.
+        write_queues: u32,
+        /// Message queues to read from.
+        read_queues: u32,
+        /// Permission bits, RocketMQ's.
+        permission: u32,
+    },
     /// RocketMQ pull.
     Fetch(Fetch),
     /// Where is this message queue?
-    QueueOffsets { /// Topic.
-        topic: Arc<str>, /// Message queue.
-        queue_id: u32 },
+    QueueOffsets {
+        /// Topic.
+        topic: Arc<str>,
+        /// Message queue.
+        queue_id: u32,
+    },
     /// First offset stored at or after `timestamp` (ms since 1970).
-    SearchOffset { /// Topic.
-        topic: Arc<str>, /// Message queue.
-        queue_id: u32, /// ms since 1970.
-        timestamp: u64 },
+    SearchOffset {
+        /// Topic.
+        topic: Arc<str>,
+        /// Message queue.
+        queue_id: u32,
+        /// ms since 1970.
+        timestamp: u64,
+    },
     /// A group's stored offset.
-    GroupOffset { /// Group.
-        group: Arc<str>, /// Topic.
-        topic: Arc<str>, /// Message queue.
-        queue_id: u32 },
+    GroupOffset {
+        /// Group.
+        group: Arc<str>,
+        /// Topic.
+        topic: Arc<str>,
+        /// Message queue.
+        queue_id: u32,
+    },
     /// Store a group's offset. `wait`: reply when durable, else no reply.
-    CommitOffset { /// Group.
-        group: Arc<str>, /// Topic.
-        topic: Arc<str>, /// Message queue.
-        queue_id: u32, /// Next offset to consume.
-        offset: Offset, /// Wants an answer.
-        wait: bool },
+    CommitOffset {
+        /// Group.
+        group: Arc<str>,
+        /// Topic.
+        topic: Arc<str>,
+        /// Message queue.
+        queue_id: u32,
+        /// Next offset to consume.
+        offset: Offset,
+        /// Wants an answer.
+        wait: bool,
+    },
     /// Retention and diagnostics: one line of JSON about queues; used by status and metrics.
     Inspect,
     /// The connection is gone: release leases, remove exclusive queues, forget readers.
     Disconnected,
     /// Deliveries were written to the socket (events `Deliveries` and `Got` only; a `Fetched` reply is not counted).
-    Drained { /// Sum of their `weight`.
-        bytes: u32 },
+    Drained {
+        /// Sum of their `weight`.
+        bytes: u32,
+    },
 }
 
 /// basic.publish.
@@ -344,10 +392,14 @@ pub enum Located {
     /// In memory.
     Ready(StoredMessage),
     /// In the log: `len` bytes, `record` bytes behind the batch header at `batch`. Read with [`crate::broker::message::resolve`].
-    Stored { /// Position of the batch header.
-        batch: Position, /// From the batch header to the record.
-        record: u32, /// Bytes of the record.
-        len: u32 },
+    Stored {
+        /// Position of the batch header.
+        batch: Position,
+        /// From the batch header to the record.
+        record: u32,
+        /// Bytes of the record.
+        len: u32,
+    },
 }
 
 /// A message ready to be written out.
@@ -389,45 +441,76 @@ pub struct Delivery {
 pub enum Refusal {
     /// No such thing. (404; TOPIC_NOT_EXIST)
     #[error("no {kind} '{name}' in vhost '{vhost}'")]
-    NotFound { /// "exchange", "queue", "topic".
-        kind: &'static str, /// Name.
-        name: Arc<str>, /// Vhost.
-        vhost: Arc<str> },
+    NotFound {
+        /// "exchange", "queue", "topic".
+        kind: &'static str,
+        /// Name.
+        name: Arc<str>,
+        /// Vhost.
+        vhost: Arc<str>,
+    },
     /// Redeclared differently. (406)
-    #[error("inequivalent arg '{argument}' for {kind} '{name}' in vhost '{vhost}': received {received} but current is {current}")]
-    Inequivalent { /// "exchange" or "queue".
-        kind: &'static str, /// Name.
-        name: Arc<str>, /// Vhost.
-        vhost: Arc<str>, /// Which argument.
-        argument: String, /// As asked.
-        received: String, /// As it is.
-        current: String },
+    #[error(
+        "inequivalent arg '{argument}' for {kind} '{name}' in vhost '{vhost}': received {received} but current is {current}"
+    )]
+    Inequivalent {
+        /// "exchange" or "queue".
+        kind: &'static str,
+        /// Name.
+        name: Arc<str>,
+        /// Vhost.
+        vhost: Arc<str>,
+        /// Which argument.
+        argument: String,
+        /// As asked.
+        received: String,
+        /// As it is.
+        current: String,
+    },
     /// Another connection's exclusive queue. (405)
-    #[error("cannot obtain exclusive access to locked queue '{name}' in vhost '{vhost}'. It could be originally declared on another connection or the exclusive property value does not match that of the original declaration.")]
-    Locked { /// Name.
-        name: Arc<str>, /// Vhost.
-        vhost: Arc<str> },
+    #[error(
+        "cannot obtain exclusive access to locked queue '{name}' in vhost '{vhost}'. It could be originally declared on another connection or the exclusive property value does not match that of the original declaration."
+    )]
+    Locked {
+        /// Name.
+        name: Arc<str>,
+        /// Vhost.
+        vhost: Arc<str>,
+    },
     /// Exclusive consumer rules. (403)
     #[error("queue '{name}' in vhost '{vhost}' in exclusive use")]
-    InExclusiveUse { /// Name.
-        name: Arc<str>, /// Vhost.
-        vhost: Arc<str> },
+    InExclusiveUse {
+        /// Name.
+        name: Arc<str>,
+        /// Vhost.
+        vhost: Arc<str>,
+    },
     /// if-unused. (406)
     #[error("{kind} '{name}' in vhost '{vhost}' in use")]
-    InUse { /// "exchange" or "queue".
-        kind: &'static str, /// Name.
-        name: Arc<str>, /// Vhost.
-        vhost: Arc<str> },
+    InUse {
+        /// "exchange" or "queue".
+        kind: &'static str,
+        /// Name.
+        name: Arc<str>,
+        /// Vhost.
+        vhost: Arc<str>,
+    },
     /// if-empty. (406)
     #[error("queue '{name}' in vhost '{vhost}' is not empty")]
-    NotEmpty { /// Name.
-        name: Arc<str>, /// Vhost.
-        vhost: Arc<str> },
+    NotEmpty {
+        /// Name.
+        name: Arc<str>,
+        /// Vhost.
+        vhost: Arc<str>,
+    },
     /// Publishing to an internal exchange. (403)
     #[error("cannot publish to internal exchange '{name}' in vhost '{vhost}'")]
-    Internal { /// Name.
-        name: Arc<str>, /// Vhost.
-        vhost: Arc<str> },
+    Internal {
+        /// Name.
+        name: Arc<str>,
+        /// Vhost.
+        vhost: Arc<str>,
+    },
     /// A reader id or queue number that does not fit. (530; INVALID_PARAMETER)
     #[error("{0}")]
     Invalid(String),
@@ -445,34 +528,52 @@ pub enum Reply {
     /// Done.
     Ok,
     /// DeclareQueue, PurgeQueue, DeleteQueue.
-    Queue { /// Ready messages (purge, delete: how many went).
-        messages: u64, /// Consumers.
-        consumers: u32 },
+    Queue {
+        /// Ready messages (purge, delete: how many went).
+        messages: u64,
+        /// Consumers.
+        consumers: u32,
+    },
     /// Subscribed.
     Subscribed,
     /// basic.get: `None` = empty; `remaining` ready messages.
-    Got { /// The message.
-        delivery: Option<Delivery>, /// Its queue's ready messages left.
-        remaining: u64 },
+    Got {
+        /// The message.
+        delivery: Option<Delivery>,
+        /// Its queue's ready messages left.
+        remaining: u64,
+    },
     /// RocketMQ send: durable.
-    Sent { /// Chosen message queue.
-        queue_id: u32, /// Offset of each message.
-        offsets: Vec<Offset>, /// Public position of each.
-        positions: Vec<Position> },
+    Sent {
+        /// Chosen message queue.
+        queue_id: u32,
+        /// Offset of each message.
+        offsets: Vec<Offset>,
+        /// Public position of each.
+        positions: Vec<Position>,
+    },
     /// RocketMQ pull.
     Fetched(Fetched),
     /// QueueOffsets.
-    Offsets { /// First retained.
-        min: Offset, /// Next to be written.
-        max: Offset, /// Store time of the first retained message, ms; 0 when empty.
-        earliest: u64 },
+    Offsets {
+        /// First retained.
+        min: Offset,
+        /// Next to be written.
+        max: Offset,
+        /// Store time of the first retained message, ms; 0 when empty.
+        earliest: u64,
+    },
     /// SearchOffset.
     Offset(Offset),
     /// GroupOffset: `None` = none stored; `min` and `max` as in `Offsets`.
-    GroupOffset { /// Stored.
-        offset: Option<Offset>, /// First retained.
-        min: Offset, /// Next to be written.
-        max: Offset },
+    GroupOffset {
+        /// Stored.
+        offset: Option<Offset>,
+        /// First retained.
+        min: Offset,
+        /// Next to be written.
+        max: Offset,
+    },
     /// Inspect.
     Inspected(Arc<str>),
 }
@@ -509,30 +610,49 @@ pub enum FetchStatus {
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Answer to a verb.
-    Reply { /// The verb's number.
-        request: u64, /// Outcome.
-        result: Result<Reply, Refusal> },
+    Reply {
+        /// The verb's number.
+        request: u64,
+        /// Outcome.
+        result: Result<Reply, Refusal>,
+    },
     /// Publishes `first..=last` of `channel` are durable where they must be (`accepted`), or were not taken.
-    Confirmed { /// Channel.
-        channel: ChannelId, /// First confirm number.
-        first: u64, /// Last confirm number.
-        last: u64, /// false: basic.nack.
-        accepted: bool },
+    Confirmed {
+        /// Channel.
+        channel: ChannelId,
+        /// First confirm number.
+        first: u64,
+        /// Last confirm number.
+        last: u64,
+        /// false: basic.nack.
+        accepted: bool,
+    },
     /// Mandatory and unroutable; its confirm follows.
-    Returned { /// Channel.
-        channel: ChannelId, /// The publish.
-        publish: Box<Publish> },
+    Returned {
+        /// Channel.
+        channel: ChannelId,
+        /// The publish.
+        publish: Box<Publish>,
+    },
     /// The publish breaks a rule: close the channel.
-    PublishRefused { /// Channel.
-        channel: ChannelId, /// Why.
-        refusal: Refusal },
+    PublishRefused {
+        /// Channel.
+        channel: ChannelId,
+        /// Why.
+        refusal: Refusal,
+    },
     /// Messages for a reader, in order.
-    Deliveries { /// Which.
-        reader: ReaderId, /// Messages.
-        deliveries: Vec<Delivery> },
+    Deliveries {
+        /// Which.
+        reader: ReaderId,
+        /// Messages.
+        deliveries: Vec<Delivery>,
+    },
     /// The reader's queue is gone.
-    ReaderCancelled { /// Which.
-        reader: ReaderId },
+    ReaderCancelled {
+        /// Which.
+        reader: ReaderId,
+    },
     /// The node is going down.
     ShuttingDown,
 }
@@ -543,7 +663,12 @@ pub trait Semantics: std::marker::Send + Sync + 'static {
     fn headers_match(&self, arguments: &[u8], message: &Message) -> bool;
     /// First argument, among those that matter for `kind` ("queue" or "exchange"), in which two tables differ:
     /// (name, received, current).
-    fn arguments_differ(&self, kind: &'static str, received: &[u8], current: &[u8]) -> Option<(String, String, String)>;
+    fn arguments_differ(
+        &self,
+        kind: &'static str,
+        received: &[u8],
+        current: &[u8],
+    ) -> Option<(String, String, String)>;
     /// Which of `queues` message queues an AMQP-born message goes to when it is sent to a topic; `None`: the broker picks.
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32>;
     /// Writes what only the shard knows into a RocketMQ-born prefix: queue id and store time (ms).

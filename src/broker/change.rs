@@ -15,19 +15,25 @@ use super::topology::{Change, Owner, Topic};
 pub(crate) fn removes(change: &Change) -> bool {
     matches!(
         change,
-        Change::RemoveExchange(..) | Change::RemoveQueue(_) | Change::RemoveBinding(..) | Change::RemoveTopic(_)
+        Change::RemoveExchange(..)
+            | Change::RemoveQueue(_)
+            | Change::RemoveBinding(..)
+            | Change::RemoveTopic(_)
     )
 }
 
 /// Writes a change.
 pub(crate) fn put(buf: &mut BytesMut, change: &Change) {
     match change {
-        Change::Exchange(vhost, spec) => {
+        Change::Exchange(vhost, spec, session) => {
             buf.put_u8(1);
             buf.put_u32_le(*vhost);
             put_text(buf, &spec.name);
             buf.put_u8(spec.kind as u8);
-            buf.put_u8(bits(&[spec.durable, spec.auto_delete, spec.internal]));
+            buf.put_u8(bits(&[spec.durable, spec.auto_delete, spec.internal, session.is_some()]));
+            if let Some(session) = session {
+                buf.put_u64_le(*session);
+            }
             put_blob(buf, &spec.arguments);
         }
         Change::RemoveExchange(vhost, name) => {
@@ -148,17 +154,16 @@ pub(crate) fn read(cursor: &mut Cursor<'_>) -> Result<Change, Malformed> {
             let (vhost, name) = (cursor.u32()?, text(cursor)?);
             let kind = exchange_kind(cursor.u8()?, cursor.at())?;
             let flags = cursor.u8()?;
-            Change::Exchange(
-                vhost,
-                ExchangeSpec {
-                    name,
-                    kind,
-                    durable: flags & 1 != 0,
-                    auto_delete: flags & 2 != 0,
-                    internal: flags & 4 != 0,
-                    arguments: blob(cursor)?,
-                },
-            )
+            let session = if flags & 8 != 0 { Some(cursor.u64()?) } else { None };
+            let spec = ExchangeSpec {
+                name,
+                kind,
+                durable: flags & 1 != 0,
+                auto_delete: flags & 2 != 0,
+                internal: flags & 4 != 0,
+                arguments: blob(cursor)?,
+            };
+            Change::Exchange(vhost, spec, session)
         }
         2 => Change::RemoveExchange(cursor.u32()?, text(cursor)?),
         3 => {
@@ -188,7 +193,9 @@ pub(crate) fn read(cursor: &mut Cursor<'_>) -> Result<Change, Malformed> {
             let (write_queues, read_queues, permission) = (cursor.u32()?, cursor.u32()?, cursor.u32()?);
             let count = cursor.u32()?;
             let queues = (0..count).map(|_| cursor.u64()).collect::<Result<Vec<_>, _>>()?;
-            Change::Topic { topic: Topic { name, queues: queues.into(), write_queues, read_queues, permission } }
+            Change::Topic {
+                topic: Topic { name, queues: queues.into(), write_queues, read_queues, permission },
+            }
         }
         8 => Change::RemoveTopic(text(cursor)?),
         _ => return Err(Malformed { at: cursor.at(), what: "unknown topology change" }),
@@ -226,7 +233,8 @@ mod tests {
         let topic =
             Topic { name: "t".into(), queues: [4, 5].into(), write_queues: 2, read_queues: 2, permission: 6 };
         for change in [
-            Change::Exchange(0, exchange),
+            Change::Exchange(0, exchange.clone(), None),
+            Change::Exchange(0, exchange, Some(5)),
             Change::RemoveExchange(3, "x".into()),
             Change::Queue { uid: 9, vhost: 0, spec: queue.clone(), owner: None },
             Change::Queue { uid: 9, vhost: 0, spec: queue, owner: Some(Owner { session: 1, connection: 2 }) },

@@ -14,7 +14,9 @@ use dassie_storage::{Batch, LogPoint};
 use hashbrown::HashMap;
 use tokio::sync::{mpsc, watch};
 
-use super::api::{ChannelId, ConnectionId, Delivery, Event, Fetch, Op, QueueUid, ReaderId, Refusal, Reply, Semantics, Verb};
+use super::api::{
+    ChannelId, ConnectionId, Delivery, Event, Fetch, Op, QueueUid, ReaderId, Refusal, Reply, Semantics, Verb,
+};
 use super::index::Pages;
 use super::link::{Credit, Input, weight};
 use super::message::{Batches, Cache, Extent};
@@ -182,6 +184,8 @@ pub struct Core {
     pub(crate) again: bool,
     /// Log time of this turn.
     time: u64,
+    /// Wall time of this turn as messages are stamped with it: never behind one that was stamped before.
+    stamp: u64,
     pub(crate) readers: HashMap<ReaderKey, Reader, foldhash::fast::RandomState>,
     pub(crate) runtimes: Map<QueueUid, Runtime>,
     pub(crate) routes: HashMap<(u32, Arc<str>, Arc<str>), Arc<Route>>,
@@ -285,6 +289,7 @@ impl Core {
             orphans: Vec::new(),
             again: false,
             time: 0,
+            stamp: 0,
             readers: HashMap::default(),
             runtimes: Map::default(),
             routes: HashMap::default(),
@@ -325,7 +330,8 @@ impl Core {
 
     /// Writes down what changed since it was last asked.
     pub fn observe(&mut self, metrics: &Metrics) {
-        let (now, before) = (self.counters.clone(), std::mem::replace(&mut self.observed, self.counters.clone()));
+        let (now, before) =
+            (self.counters.clone(), std::mem::replace(&mut self.observed, self.counters.clone()));
         metrics.amqp.received.inc_by(now.published - before.published);
         metrics.amqp.confirmed.inc_by(now.confirmed - before.confirmed);
         metrics.amqp.delivered.inc_by(now.delivered - before.delivered);
@@ -345,7 +351,13 @@ impl Core {
         metrics.consumers.set(gauge(self.readers.values().filter(|r| r.attached).count() as u64));
         let unacked: u64 = self.runtimes.values().map(|r| r.unacked).sum();
         metrics.messages_unacked.set(gauge(unacked));
-        let durable: u64 = self.state.queues.values().filter(|q| q.kind != super::api::QueueKind::Topic).map(|q| q.depth()).sum();
+        let durable: u64 = self
+            .state
+            .queues
+            .values()
+            .filter(|q| q.kind != super::api::QueueKind::Topic)
+            .map(|q| q.depth())
+            .sum();
         let memory: u64 = self.runtimes.values().filter_map(|r| r.memory.as_ref()).map(|m| m.depth()).sum();
         metrics.messages_ready.set(gauge((durable + memory).saturating_sub(unacked)));
     }
@@ -390,7 +402,11 @@ impl Core {
     fn verb(&mut self, id: ConnectionId, verb: Verb) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let urgent = matches!(verb.op, Op::Drained { .. });
-        if !urgent && (self.overlay.is_none() || !self.session_open || !connection.stalled.is_empty() || connection.stalled_on.is_some())
+        if !urgent
+            && (self.overlay.is_none()
+                || !self.session_open
+                || !connection.stalled.is_empty()
+                || connection.stalled_on.is_some())
         {
             connection.stalled.push_back(verb);
             self.stalled.insert(id);
@@ -435,7 +451,13 @@ impl Core {
     ///
     /// # Panics
     /// When this node does not lead: callers checked.
-    pub(crate) fn record(&mut self, sequence: u64, kind: Kind, size_hint: usize, write: impl FnOnce(&mut bytes::BytesMut, usize)) {
+    pub(crate) fn record(
+        &mut self,
+        sequence: u64,
+        kind: Kind,
+        size_hint: usize,
+        write: impl FnOnce(&mut bytes::BytesMut, usize),
+    ) {
         let Some(overlay) = self.overlay.as_ref() else { panic!("only a leader writes records") };
         if !overlay.builder.is_empty() && overlay.builder.len() + size_hint > limits::BATCH_TARGET {
             self.close_batch();
@@ -452,7 +474,11 @@ impl Core {
 
     /// Closes the open batch if `bytes` more do not fit: what follows stands in one batch.
     pub(crate) fn make_room(&mut self, bytes: usize) {
-        if self.overlay.as_ref().is_some_and(|o| !o.builder.is_empty() && o.builder.len() + bytes > limits::BATCH_TARGET) {
+        if self
+            .overlay
+            .as_ref()
+            .is_some_and(|o| !o.builder.is_empty() && o.builder.len() + bytes > limits::BATCH_TARGET)
+        {
             self.close_batch();
         }
     }
@@ -463,7 +489,11 @@ impl Core {
         let Some(overlay) = self.overlay.as_mut() else { return };
         let builder = std::mem::replace(&mut overlay.builder, BatchBuilder::new());
         let head = PayloadHead { term: overlay.term, ordinal: overlay.ordinal, log_time };
-        overlay.closed.push_back(Proposal { term: overlay.term, ordinal: overlay.ordinal, payload: builder.close(head) });
+        overlay.closed.push_back(Proposal {
+            term: overlay.term,
+            ordinal: overlay.ordinal,
+            payload: builder.close(head),
+        });
         overlay.ordinal += 1;
     }
 
@@ -483,7 +513,8 @@ impl Core {
                 return;
             }
             let (previous, version) = (overlay.previous, overlay.topology.version);
-            let start = overlay.builder.begin(session, previous, previous, version, Kind::DeliveredThrough, 0);
+            let start =
+                overlay.builder.begin(session, previous, previous, version, Kind::DeliveredThrough, 0);
             bytes::BufMut::put_u64_le(overlay.builder.body(), uid);
             bytes::BufMut::put_u64_le(overlay.builder.body(), next);
             overlay.builder.end(start);
@@ -495,10 +526,17 @@ impl Core {
         self.time
     }
 
+    /// Store time for messages of this turn, ms since 1970. Log time would lag for days behind the wall clock after a long stop;
+    /// clients search by this one.
+    pub(crate) fn stamp(&self) -> u64 {
+        self.stamp
+    }
+
     /// A turn begins: looks at the clock once for all that is decided in it.
     pub fn turn(&mut self) {
         let (monotonic, wall) = (self.clock.monotonic(), self.clock.wall_ms());
         self.time = self.log_time.now_ms(monotonic, wall).max(self.state.log_time);
+        self.stamp = wall.max(self.stamp).max(self.state.store_time);
     }
 
     /// Monotonic time for waits.
@@ -621,7 +659,9 @@ impl Core {
         }
         let own = applied.term_start.is_none() && applied.outcomes;
         match (&mut self.overlay, &mut self.draining) {
-            (Some(overlay), _) if own && applied.void.is_none() => overlay.in_flight = overlay.in_flight.saturating_sub(1),
+            (Some(overlay), _) if own && applied.void.is_none() => {
+                overlay.in_flight = overlay.in_flight.saturating_sub(1)
+            }
             (Some(_), _) if own => {
                 // Our own batch was void: what was decided after it rests on nothing.
                 self.drop_overlay(self.state.term);
@@ -661,11 +701,15 @@ impl Core {
     fn resolve_record(&mut self, sequence: u64, done: Done, applied: &Applied) {
         let Some(pending) = self.pending(sequence) else { return };
         pending.done = true;
-        if let (Done::Enqueued { first, count: 1.. }, Work::Verb { verb: Verb { op: Op::Send(_), .. }, .. }) = (done, &pending.work) {
+        if let (Done::Enqueued { first, count: 1.. }, Work::Verb { verb: Verb { op: Op::Send(_), .. }, .. }) =
+            (done, &pending.work)
+        {
             // The message queue it was sent to stands first; AMQP queues bound to the topic follow.
             pending.enqueued.push(applied.enqueued[first]);
         }
-        if let (Done::Body { position, batch_back }, Work::Piece { connection, bytes }) = (done, &pending.work) {
+        if let (Done::Body { position, batch_back }, Work::Piece { connection, bytes }) =
+            (done, &pending.work)
+        {
             let (connection, len) = (*connection, u32::try_from(bytes.len()).unwrap_or(u32::MAX));
             self.piece_stored(connection, Extent { position, len, batch_back });
         }
@@ -685,7 +729,9 @@ impl Core {
         let Work::Verb { connection, verb, weight } = pending.work else { return };
         self.give(connection, weight);
         match verb.op {
-            Op::Publish(publish) if publish.confirm > 0 => self.confirm(connection, publish.channel, publish.confirm, true),
+            Op::Publish(publish) if publish.confirm > 0 => {
+                self.confirm(connection, publish.channel, publish.confirm, true)
+            }
             Op::Send(_) => {
                 let reply = Reply::Sent {
                     queue_id: pending.queue_id,
@@ -843,7 +889,13 @@ impl Core {
     }
 
     /// Where a message goes on the leader's topology; remembered per version.
-    pub(crate) fn route(&mut self, vhost: u32, exchange: &Arc<str>, key: &Arc<str>, message: &super::api::Message) -> Option<Arc<Route>> {
+    pub(crate) fn route(
+        &mut self,
+        vhost: u32,
+        exchange: &Arc<str>,
+        key: &Arc<str>,
+        message: &super::api::Message,
+    ) -> Option<Arc<Route>> {
         let overlay = self.overlay.as_ref()?;
         if overlay.topology.version != self.routes_version || self.routes.len() > limits::ROUTE_CACHE_MAX {
             self.routes.clear();

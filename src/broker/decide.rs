@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes};
 
 use super::api::{
-    BindingSpec, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Op, Origin, Publish, QueueKind, QueueSpec,
-    QueueUid, Refusal, Reply, Send, Settle, StoredMessage, Verb, VhostId,
+    BindingSpec, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Op, Origin, Publish,
+    QueueKind, QueueSpec, QueueUid, Refusal, Reply, Send, Settle, StoredMessage, Verb, VhostId,
 };
 use super::change;
 use super::core::{Core, Large, Work};
@@ -104,7 +104,9 @@ impl Core {
     fn redo_verb(&mut self, sequence: u64, id: ConnectionId, verb: &Verb) -> bool {
         match &verb.op {
             Op::Publish(publish) => {
-                let Some(route) = self.route(verb.vhost, &publish.exchange, &publish.routing_key, &publish.message) else {
+                let Some(route) =
+                    self.route(verb.vhost, &publish.exchange, &publish.routing_key, &publish.message)
+                else {
                     return false;
                 };
                 let targets = self.durable_targets(&route, publish);
@@ -147,7 +149,8 @@ impl Core {
         let route = self.route(verb.vhost, &publish.exchange, &publish.routing_key, &publish.message);
         let Some(route) = route else { return self.no_exchange(id, verb) };
         if self.is_internal(verb.vhost, &publish.exchange) {
-            let refusal = Refusal::Internal { name: Arc::clone(&publish.exchange), vhost: self.vhost_name(verb.vhost) };
+            let refusal =
+                Refusal::Internal { name: Arc::clone(&publish.exchange), vhost: self.vhost_name(verb.vhost) };
             return self.refuse_publish(id, &verb, refusal);
         }
         self.counters.published += 1;
@@ -155,7 +158,9 @@ impl Core {
             return self.unroutable(id, verb);
         }
         let durable = self.durable_targets(&route, publish);
-        if !durable.is_empty() && publish.message.bytes.len() + REFERENCE_OVERHEAD > limits::INLINE_BODY_MAX as usize {
+        if !durable.is_empty()
+            && publish.message.bytes.len() + REFERENCE_OVERHEAD > limits::INLINE_BODY_MAX as usize
+        {
             return self.publish_large(id, verb);
         }
         if !self.push_to_memory(&route, publish) {
@@ -225,9 +230,12 @@ impl Core {
     fn publish_large(&mut self, id: ConnectionId, verb: Verb) {
         let Op::Publish(publish) = &verb.op else { return };
         let message = publish.message.clone();
-        let body = message.bytes.slice(message.prefix_len as usize..(message.prefix_len + message.body_len) as usize);
+        let body = message
+            .bytes
+            .slice(message.prefix_len as usize..(message.prefix_len + message.body_len) as usize);
         let size = limits::INLINE_BODY_MAX as usize - REFERENCE_OVERHEAD;
-        let pieces: Vec<Bytes> = (0..body.len()).step_by(size).map(|at| body.slice(at..body.len().min(at + size))).collect();
+        let pieces: Vec<Bytes> =
+            (0..body.len()).step_by(size).map(|at| body.slice(at..body.len().min(at + size))).collect();
         let left = pieces.len();
         self.large.insert(id, Large { verb, left, extents: Vec::with_capacity(left) });
         let mut last = 0;
@@ -266,7 +274,9 @@ impl Core {
         }
         match &large.verb.op {
             Op::Publish(publish) => {
-                let Some(route) = self.route(large.verb.vhost, &publish.exchange, &publish.routing_key, &publish.message) else {
+                let Some(route) =
+                    self.route(large.verb.vhost, &publish.exchange, &publish.routing_key, &publish.message)
+                else {
                     return self.no_exchange(id, large.verb);
                 };
                 let durable = self.durable_targets(&route, publish);
@@ -288,8 +298,15 @@ impl Core {
                 if let Some(pending) = self.pending(sequence) {
                     pending.queue_id = queue_id;
                 }
-                let now = self.now();
-                self.write_one(sequence, &send.messages[0].message, &targets[0], &large.extents, queue_id, now);
+                let now = self.stamp();
+                self.write_one(
+                    sequence,
+                    &send.messages[0].message,
+                    &targets[0],
+                    &large.extents,
+                    queue_id,
+                    now,
+                );
             }
             _ => {}
         }
@@ -333,7 +350,7 @@ impl Core {
             prefix_len: publish.message.prefix_len,
             body_len: publish.message.body_len,
             body: None,
-            store_time: self.now(),
+            store_time: self.stamp(),
         };
         let cost = memory::cost(&message) * memory.len();
         if self.memory_used + cost > limits::MEMORY_QUEUES_MAX {
@@ -347,8 +364,14 @@ impl Core {
         true
     }
 
-    fn write_reference(&mut self, sequence: u64, publish: &Publish, targets: &[QueueUid], extents: &[Extent]) {
-        let now = self.now();
+    fn write_reference(
+        &mut self,
+        sequence: u64,
+        publish: &Publish,
+        targets: &[QueueUid],
+        extents: &[Extent],
+    ) {
+        let now = self.stamp();
         self.write_one(sequence, &publish.message, targets, extents, 0, now);
     }
 
@@ -379,13 +402,18 @@ impl Core {
         let known = self.decided().topic(&send.topic).map(|t| t.write_queues);
         let (queues, created) = match (known, send.create_queues) {
             (Some(queues), _) => (queues, None),
-            (None, Some(queues)) => (queues.clamp(1, limits::TOPIC_QUEUES_MAX), Some(queues.clamp(1, limits::TOPIC_QUEUES_MAX))),
+            (None, Some(queues)) => {
+                (queues.clamp(1, limits::TOPIC_QUEUES_MAX), Some(queues.clamp(1, limits::TOPIC_QUEUES_MAX)))
+            }
             (None, None) => return self.refuse_missing(id, verb),
         };
         if let Some(wanted) = send.queue_id
             && wanted >= queues
         {
-            let text = format!("request queueId[{wanted}] is illegal, topic {} has {queues} write queues", send.topic);
+            let text = format!(
+                "request queueId[{wanted}] is illegal, topic {} has {queues} write queues",
+                send.topic
+            );
             self.reply(id, verb.request, Err(Refusal::Invalid(text)));
             return self.finished(id, &verb);
         }
@@ -407,9 +435,12 @@ impl Core {
         let Op::Send(send) = &verb.op else { return };
         // The same way as a large publish: pieces first.
         let message = send.messages[0].message.clone();
-        let body = message.bytes.slice(message.prefix_len as usize..(message.prefix_len + message.body_len) as usize);
+        let body = message
+            .bytes
+            .slice(message.prefix_len as usize..(message.prefix_len + message.body_len) as usize);
         let size = limits::INLINE_BODY_MAX as usize - REFERENCE_OVERHEAD;
-        let pieces: Vec<Bytes> = (0..body.len()).step_by(size).map(|at| body.slice(at..body.len().min(at + size))).collect();
+        let pieces: Vec<Bytes> =
+            (0..body.len()).step_by(size).map(|at| body.slice(at..body.len().min(at + size))).collect();
         let left = pieces.len();
         self.large.insert(id, Large { verb, left, extents: Vec::with_capacity(left) });
         let mut last = 0;
@@ -443,7 +474,11 @@ impl Core {
             let mut queues = vec![queue];
             let topology = &self.overlay.as_ref()?.topology;
             queues.extend(
-                route.queues.iter().copied().filter(|uid| topology.queue_by_uid(*uid).is_some_and(|q| !q.in_memory())),
+                route
+                    .queues
+                    .iter()
+                    .copied()
+                    .filter(|uid| topology.queue_by_uid(*uid).is_some_and(|q| !q.in_memory())),
             );
             let publish = Publish {
                 channel: 0,
@@ -466,7 +501,7 @@ impl Core {
         // All messages of a send stand in one batch: it is atomic and its offsets adjoin.
         let total: usize = send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum();
         self.make_room(total);
-        let now = self.now();
+        let now = self.stamp();
         for (message, queues) in send.messages.iter().zip(targets) {
             self.write_one(sequence, &message.message, queues, &[], queue_id, now);
         }
@@ -503,7 +538,8 @@ impl Core {
         for (first, last) in ranges {
             count += reader.take(*first, *last, &mut taken);
         }
-        let (queue, channel, idle) = (reader.queue, reader.channel, !reader.attached && reader.leases.is_empty());
+        let (queue, channel, idle) =
+            (reader.queue, reader.channel, !reader.attached && reader.leases.is_empty());
         if idle {
             self.readers.remove(&key);
         }
@@ -539,7 +575,9 @@ impl Core {
     }
 
     fn write_settlement(&mut self, sequence: u64, queue: QueueUid, ranges: &[(u64, u64)]) {
-        self.record(sequence, Kind::Settlement, 32 + ranges.len() * 16, |buf, _| put_ranges(buf, queue, ranges));
+        self.record(sequence, Kind::Settlement, 32 + ranges.len() * 16, |buf, _| {
+            put_ranges(buf, queue, ranges)
+        });
     }
 
     fn requeue(&mut self, queue: QueueUid, ranges: &[(u64, u64)]) {
@@ -552,7 +590,9 @@ impl Core {
         if quorum && self.overlay.is_some() && !ranges.is_empty() {
             let ranges = ranges.to_vec();
             let sequence = self.number(Work::Unanswered);
-            self.record(sequence, Kind::Release, 32 + ranges.len() * 16, |buf, _| put_ranges(buf, queue, &ranges));
+            self.record(sequence, Kind::Release, 32 + ranges.len() * 16, |buf, _| {
+                put_ranges(buf, queue, &ranges)
+            });
         }
     }
 
@@ -640,7 +680,9 @@ impl Core {
             Op::DeclareExchange(spec, passive) => self.declare_exchange(vhost, spec, *passive),
             Op::DeleteExchange { name, if_unused } => self.delete_exchange(vhost, name, *if_unused),
             Op::DeclareQueue(spec, passive) => self.declare_queue(id, vhost, spec, *passive),
-            Op::DeleteQueue { name, if_unused, if_empty } => self.delete_queue(id, vhost, name, *if_unused, *if_empty),
+            Op::DeleteQueue { name, if_unused, if_empty } => {
+                self.delete_queue(id, vhost, name, *if_unused, *if_empty)
+            }
             Op::PurgeQueue { name } => self.purge_queue(id, vhost, name),
             Op::Bind(spec) => self.bind(id, vhost, spec),
             Op::Unbind(spec) => self.unbind(id, vhost, spec),
@@ -670,7 +712,8 @@ impl Core {
             if passive {
                 return answer(Err(not_found("exchange", &spec.name, &name)));
             }
-            return Outcome::Changes(vec![Change::Exchange(vhost, spec.clone())], 0);
+            let session = (!spec.durable).then_some(self.session);
+            return Outcome::Changes(vec![Change::Exchange(vhost, spec.clone(), session)], 0);
         };
         if passive {
             return answer(Ok(Reply::Ok));
@@ -696,7 +739,11 @@ impl Core {
         let vhost_name = self.vhost_name(vhost);
         let Some(exchange) = self.decided().exchange(vhost, name) else { return answer(Ok(Reply::Ok)) };
         if if_unused && exchange.bindings > 0 {
-            return answer(Err(Refusal::InUse { kind: "exchange", name: Arc::clone(name), vhost: vhost_name }));
+            return answer(Err(Refusal::InUse {
+                kind: "exchange",
+                name: Arc::clone(name),
+                vhost: vhost_name,
+            }));
         }
         Outcome::Changes(self.with_auto_delete(vhost, Change::RemoveExchange(vhost, Arc::clone(name))), 0)
     }
@@ -710,7 +757,10 @@ impl Core {
             let sources: Vec<Arc<str>> = match &changes[at] {
                 Change::RemoveQueue(uid) => topology.queue_by_uid(*uid).map_or_else(Vec::new, |queue| {
                     let destination = Destination::Queue(Arc::clone(&queue.spec.name));
-                    topology.bindings_to(queue.vhost, &destination).map(|b| Arc::clone(&b.spec.source)).collect()
+                    topology
+                        .bindings_to(queue.vhost, &destination)
+                        .map(|b| Arc::clone(&b.spec.source))
+                        .collect()
                 }),
                 Change::RemoveExchange(_, name) => {
                     let destination = Destination::Exchange(Arc::clone(name));
@@ -721,7 +771,8 @@ impl Core {
             };
             topology.apply(&changes[at]);
             for source in sources {
-                let goes = topology.exchange(vhost, &source).is_some_and(|e| e.spec.auto_delete && e.bindings == 0);
+                let goes =
+                    topology.exchange(vhost, &source).is_some_and(|e| e.spec.auto_delete && e.bindings == 0);
                 let removal = Change::RemoveExchange(vhost, source);
                 if goes && !changes.contains(&removal) {
                     changes.push(removal);
@@ -733,22 +784,38 @@ impl Core {
     }
 
     /// May this connection touch the queue? Exclusive queues belong to their declarer.
-    pub(crate) fn check_owner(&self, id: ConnectionId, queue: &super::topology::QueueDefinition) -> Result<(), Refusal> {
+    pub(crate) fn check_owner(
+        &self,
+        id: ConnectionId,
+        queue: &super::topology::QueueDefinition,
+    ) -> Result<(), Refusal> {
         let owner = Owner { session: self.session, connection: id };
         if queue.spec.exclusive && queue.owner != Some(owner) {
-            return Err(Refusal::Locked { name: Arc::clone(&queue.spec.name), vhost: self.vhost_name(queue.vhost) });
+            return Err(Refusal::Locked {
+                name: Arc::clone(&queue.spec.name),
+                vhost: self.vhost_name(queue.vhost),
+            });
         }
         Ok(())
     }
 
-    fn declare_queue(&mut self, id: ConnectionId, vhost: VhostId, spec: &QueueSpec, passive: bool) -> Outcome {
+    fn declare_queue(
+        &mut self,
+        id: ConnectionId,
+        vhost: VhostId,
+        spec: &QueueSpec,
+        passive: bool,
+    ) -> Outcome {
         let vhost_name = self.vhost_name(vhost);
         let Some(known) = self.decided().queue(vhost, &spec.name).cloned() else {
             if passive {
                 return answer(Err(not_found("queue", &spec.name, &vhost_name)));
             }
             if self.decided().queue_count() >= limits::QUEUES_MAX {
-                return answer(Err(Refusal::Limit(format!("a shard has at most {} queues", limits::QUEUES_MAX))));
+                return answer(Err(Refusal::Limit(format!(
+                    "a shard has at most {} queues",
+                    limits::QUEUES_MAX
+                ))));
             }
             let bound = spec.exclusive || !spec.durable;
             let owner = bound.then_some(Owner { session: self.session, connection: id });
@@ -769,9 +836,10 @@ impl Core {
 
     fn queue_differs(&self, asked: &QueueSpec, known: &QueueSpec) -> Option<(String, String, String)> {
         [
+            // First: who is not the owner learns nothing else.
+            ("exclusive", asked.exclusive, known.exclusive),
             ("durable", asked.durable, known.durable),
             ("auto_delete", asked.auto_delete, known.auto_delete),
-            ("exclusive", asked.exclusive, known.exclusive),
         ]
         .into_iter()
         .find(|(_, asked, known)| asked != known)
@@ -792,7 +860,14 @@ impl Core {
         Ok(queue)
     }
 
-    fn delete_queue(&mut self, id: ConnectionId, vhost: VhostId, name: &Arc<str>, if_unused: bool, if_empty: bool) -> Outcome {
+    fn delete_queue(
+        &mut self,
+        id: ConnectionId,
+        vhost: VhostId,
+        name: &Arc<str>,
+        if_unused: bool,
+        if_empty: bool,
+    ) -> Outcome {
         let queue = match self.own_queue(id, vhost, name) {
             Ok(queue) => queue,
             Err(Refusal::NotFound { .. }) => return answer(Ok(Reply::Queue { messages: 0, consumers: 0 })),
@@ -827,7 +902,10 @@ impl Core {
             return answer(Ok(Reply::Ok));
         }
         if self.decided().binding_count() >= limits::BINDINGS_MAX {
-            return answer(Err(Refusal::Limit(format!("a shard has at most {} bindings", limits::BINDINGS_MAX))));
+            return answer(Err(Refusal::Limit(format!(
+                "a shard has at most {} bindings",
+                limits::BINDINGS_MAX
+            ))));
         }
         let uid = self.decided().next_uid;
         Outcome::Changes(vec![Change::Binding { uid, vhost, spec: spec.clone() }], 0)
@@ -862,7 +940,13 @@ impl Core {
     }
 
     /// The change that makes or alters a topic; `None`: it is so already. Queues are only ever added.
-    fn topic_change(&self, name: &Arc<str>, write_queues: u32, read_queues: u32, permission: u32) -> Option<Change> {
+    fn topic_change(
+        &self,
+        name: &Arc<str>,
+        write_queues: u32,
+        read_queues: u32,
+        permission: u32,
+    ) -> Option<Change> {
         let topology = self.decided();
         let known = topology.topic(name);
         let mut queues = known.map_or_else(Vec::new, |t| t.queues.to_vec());
@@ -871,7 +955,8 @@ impl Core {
             queues.push(uid);
             uid += 1;
         }
-        let topic = Topic { name: Arc::clone(name), queues: queues.into(), write_queues, read_queues, permission };
+        let topic =
+            Topic { name: Arc::clone(name), queues: queues.into(), write_queues, read_queues, permission };
         (known.map(|t| &**t) != Some(&topic)).then_some(Change::Topic { topic })
     }
 
@@ -919,7 +1004,8 @@ impl Core {
     /// A connection ended: what it held is released, what was its alone is removed.
     pub(crate) fn disconnected(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let (readers, owned) = (std::mem::take(&mut connection.readers), std::mem::take(&mut connection.owned));
+        let (readers, owned) =
+            (std::mem::take(&mut connection.readers), std::mem::take(&mut connection.owned));
         for reader in readers {
             let queue = self.readers.get(&(id, reader)).map(|r| r.queue);
             self.drop_reader((id, reader));
@@ -927,7 +1013,8 @@ impl Core {
                 self.after_detach(queue);
             }
         }
-        let waiting: Vec<u64> = self.waiters.iter().filter(|(_, w)| w.connection == id).map(|(n, _)| *n).collect();
+        let waiting: Vec<u64> =
+            self.waiters.iter().filter(|(_, w)| w.connection == id).map(|(n, _)| *n).collect();
         for waiter in waiting {
             self.forget_waiter(waiter);
         }
@@ -977,9 +1064,21 @@ pub(crate) fn not_found(kind: &'static str, name: &Arc<str>, vhost: &Arc<str>) -
     Refusal::NotFound { kind, name: Arc::clone(name), vhost: Arc::clone(vhost) }
 }
 
-fn inequivalent(kind: &'static str, name: &Arc<str>, vhost: &Arc<str>, differs: (String, String, String)) -> Refusal {
+fn inequivalent(
+    kind: &'static str,
+    name: &Arc<str>,
+    vhost: &Arc<str>,
+    differs: (String, String, String),
+) -> Refusal {
     let (argument, received, current) = differs;
-    Refusal::Inequivalent { kind, name: Arc::clone(name), vhost: Arc::clone(vhost), argument, received, current }
+    Refusal::Inequivalent {
+        kind,
+        name: Arc::clone(name),
+        vhost: Arc::clone(vhost),
+        argument,
+        received,
+        current,
+    }
 }
 
 fn text(value: bool) -> String {

@@ -202,7 +202,9 @@ impl QueueIndex {
 
     /// Bytes held in memory by full pages that are not on disk.
     pub(crate) fn unwritten(&self) -> usize {
-        self.pages.iter().rev().take_while(|p| matches!(p, Page::Memory(_))).count() * PAGE_ENTRIES * ENTRY_BYTES
+        self.pages.iter().rev().take_while(|p| matches!(p, Page::Memory(_))).count()
+            * PAGE_ENTRIES
+            * ENTRY_BYTES
     }
 
     /// Full pages that are not on disk yet: (page number in this queue, bytes).
@@ -289,7 +291,10 @@ fn decode(page: &Bytes) -> io::Result<Arc<[Entry]>> {
     let mut cursor = Cursor::new(page, 0);
     let mut entries = Vec::with_capacity(PAGE_ENTRIES);
     for _ in 0..PAGE_ENTRIES {
-        entries.push(Entry::read(&mut cursor).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?);
+        entries.push(
+            Entry::read(&mut cursor)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?,
+        );
     }
     Ok(entries.into())
 }

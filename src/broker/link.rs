@@ -86,7 +86,14 @@ impl Shard {
         let credit = Arc::new(Credit::default());
         // A closed queue means that the shard stopped: the link then sees the end of its events.
         let _ = self.inputs.send(Input::Connected(id, events_in, Arc::clone(&credit)));
-        Link { id, inputs: self.inputs.clone(), events, credit, topology: self.topology.clone(), log: self.log.clone() }
+        Link {
+            id,
+            inputs: self.inputs.clone(),
+            events,
+            credit,
+            topology: self.topology.clone(),
+            log: self.log.clone(),
+        }
     }
 
     /// The topology as last applied.

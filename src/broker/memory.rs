@@ -52,7 +52,9 @@ impl MemoryQueue {
 
     /// Takes a message out; gives back the bytes it counted.
     pub(crate) fn settle(&mut self, offset: Offset) -> usize {
-        let Some(place) = offset.checked_sub(self.base).and_then(|p| usize::try_from(p).ok()) else { return 0 };
+        let Some(place) = offset.checked_sub(self.base).and_then(|p| usize::try_from(p).ok()) else {
+            return 0;
+        };
         let Some(message) = self.items.get_mut(place).and_then(Option::take) else { return 0 };
         self.depth -= 1;
         while let Some(None) = self.items.front() {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::api::{
-    ConnectionId, Delivery, Event, Fetch, FetchStatus, Fetched, Located, Op, QueueUid, Refusal, Reply, Subscribe, Verb,
+    ConnectionId, Delivery, Event, Fetch, FetchStatus, Fetched, Located, Op, QueueUid, Refusal, Reply,
+    Subscribe, Verb,
 };
 use super::core::{Core, Waiter};
 use super::decide::not_found;
@@ -162,8 +163,12 @@ impl Core {
     }
 
     fn set_window(&mut self, id: ConnectionId, channel: u16, limit: u16) {
-        let held: usize =
-            self.readers.iter().filter(|(k, r)| k.0 == id && r.channel == channel).map(|(_, r)| r.leases.len()).sum();
+        let held: usize = self
+            .readers
+            .iter()
+            .filter(|(k, r)| k.0 == id && r.channel == channel)
+            .map(|(_, r)| r.leases.len())
+            .sum();
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.windows.insert(channel, (limit, u32::try_from(held).unwrap_or(u32::MAX)));
         self.list_readers_of(id);
@@ -232,7 +237,8 @@ impl Core {
             let Some(reader) = self.readers.get(&key) else { continue };
             let Some(connection) = self.connections.get(&key.0) else { continue };
             let window = connection.windows.get(&reader.channel);
-            let channel_room = reader.no_ack || window.is_none_or(|(limit, held)| *limit == 0 || *held < u32::from(*limit));
+            let channel_room =
+                reader.no_ack || window.is_none_or(|(limit, held)| *limit == 0 || *held < u32::from(*limit));
             if reader.has_room() && channel_room && connection.outstanding < limits::DELIVERY_CREDIT {
                 return Some(key);
             }
@@ -267,7 +273,14 @@ impl Core {
         if let Some(memory) = self.runtimes.get(&uid).and_then(|r| r.memory.as_ref()) {
             let message = memory.get(offset)?.clone();
             let weight = u32::try_from(message.bytes.len()).unwrap_or(u32::MAX).saturating_add(64);
-            return Some(Delivery { offset, position: 0, redelivered, attempts: 0, weight, message: Located::Ready(message) });
+            return Some(Delivery {
+                offset,
+                position: 0,
+                redelivered,
+                attempts: 0,
+                weight,
+                message: Located::Ready(message),
+            });
         }
         if self.state.queues.get(&uid)?.cursor.is_settled(offset) {
             return None;
@@ -319,7 +332,10 @@ impl Core {
     fn settle_auto_acked(&mut self, uid: QueueUid) {
         let acked = std::mem::take(&mut self.auto_acked);
         let mut ranges = Vec::new();
-        acked.iter().filter(|(queue, _)| *queue == uid).for_each(|(_, offset)| push_range(&mut ranges, *offset));
+        acked
+            .iter()
+            .filter(|(queue, _)| *queue == uid)
+            .for_each(|(_, offset)| push_range(&mut ranges, *offset));
         self.auto_acked = acked.into_iter().filter(|(queue, _)| *queue != uid).collect();
         self.counters.settled += ranges.iter().map(|(_, n)| n).sum::<u64>();
         self.settle_in(uid, ranges);
@@ -343,7 +359,8 @@ impl Core {
             if !no_ack && !self.readers.contains_key(&key) {
                 let channel = u16::try_from(reader & 0xFFFF).unwrap_or(0);
                 let leases = std::collections::VecDeque::new();
-                let getter = Reader { queue: uid, no_ack: false, window: 0, channel, attached: false, leases };
+                let getter =
+                    Reader { queue: uid, no_ack: false, window: 0, channel, attached: false, leases };
                 self.readers.insert(key, getter);
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.readers.push(reader);
@@ -382,20 +399,38 @@ impl Core {
     pub(crate) fn ready_ranges(&mut self, uid: QueueUid) -> Vec<(u64, u64)> {
         let held: std::collections::BTreeSet<u64> =
             self.readers.values().filter(|r| r.queue == uid).flat_map(|r| r.leases.iter().copied()).collect();
-        let (start, end) = match (self.runtimes.get(&uid).and_then(|r| r.memory.as_ref()), self.state.queues.get(&uid)) {
-            (Some(memory), _) => (memory.next_unsettled(0), memory.next()),
-            (None, Some(queue)) => (queue.cursor.floor(), queue.index.next()),
-            (None, None) => (0, 0),
-        };
+        let (start, end) =
+            match (self.runtimes.get(&uid).and_then(|r| r.memory.as_ref()), self.state.queues.get(&uid)) {
+                (Some(memory), _) => (memory.next_unsettled(0), memory.next()),
+                (None, Some(queue)) => (queue.cursor.floor(), queue.index.next()),
+                (None, None) => (0, 0),
+            };
         let mut ranges = Vec::new();
         let mut from = start;
         for stop in held.into_iter().chain([end]) {
-            if stop > from {
-                ranges.push((from, stop - from));
-            }
+            self.unsettled_ranges(uid, from, stop, &mut ranges);
             from = stop + 1;
         }
         ranges
+    }
+
+    /// Adds what is unsettled in `from..stop`.
+    fn unsettled_ranges(&self, uid: QueueUid, from: u64, stop: u64, ranges: &mut Vec<(u64, u64)>) {
+        let memory = self.runtimes.get(&uid).and_then(|r| r.memory.as_ref());
+        let cursor = self.state.queues.get(&uid).map(|q| &q.cursor);
+        if memory.is_none() && cursor.is_some_and(|c| c.settled_ahead() == 0) {
+            // Nothing is settled above the floor: no need to look at each of perhaps millions.
+            if stop > from {
+                ranges.push((from, stop - from));
+            }
+            return;
+        }
+        let unsettled = |offset| match (memory, cursor) {
+            (Some(memory), _) => memory.get(offset).is_some(),
+            (None, Some(cursor)) => !cursor.is_settled(offset),
+            (None, None) => false,
+        };
+        (from..stop).filter(|offset| unsettled(*offset)).for_each(|offset| push_range(ranges, offset));
     }
 
     // ---- pulls
@@ -472,12 +507,14 @@ impl Core {
         let number = self.waiter_number();
         self.runtime(uid).waiting.push(number);
         self.deadlines.insert((deadline, number), ());
-        self.waiters.insert(number, Waiter { connection: id, request: verb.request, queue: uid, fetch, deadline });
+        self.waiters
+            .insert(number, Waiter { connection: id, request: verb.request, queue: uid, fetch, deadline });
     }
 
     fn fetch_now(&mut self, uid: QueueUid, fetch: &Fetch) -> Fetched {
         let (min, max) = self.bounds(uid);
-        let mut fetched = Fetched { status: FetchStatus::NotFound, next: fetch.offset, min, max, deliveries: Vec::new() };
+        let mut fetched =
+            Fetched { status: FetchStatus::NotFound, next: fetch.offset, min, max, deliveries: Vec::new() };
         if fetch.offset < min || fetch.offset > max {
             fetched.status = FetchStatus::OffsetMoved;
             fetched.next = if fetch.offset < min { min } else { max };
@@ -485,7 +522,9 @@ impl Core {
         }
         let mut bytes = 0;
         let mut offset = fetch.offset;
-        while offset < max && fetched.deliveries.len() < fetch.max_messages.min(limits::FETCH_MESSAGES_MAX) as usize {
+        while offset < max
+            && fetched.deliveries.len() < fetch.max_messages.min(limits::FETCH_MESSAGES_MAX) as usize
+        {
             let Some(entry) = self.entry(uid, offset) else { break };
             let settled = self.state.queues.get(&uid).is_some_and(|q| q.cursor.is_settled(offset));
             if !settled && (fetch.tags.is_empty() || fetch.tags.contains(&entry.tag)) {
@@ -555,7 +594,8 @@ impl Core {
     /// Answers a waiting pull with what is there.
     pub(crate) fn end_wait(&mut self, number: u64) {
         let Some(waiter) = self.waiters.get(&number) else { return };
-        let (uid, fetch, connection, request) = (waiter.queue, waiter.fetch.clone(), waiter.connection, waiter.request);
+        let (uid, fetch, connection, request) =
+            (waiter.queue, waiter.fetch.clone(), waiter.connection, waiter.request);
         self.forget_waiter(number);
         let fetched = self.fetch_now(uid, &fetch);
         self.reply(connection, request, Ok(Reply::Fetched(fetched)));

@@ -118,10 +118,19 @@ impl BatchBuilder {
     /// Begins a record of verb `sequence`; finish it with [`BatchBuilder::end`]. Opens a new section when the session
     /// or too wide a gap of sequences asks for it. `previous` is the session's last logged sequence, `topology` the version on
     /// which a section that opens here is decided.
-    pub(crate) fn begin(&mut self, session: u64, previous: u64, sequence: u64, topology: u64, kind: Kind, flags: u8) -> usize {
-        let fits = self.section.as_ref().is_some_and(|s| {
-            s.head.session == session && sequence - s.head.last <= u64::from(u16::MAX)
-        });
+    pub(crate) fn begin(
+        &mut self,
+        session: u64,
+        previous: u64,
+        sequence: u64,
+        topology: u64,
+        kind: Kind,
+        flags: u8,
+    ) -> usize {
+        let fits = self
+            .section
+            .as_ref()
+            .is_some_and(|s| s.head.session == session && sequence - s.head.last <= u64::from(u16::MAX));
         if !fits {
             self.close_section();
             let head = SectionHead { session, previous, first: sequence, last: sequence, topology };
@@ -359,9 +368,12 @@ mod tests {
     #[test]
     fn a_batch_of_several_sections_reads_back() {
         let mut builder = BatchBuilder::new();
-        for (session, previous, sequence, topology, body) in
-            [(7, 0, 1, 3, "one"), (7, 1, 4, 4, "two and a bit"), (7, 4, 100_000, 4, ""), (9, 0, 100_000, 4, "x")]
-        {
+        for (session, previous, sequence, topology, body) in [
+            (7, 0, 1, 3, "one"),
+            (7, 1, 4, 4, "two and a bit"),
+            (7, 4, 100_000, 4, ""),
+            (9, 0, 100_000, 4, "x"),
+        ] {
             let start = builder.begin(session, previous, sequence, topology, Kind::Body, 5);
             builder.body().put_slice(body.as_bytes());
             builder.end(start);

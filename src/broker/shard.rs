@@ -92,7 +92,12 @@ pub struct ShardLoop {
 impl ShardLoop {
     /// A loop around `core`.
     #[must_use]
-    pub(crate) fn new(core: Core, inputs: mpsc::UnboundedReceiver<Input>, segment_size: u64, checkpoint_bytes: u64) -> Self {
+    pub(crate) fn new(
+        core: Core,
+        inputs: mpsc::UnboundedReceiver<Input>,
+        segment_size: u64,
+        checkpoint_bytes: u64,
+    ) -> Self {
         Self {
             core: Rc::new(RefCell::new(core)),
             inputs,
@@ -196,7 +201,8 @@ impl ShardLoop {
         core.state.checkpointed(&assigned);
         let dead = core.state.dead_segments(self.first_segment, point.position);
         if dead.first() == Some(&self.first_segment) {
-            self.first_segment += dead.iter().zip(self.first_segment..).take_while(|(d, n)| **d == *n).count() as u64;
+            self.first_segment +=
+                dead.iter().zip(self.first_segment..).take_while(|(d, n)| **d == *n).count() as u64;
         }
         drop(core);
         let segment_size = self.segment_size;

@@ -190,6 +190,8 @@ pub(crate) struct State {
     /// Ordinal that the term's next batch must have.
     pub(crate) ordinal: u64,
     pub(crate) log_time: u64,
+    /// Latest store time of a message, ms since 1970: the next leader's stamps do not fall behind it.
+    pub(crate) store_time: u64,
     pub(crate) topology: Topology,
     pub(crate) queues: HashMap<QueueUid, QueueState, foldhash::fast::RandomState>,
     pub(crate) sessions: BTreeMap<u64, Session>,
@@ -233,6 +235,7 @@ impl State {
             term: 0,
             ordinal: 0,
             log_time: 0,
+            store_time: 0,
             topology: Topology::new(),
             queues: HashMap::default(),
             sessions: BTreeMap::new(),
@@ -277,7 +280,9 @@ impl State {
                 }
             }
             MEMBERSHIP => {}
-            kind => panic!("log position {}: batch kind {kind} is unknown to this program", batch.point.position),
+            kind => {
+                panic!("log position {}: batch kind {kind} is unknown to this program", batch.point.position)
+            }
         }
         out
     }
@@ -290,7 +295,12 @@ impl State {
         }
     }
 
-    fn apply_outcomes(&mut self, batch: &Batch, pages: &dyn Pages, out: &mut Applied) -> Result<(), Malformed> {
+    fn apply_outcomes(
+        &mut self,
+        batch: &Batch,
+        pages: &dyn Pages,
+        out: &mut Applied,
+    ) -> Result<(), Malformed> {
         let (head, sections) = record::parse(&batch.payload)?;
         if head.term != batch.point.term || head.term != self.term {
             out.void = Some("decided in another term");
@@ -323,7 +333,9 @@ impl State {
     fn refuses(&self, head: &SectionHead, first: Option<&Record<'_>>) -> Option<&'static str> {
         let opens = first.is_some_and(|r| r.kind == Kind::Session);
         match self.sessions.get(&head.session) {
-            None if opens => (head.topology != self.topology.version).then_some("decided on another topology"),
+            None if opens => {
+                (head.topology != self.topology.version).then_some("decided on another topology")
+            }
             None => Some("unknown session"),
             Some(_) if opens => Some("already delivered"),
             Some(session) if head.last <= session.last => Some("already delivered"),
@@ -382,6 +394,7 @@ impl State {
 
     fn enqueue(&mut self, batch: &Batch, record: &Record<'_>, out: &mut Applied) -> Result<Done, Malformed> {
         let reference = parse_reference(record.bytes)?;
+        self.store_time = self.store_time.max(reference.store_time);
         let record_position = batch.payload_position + u64::from(record.start);
         let batch_distance = u32::try_from(record_position - batch.point.position).unwrap_or(u32::MAX);
         let segment = record_position / self.segment_size;
@@ -437,7 +450,11 @@ impl State {
                     Err(error) => panic!("index of queue {uid}, offset {offset}: {error}"),
                 };
                 let Some(entry) = entry else { continue };
-                count_down(queue, &mut self.segments, (entry.position - u64::from(entry.record_back)) / self.segment_size);
+                count_down(
+                    queue,
+                    &mut self.segments,
+                    (entry.position - u64::from(entry.record_back)) / self.segment_size,
+                );
                 for segment in queue.elsewhere.remove(&offset).unwrap_or_default() {
                     count_down(queue, &mut self.segments, segment);
                 }
@@ -488,6 +505,16 @@ impl State {
         for uid in sorted(orphans) {
             self.change(&Change::RemoveQueue(uid), out);
         }
+        let mut exchanges: Vec<(u32, Arc<str>)> = self
+            .topology
+            .exchanges()
+            .filter(|(_, e)| e.session.is_some_and(|s| !self.sessions.contains_key(&s)))
+            .map(|(vhost, e)| (vhost, Arc::clone(&e.spec.name)))
+            .collect();
+        exchanges.sort_unstable();
+        for (vhost, name) in exchanges {
+            self.change(&Change::RemoveExchange(vhost, name), out);
+        }
         self.sessions.insert(session, Session { node, last: 0 });
         self.keep_session(session, node, 0);
     }
@@ -504,7 +531,9 @@ impl State {
         match change {
             Change::Queue { uid, spec, owner: None, .. } => self.add_queue(*uid, spec.kind),
             Change::Topic { topic } => {
-                for uid in topic.queues.iter().filter(|u| !self.queues.contains_key(*u)).copied().collect::<Vec<_>>() {
+                for uid in
+                    topic.queues.iter().filter(|u| !self.queues.contains_key(*u)).copied().collect::<Vec<_>>()
+                {
                     self.add_queue(uid, QueueKind::Topic);
                 }
             }
@@ -537,8 +566,12 @@ impl State {
         self.freed_pages.extend(queue.index.disk_pages());
         self.freed_pages.append(&mut queue.index.take_freed());
         self.changed.insert(numbered_key(KEY_QUEUE, uid), None);
-        let groups: Vec<Arc<str>> =
-            self.group_offsets.iter().filter(|(_, o)| o.contains_key(&uid)).map(|(g, _)| Arc::clone(g)).collect();
+        let groups: Vec<Arc<str>> = self
+            .group_offsets
+            .iter()
+            .filter(|(_, o)| o.contains_key(&uid))
+            .map(|(g, _)| Arc::clone(g))
+            .collect();
         for group in groups {
             if let Some(offsets) = self.group_offsets.get_mut(&group) {
                 offsets.remove(&uid);
@@ -570,7 +603,9 @@ impl State {
                     && queue.spec.kind != QueueKind::Topic
                 {
                     let destination = super::api::Destination::Queue(Arc::clone(&queue.spec.name));
-                    gone.extend(topology.bindings_to(queue.vhost, &destination).map(|b| Thing::Binding(b.uid)));
+                    gone.extend(
+                        topology.bindings_to(queue.vhost, &destination).map(|b| Thing::Binding(b.uid)),
+                    );
                 }
                 gone.push(Thing::Queue(*uid));
             }
@@ -589,7 +624,7 @@ impl State {
 
     fn keep_definition(&mut self, change: &Change) {
         let thing = match change {
-            Change::Exchange(vhost, spec) => Thing::Exchange(*vhost, Arc::clone(&spec.name)),
+            Change::Exchange(vhost, spec, _) => Thing::Exchange(*vhost, Arc::clone(&spec.name)),
             Change::Queue { uid, .. } => Thing::Queue(*uid),
             Change::Binding { uid, .. } => Thing::Binding(*uid),
             Change::Topic { topic } => Thing::Topic(Arc::clone(&topic.name)),
@@ -617,7 +652,8 @@ impl State {
             let Some(queue) = self.queues.get_mut(&uid) else { continue };
             queue.dirty = false;
             let pages = queue.index.unwritten_pages();
-            let first = if pages.is_empty() { 0 } else { allocate(u32::try_from(pages.len()).unwrap_or(u32::MAX)) };
+            let first =
+                if pages.is_empty() { 0 } else { allocate(u32::try_from(pages.len()).unwrap_or(u32::MAX)) };
             let mut ids: HashMap<u64, u32> = HashMap::new();
             for (i, (number, bytes)) in pages.into_iter().enumerate() {
                 let id = first + u32::try_from(i).unwrap_or(0);
@@ -655,7 +691,10 @@ impl State {
 
     fn meta(&self) -> Bytes {
         let mut buf = BytesMut::new();
-        for value in [self.term, self.ordinal, self.log_time, self.topology.version, self.topology.next_uid] {
+        let topology = &self.topology;
+        for value in
+            [self.term, self.ordinal, self.log_time, self.store_time, topology.version, topology.next_uid]
+        {
             buf.put_u64_le(value);
         }
         buf.freeze()
@@ -709,6 +748,7 @@ impl State {
         state.term = cursor.u64()?;
         state.ordinal = cursor.u64()?;
         state.log_time = cursor.u64()?;
+        state.store_time = cursor.u64()?;
         state.topology.version = cursor.u64()?;
         state.topology.next_uid = cursor.u64()?;
         state.applied = Some(point);
@@ -725,7 +765,8 @@ impl State {
             digest.update(&change);
         }
         for (id, session) in &self.sessions {
-            digest.update(&[id.to_le_bytes(), session.node.to_le_bytes(), session.last.to_le_bytes()].concat());
+            digest
+                .update(&[id.to_le_bytes(), session.node.to_le_bytes(), session.last.to_le_bytes()].concat());
         }
         let mut groups: Vec<_> = self.group_offsets.iter().collect();
         groups.sort();
@@ -816,7 +857,9 @@ fn drop_counts(queue: &mut QueueState, all: &mut BTreeMap<u64, u64>) {
 }
 
 fn take_from(all: &mut BTreeMap<u64, u64>, segment: u64, count: u64) {
-    let Some(live) = all.get_mut(&segment) else { panic!("segment {segment} has no live reference left to drop") };
+    let Some(live) = all.get_mut(&segment) else {
+        panic!("segment {segment} has no live reference left to drop")
+    };
     *live -= count;
     if *live == 0 {
         all.remove(&segment);

@@ -82,7 +82,8 @@ struct Client {
 }
 
 fn key() -> security::Authorized {
-    security::authorize(&security::anonymous("127.0.0.1".parse().unwrap()), Action::Write, Resource::Own).unwrap()
+    security::authorize(&security::anonymous("127.0.0.1".parse().unwrap()), Action::Write, Resource::Own)
+        .unwrap()
 }
 
 impl Harness {
@@ -413,8 +414,11 @@ fn a_message_for_a_topic_reaches_its_queue_and_what_is_bound_to_it() {
     let mut c = h.client(1);
     h.call(&mut c, queue("q", true)).unwrap();
     let topic: Arc<str> = "T".into();
-    h.call(&mut c, Op::CreateTopic { topic: Arc::clone(&topic), write_queues: 2, read_queues: 2, permission: 6 })
-        .unwrap();
+    h.call(
+        &mut c,
+        Op::CreateTopic { topic: Arc::clone(&topic), write_queues: 2, read_queues: 2, permission: 6 },
+    )
+    .unwrap();
     let binding = BindingSpec {
         source: "amq.rmq.T".into(),
         destination: Destination::Queue("q".into()),

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
 use super::api::{
-    BindingSpec, Destination, ExchangeKind, ExchangeSpec, Message, QueueKind, QueueSpec, QueueUid, Semantics, VhostId,
+    BindingSpec, Destination, ExchangeKind, ExchangeSpec, Message, QueueKind, QueueSpec, QueueUid, Semantics,
+    VhostId,
 };
 use super::pattern;
 
@@ -24,6 +25,8 @@ pub const DEFAULT_VHOST: &str = "/";
 pub struct Exchange {
     /// As declared.
     pub spec: ExchangeSpec,
+    /// Session of the declaring node, for one that is not durable.
+    pub session: Option<u64>,
     /// Bindings from here, by binding key, then by binding number.
     by_key: HashTrieMapSync<Arc<str>, RedBlackTreeMapSync<u64, Arc<Binding>>>,
     /// How many.
@@ -87,8 +90,8 @@ pub struct Topic {
 /// One change of the topology: what a definition or removal record holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A new exchange.
-    Exchange(VhostId, ExchangeSpec),
+    /// A new exchange; one that is not durable goes with the incarnation of the node where it was declared.
+    Exchange(VhostId, ExchangeSpec, Option<u64>),
     /// An exchange goes, with the bindings from and to it.
     RemoveExchange(VhostId, Arc<str>),
     /// A new queue.
@@ -274,8 +277,16 @@ impl Topology {
     }
 
     /// Bindings whose destination is `destination`.
-    pub fn bindings_to(&self, vhost: VhostId, destination: &Destination) -> impl Iterator<Item = &Arc<Binding>> {
-        self.vhosts.get(&vhost).and_then(|v| v.by_destination.get(destination)).into_iter().flat_map(|m| m.values())
+    pub fn bindings_to(
+        &self,
+        vhost: VhostId,
+        destination: &Destination,
+    ) -> impl Iterator<Item = &Arc<Binding>> {
+        self.vhosts
+            .get(&vhost)
+            .and_then(|v| v.by_destination.get(destination))
+            .into_iter()
+            .flat_map(|m| m.values())
     }
 
     /// Where a message published to `exchange` goes; `None`: no such exchange. The default exchange is "".
@@ -303,19 +314,26 @@ impl Topology {
                 route.topics.push(Arc::clone(&topic.name));
             }
             route.by_headers |= exchange.spec.kind == ExchangeKind::Headers;
-            exchange.for_each_match(key, message, semantics, &mut |binding| match &binding.spec.destination {
-                Destination::Queue(name) => {
-                    route.queues.extend(self.vhosts.get(&vhost).and_then(|v| v.queues.get(name)).copied());
-                }
-                Destination::Exchange(name) => {
-                    if !visited.contains(&&**name)
-                        && let Some(next) = self.exchange(vhost, name)
-                    {
-                        visited.push(&next.spec.name);
-                        pending.push(next);
+            exchange.for_each_match(
+                key,
+                message,
+                semantics,
+                &mut |binding| match &binding.spec.destination {
+                    Destination::Queue(name) => {
+                        route
+                            .queues
+                            .extend(self.vhosts.get(&vhost).and_then(|v| v.queues.get(name)).copied());
                     }
-                }
-            });
+                    Destination::Exchange(name) => {
+                        if !visited.contains(&&**name)
+                            && let Some(next) = self.exchange(vhost, name)
+                        {
+                            visited.push(&next.spec.name);
+                            pending.push(next);
+                        }
+                    }
+                },
+            );
         }
         route.queues.sort_unstable();
         route.queues.dedup();
@@ -327,7 +345,7 @@ impl Topology {
     pub fn apply(&mut self, change: &Change) {
         self.version += 1;
         match change {
-            Change::Exchange(vhost, spec) => self.add_exchange(*vhost, spec),
+            Change::Exchange(vhost, spec, session) => self.add_exchange(*vhost, spec, *session),
             Change::RemoveExchange(vhost, name) => self.remove_exchange(*vhost, name),
             Change::Queue { uid, vhost, spec, owner } => self.add_queue(*uid, *vhost, spec, *owner),
             Change::RemoveQueue(uid) => self.remove_queue(*uid),
@@ -345,7 +363,7 @@ impl Topology {
         for (id, vhost) in self.vhosts.iter() {
             for exchange in vhost.exchanges.values() {
                 if !exchange.spec.name.starts_with("amq.") {
-                    changes.push(Change::Exchange(*id, exchange.spec.clone()));
+                    changes.push(Change::Exchange(*id, exchange.spec.clone(), exchange.session));
                 }
             }
         }
@@ -361,7 +379,11 @@ impl Topology {
         for (id, vhost) in self.vhosts.iter() {
             for bindings in vhost.by_destination.values() {
                 for binding in bindings.values() {
-                    changes.push(Change::Binding { uid: binding.uid, vhost: *id, spec: binding.spec.clone() });
+                    changes.push(Change::Binding {
+                        uid: binding.uid,
+                        vhost: *id,
+                        spec: binding.spec.clone(),
+                    });
                 }
             }
         }
@@ -374,9 +396,9 @@ impl Topology {
         self.vhosts.insert_mut(vhost, changed);
     }
 
-    fn add_exchange(&mut self, vhost: VhostId, spec: &ExchangeSpec) {
+    fn add_exchange(&mut self, vhost: VhostId, spec: &ExchangeSpec, session: Option<u64>) {
         if self.exchange(vhost, &spec.name).is_none() {
-            let exchange = Arc::new(Exchange::new(spec.clone()));
+            let exchange = Arc::new(Exchange { session, ..Exchange::new(spec.clone()) });
             self.with_vhost(vhost, |v| v.exchanges.insert_mut(Arc::clone(&spec.name), exchange));
         }
     }
@@ -384,7 +406,8 @@ impl Topology {
     fn remove_exchange(&mut self, vhost: VhostId, name: &Arc<str>) {
         let Some(exchange) = self.exchange(vhost, name).cloned() else { return };
         let outgoing: Vec<_> = exchange.all_bindings().cloned().collect();
-        let incoming: Vec<_> = self.bindings_to(vhost, &Destination::Exchange(Arc::clone(name))).cloned().collect();
+        let incoming: Vec<_> =
+            self.bindings_to(vhost, &Destination::Exchange(Arc::clone(name))).cloned().collect();
         for binding in outgoing.iter().chain(&incoming) {
             self.remove_binding(vhost, &binding.spec);
         }
@@ -461,7 +484,7 @@ impl Topology {
             }
         }
         self.topics.insert_mut(Arc::clone(&topic.name), Arc::new(topic.clone()));
-        self.add_exchange(0, &topic_exchange_spec(&topic.name));
+        self.add_exchange(0, &topic_exchange_spec(&topic.name), None);
     }
 
     fn remove_topic(&mut self, name: &Arc<str>) {
@@ -498,7 +521,7 @@ fn topic_exchange_spec(topic: &str) -> ExchangeSpec {
 
 impl Exchange {
     fn new(spec: ExchangeSpec) -> Self {
-        Self { spec, by_key: HashTrieMapSync::new_sync(), bindings: 0 }
+        Self { spec, session: None, by_key: HashTrieMapSync::new_sync(), bindings: 0 }
     }
 
     /// All bindings from here.

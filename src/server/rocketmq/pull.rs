@@ -38,6 +38,8 @@ const READ: u32 = 4;
 pub(super) struct Pulled {
     topic: Arc<str>,
     queue_id: u32,
+    /// The offset asked for is below 0: below everything that is stored.
+    before_all: bool,
 }
 
 /// PULL_MESSAGE, LITE_PULL_MESSAGE.
@@ -69,14 +71,14 @@ pub(super) fn on_pull(session: &mut Session, command: &Command<'_>, asked: Asked
     let fetch = Fetch {
         topic: Arc::clone(&topic),
         queue_id,
-        // Below 0 is as wrong as beyond the end, and is answered with where to go.
+        // Below 0 is as wrong as beyond the end; only where to go differs.
         offset: u64::try_from(header.queue_offset).unwrap_or(u64::MAX),
         max_messages: most(Some(header.max_msg_nums), limits::FETCH_MESSAGES_MAX),
         max_bytes: most(header.max_msg_bytes, ANSWER),
         tags,
         wait_ms: wait.min(limits::FETCH_WAIT_MAX_MS),
     };
-    let pulled = Pulled { topic, queue_id };
+    let pulled = Pulled { topic, queue_id, before_all: header.queue_offset < 0 };
     session.ask(Action::Read, Resource::Topic(header.topic), Op::Fetch(fetch), asked, Wait::Pull(pulled))?;
     Ok(())
 }
@@ -126,7 +128,7 @@ pub(super) fn answer(
         FetchStatus::OffsetMoved => (ResponseCode::PullOffsetMoved, "the offset is outside of the queue"),
     };
     let mut fields = PullAnswer {
-        next_begin_offset: signed(fetched.next),
+        next_begin_offset: signed(if pulled.before_all { fetched.min } else { fetched.next }),
         min_offset: signed(fetched.min),
         max_offset: signed(fetched.max),
         ..PullAnswer::default()

@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dassie_storage::{
-    CheckpointStore, Disk, FullSpeed, Log, LogPoint, NewPage, Options, PageReader, PageStore, ProposalId, RealDisk,
-    ReplicatedLog, block_on, read_floor,
+    CheckpointStore, Disk, FullSpeed, Log, LogPoint, NewPage, Options, PageReader, PageStore, ProposalId,
+    RealDisk, ReplicatedLog, block_on, read_floor,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -68,7 +68,8 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         let (ready, ready_out) = watch::channel(false);
         let thread = spawn("shard", move || run_shard(parts, opened, stopped, ready))?;
-        let shard = wait.await.map_err(|_| std::io::Error::other("the shard's thread ended while it started"))??;
+        let shard =
+            wait.await.map_err(|_| std::io::Error::other("the shard's thread ended while it started"))??;
         Ok(Self { shard, ready: ready_out, stop, thread })
     }
 
@@ -217,7 +218,8 @@ fn seams<A: dassie_storage::Apply + 'static>(
     let (durable_in, durable) = mpsc::unbounded_channel();
     let maintained = Arc::clone(&pages);
     spawn("maintenance", move || maintain(&maintained, checkpoints, &todo, &durable_in))?;
-    let (proposer, leader, members, floor) = (replica.clone(), replica.clone(), replica.clone(), replica.clone());
+    let (proposer, leader, members, floor) =
+        (replica.clone(), replica.clone(), replica.clone(), replica.clone());
     let (backlog, retire, observed, metrics) = (log.clone(), log.clone(), log.clone(), Arc::clone(metrics));
     let retiring = Rc::new(RefCell::new(()));
     Ok(Seams {
@@ -292,7 +294,8 @@ fn maintain(
                 process::die(&format!("checkpoint: {error}"));
             }
             tracing::warn!("no space for a checkpoint, trying again: {error}");
-            if let Err(std::sync::mpsc::RecvTimeoutError::Disconnected) = todo.recv_timeout(CHECKPOINT_RETRY) {
+            if let Err(std::sync::mpsc::RecvTimeoutError::Disconnected) = todo.recv_timeout(CHECKPOINT_RETRY)
+            {
                 return;
             }
         }
@@ -323,7 +326,9 @@ async fn write_checkpoint(
         pages.write(&new).await?;
         pages.sync().await?;
     }
-    checkpoints.write_delta(job.point, job.puts.iter().cloned(), job.removes.iter().cloned(), &FullSpeed).await?;
+    checkpoints
+        .write_delta(job.point, job.puts.iter().cloned(), job.removes.iter().cloned(), &FullSpeed)
+        .await?;
     pages.checkpoint_durable(&freed);
     Ok(())
 }

@@ -496,7 +496,7 @@ pub enum Refusal {
         vhost: Arc<str>,
     },
     /// if-empty. (406)
-    #[error("queue '{name}' in vhost '{vhost}' is not empty")]
+    #[error("queue '{name}' in vhost '{vhost}' not empty")]
     NotEmpty {
         /// Name.
         name: Arc<str>,

@@ -59,7 +59,11 @@ pub struct Denied {
 ///
 /// # Errors
 /// [`Denied`] for anybody else.
-pub fn authorize(principal: &Principal, _action: Action, resource: Resource<'_>) -> Result<Authorized, Denied> {
+pub fn authorize(
+    principal: &Principal,
+    _action: Action,
+    resource: Resource<'_>,
+) -> Result<Authorized, Denied> {
     if &*principal.name == "guest" && principal.peer.is_loopback() {
         return Ok(Authorized(()));
     }

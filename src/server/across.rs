@@ -154,7 +154,11 @@ fn headers(record: &Record<'_>) -> TableBuilder {
     table
 }
 
-fn properties<'a>(record: &Record<'a>, encoding: Option<&'static str>, headers: RawTable<'a>) -> PropertyList<'a> {
+fn properties<'a>(
+    record: &Record<'a>,
+    encoding: Option<&'static str>,
+    headers: RawTable<'a>,
+) -> PropertyList<'a> {
     let text = |name| record.properties.get(name).filter(|value| value.len() <= 255).map(str::as_bytes);
     PropertyList {
         content_type: text("AMQP_CONTENT_TYPE"),
@@ -199,7 +203,9 @@ mod tests {
             reconsume_times: 0,
             prepared_transaction_offset: 0,
             topic: "Orders",
-            properties: Properties::new("TAGS\u{1}paid\u{2}UNIQ_KEY\u{1}ID1\u{2}colour\u{1}red\u{2}KEYS\u{1}k1 k2\u{2}WAIT\u{1}true"),
+            properties: Properties::new(
+                "TAGS\u{1}paid\u{2}UNIQ_KEY\u{1}ID1\u{2}colour\u{1}red\u{2}KEYS\u{1}k1 k2\u{2}WAIT\u{1}true",
+            ),
         };
         let mut bytes = Vec::new();
         record.encode(body, &mut bytes).unwrap();
@@ -227,7 +233,10 @@ mod tests {
             let header = ContentHeader::parse(&prefix[20..]).unwrap();
             let properties = header.properties;
             assert_eq!((header.body_size, properties.delivery_mode()), (5, Some(2)));
-            assert_eq!((properties.message_id(), properties.timestamp()), (Some(&b"ID1"[..]), Some(1_700_000_000)));
+            assert_eq!(
+                (properties.message_id(), properties.timestamp()),
+                (Some(&b"ID1"[..]), Some(1_700_000_000))
+            );
             let headers = properties.headers().unwrap();
             let text = |name| headers.get(name).and_then(|value| value.as_str().map(str::to_owned));
             assert_eq!(text("colour").as_deref(), Some("red"));

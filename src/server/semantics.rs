@@ -33,8 +33,15 @@ impl Semantics for Layouts {
         }
     }
 
-    fn arguments_differ(&self, kind: &'static str, received: &[u8], current: &[u8]) -> Option<(String, String, String)> {
-        let (Ok(received), Ok(current)) = (RawTable::parse(received), RawTable::parse(current)) else { return None };
+    fn arguments_differ(
+        &self,
+        kind: &'static str,
+        received: &[u8],
+        current: &[u8],
+    ) -> Option<(String, String, String)> {
+        let (Ok(received), Ok(current)) = (RawTable::parse(received), RawTable::parse(current)) else {
+            return None;
+        };
         // Of a queue's arguments those that this broker gives an effect, of an exchange's the one that RabbitMQ compares.
         let (name, default) = match kind {
             "queue" => ("x-queue-type", Some(Value::from("classic"))),
@@ -98,7 +105,8 @@ fn headers_match<'a>(arguments: RawTable<'_>, header: impl Fn(&str) -> Option<Va
         Some("all-with-x") => (false, true),
         _ => (false, false),
     };
-    let mut wanted = arguments.iter().filter(|(name, _)| *name != "x-match" && (with_x || !name.starts_with("x-")));
+    let mut wanted =
+        arguments.iter().filter(|(name, _)| *name != "x-match" && (with_x || !name.starts_with("x-")));
     let matches = |(name, value): (&str, Value<'_>)| {
         header(name).is_some_and(|found| value == Value::Void || value.equivalent(&found))
     };
@@ -106,7 +114,10 @@ fn headers_match<'a>(arguments: RawTable<'_>, header: impl Fn(&str) -> Option<Va
 }
 
 fn describe(value: Option<Value<'_>>) -> String {
-    value.map_or_else(|| "none".to_owned(), |value| format!("the value '{value}' of type '{}'", value.type_name()))
+    value.map_or_else(
+        || "none".to_owned(),
+        |value| format!("the value '{value}' of type '{}'", value.type_name()),
+    )
 }
 
 #[cfg(test)]
@@ -121,11 +132,19 @@ mod tests {
 
     fn amqp(headers: &TableBuilder) -> Message {
         let mut header = vec![0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        PropertyList { headers: Some(headers.as_table().unwrap()), ..PropertyList::default() }.encode(&mut header);
+        PropertyList { headers: Some(headers.as_table().unwrap()), ..PropertyList::default() }
+            .encode(&mut header);
         let mut bytes = BytesMut::new();
         put_prefix(&mut bytes, "ex", "key", [&header, &[]]);
         let prefix_len = u32::try_from(bytes.len()).unwrap();
-        Message { origin: Origin::Amqp, bytes: bytes.freeze(), prefix_len, body_len: 0, tag_hash: 0, persistent: true }
+        Message {
+            origin: Origin::Amqp,
+            bytes: bytes.freeze(),
+            prefix_len,
+            body_len: 0,
+            tag_hash: 0,
+            persistent: true,
+        }
     }
 
     fn rocketmq(properties: &str) -> Message {
@@ -147,7 +166,14 @@ mod tests {
         let mut bytes = Vec::new();
         record.encode(b"body", &mut bytes).unwrap();
         let prefix_len = u32::try_from(record.prefix_length()).unwrap();
-        Message { origin: Origin::Rocketmq, bytes: bytes.into(), prefix_len, body_len: 4, tag_hash: 0, persistent: true }
+        Message {
+            origin: Origin::Rocketmq,
+            bytes: bytes.into(),
+            prefix_len,
+            body_len: 4,
+            tag_hash: 0,
+            persistent: true,
+        }
     }
 
     fn table(fill: impl FnOnce(&mut TableBuilder)) -> TableBuilder {
@@ -199,7 +225,12 @@ mod tests {
         let mut present = TableBuilder::new();
         present.put("a", Value::Void);
         assert!(matches(&present, &message));
-        assert!(!matches(&table(|t| { t.put("a", 1_i32); }), &message));
+        assert!(!matches(
+            &table(|t| {
+                t.put("a", 1_i32);
+            }),
+            &message
+        ));
         let mut absent = TableBuilder::new();
         absent.put("z", Value::Void);
         assert!(!matches(&absent, &message));
@@ -208,18 +239,43 @@ mod tests {
     #[test]
     fn of_a_rocketmq_message_the_user_properties_are_matched() {
         let message = rocketmq("colour\u{1}red\u{2}TAGS\u{1}t");
-        assert!(matches(&table(|t| { t.put("colour", "red"); }), &message));
-        assert!(!matches(&table(|t| { t.put("colour", "blue"); }), &message));
-        assert!(!matches(&table(|t| { t.put("TAGS", "t"); }), &message));
+        assert!(matches(
+            &table(|t| {
+                t.put("colour", "red");
+            }),
+            &message
+        ));
+        assert!(!matches(
+            &table(|t| {
+                t.put("colour", "blue");
+            }),
+            &message
+        ));
+        assert!(!matches(
+            &table(|t| {
+                t.put("TAGS", "t");
+            }),
+            &message
+        ));
     }
 
     #[test]
     fn an_absent_queue_type_is_classic_and_other_keys_are_not_compared() {
-        let of = |value: &str| table(|t| { t.put("x-queue-type", value); });
-        let differ = |a: &TableBuilder, b: &TableBuilder| {
-            Layouts.arguments_differ("queue", a.as_table().unwrap().as_bytes(), b.as_table().unwrap().as_bytes())
+        let of = |value: &str| {
+            table(|t| {
+                t.put("x-queue-type", value);
+            })
         };
-        let none = table(|t| { t.put("note", "kept"); });
+        let differ = |a: &TableBuilder, b: &TableBuilder| {
+            Layouts.arguments_differ(
+                "queue",
+                a.as_table().unwrap().as_bytes(),
+                b.as_table().unwrap().as_bytes(),
+            )
+        };
+        let none = table(|t| {
+            t.put("note", "kept");
+        });
         assert_eq!(differ(&none, &of("classic")), None);
         assert_eq!(differ(&of("classic"), &TableBuilder::new()), None);
         let expected =
@@ -229,10 +285,14 @@ mod tests {
 
     #[test]
     fn the_message_queue_is_named_by_a_header_or_hashed_from_the_sharding_key() {
-        let named = amqp(&table(|t| { t.put("x-rmq-queue-id", 2_i32); }));
+        let named = amqp(&table(|t| {
+            t.put("x-rmq-queue-id", 2_i32);
+        }));
         assert_eq!(Layouts.topic_queue(&named, 4), Some(2));
         assert_eq!(Layouts.topic_queue(&named, 2), None);
-        let sharded = amqp(&table(|t| { t.put("__SHARDINGKEY", "hello"); }));
+        let sharded = amqp(&table(|t| {
+            t.put("__SHARDINGKEY", "hello");
+        }));
         assert_eq!(Layouts.topic_queue(&sharded, 4), Some(99_162_322 % 4));
         assert_eq!(Layouts.topic_queue(&amqp(&TableBuilder::new()), 4), None);
     }

@@ -83,7 +83,11 @@ impl Answers {
     }
 
     /// The shard has answered wish `id`; given back if nobody waits for it.
-    pub(super) fn resolve(&mut self, id: u32, result: Result<Reply, Refusal>) -> Result<(), Result<Reply, Refusal>> {
+    pub(super) fn resolve(
+        &mut self,
+        id: u32,
+        result: Result<Reply, Refusal>,
+    ) -> Result<(), Result<Reply, Refusal>> {
         match self.0.iter_mut().find(|answer| answer.id == id) {
             Some(answer) => {
                 answer.result = Some(result);

@@ -45,7 +45,11 @@ pub(super) struct QueueFlags {
 }
 
 /// Checks the arguments of queue.declare; the type they ask for.
-pub(super) fn queue(arguments: RawTable<'_>, flags: QueueFlags, place: Place<'_>) -> Result<QueueKind, Exception> {
+pub(super) fn queue(
+    arguments: RawTable<'_>,
+    flags: QueueFlags,
+    place: Place<'_>,
+) -> Result<QueueKind, Exception> {
     let mut kind = QueueKind::Classic;
     for (name, value) in arguments.iter() {
         match name {
@@ -66,9 +70,9 @@ fn queue_type(value: Value<'_>, place: Place<'_>) -> Result<QueueKind, Exception
         Some("stream") => Err(precondition(format_args!(
             "invalid arg 'x-queue-type' for {place}: queue type 'stream' is not supported yet"
         ))),
-        Some(other) => {
-            Err(precondition(format_args!("invalid arg 'x-queue-type' for {place}: unsupported queue type '{other}'")))
-        }
+        Some(other) => Err(precondition(format_args!(
+            "invalid arg 'x-queue-type' for {place}: unsupported queue type '{other}'"
+        ))),
         None => Err(precondition(format_args!(
             "invalid arg 'x-queue-type' for {place}: unacceptable type {}, expected longstr",
             value.type_name()
@@ -80,7 +84,8 @@ fn quorum_flags(flags: QueueFlags, place: Place<'_>) -> Result<(), Exception> {
     if flags.server_named {
         return Err(precondition("Cannot declare a server-named queue for type quorum"));
     }
-    let wrong = [(!flags.durable, "non-durable"), (flags.exclusive, "exclusive"), (flags.auto_delete, "auto-delete")];
+    let wrong =
+        [(!flags.durable, "non-durable"), (flags.exclusive, "exclusive"), (flags.auto_delete, "auto-delete")];
     match wrong.iter().find(|(is, _)| *is) {
         Some((_, property)) => Err(precondition(format_args!("invalid property '{property}' for {place}"))),
         None => Ok(()),
@@ -132,7 +137,8 @@ mod tests {
     use dassie_amqp::table::TableBuilder;
 
     const PLACE: Place<'static> = Place { kind: "queue", name: "q", vhost: "/" };
-    const DURABLE: QueueFlags = QueueFlags { durable: true, exclusive: false, auto_delete: false, server_named: false };
+    const DURABLE: QueueFlags =
+        QueueFlags { durable: true, exclusive: false, auto_delete: false, server_named: false };
 
     fn table(key: &str, value: &str) -> TableBuilder {
         let mut table = TableBuilder::new();

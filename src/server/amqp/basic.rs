@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use dassie_amqp::content::{ContentHeader, Properties};
-use dassie_amqp::method::{BasicCancel, BasicConsume, BasicGet, BasicPublish, BasicQos, ChannelFlow, ConfirmSelect, MethodId};
+use dassie_amqp::method::{
+    BasicCancel, BasicConsume, BasicGet, BasicPublish, BasicQos, ChannelFlow, ConfirmSelect, MethodId,
+};
 use dassie_amqp::reply::{Exception, ReplyCode};
 
 use super::answers::Owed;
@@ -36,11 +38,18 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn header(&mut self, number: u16, body_size: u64, properties: Properties<'_>) -> Result<(), Exception> {
+    pub(super) fn header(
+        &mut self,
+        number: u16,
+        body_size: u64,
+        properties: Properties<'_>,
+    ) -> Result<(), Exception> {
         let header = ContentHeader { class_id: BasicPublish::ID.class, body_size, properties };
         let checked = properties::check(&header, &self.agreed.principal.name)?;
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
-        let (Some(address), Some(publishing)) = (&channel.last_address, &mut channel.publishing) else { return Ok(()) };
+        let (Some(address), Some(publishing)) = (&channel.last_address, &mut channel.publishing) else {
+            return Ok(());
+        };
         let mut fixed = [0; HEADER_FIXED];
         fixed[..2].copy_from_slice(&header.class_id.to_be_bytes());
         fixed[4..].copy_from_slice(&body_size.to_be_bytes());
@@ -59,7 +68,9 @@ impl Session {
 
     fn complete(&mut self, number: u16) -> Result<(), Exception> {
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
-        let Some(Publishing { key, mandatory, partial: Some(partial) }) = channel.publishing.take() else { return Ok(()) };
+        let Some(Publishing { key, mandatory, partial: Some(partial) }) = channel.publishing.take() else {
+            return Ok(());
+        };
         let Some(address) = &channel.last_address else { return Ok(()) };
         let publish = Publish {
             channel: channel.slot,
@@ -73,7 +84,13 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn settle(&mut self, number: u16, tag: u64, multiple: bool, how: Settle) -> Result<(), Exception> {
+    pub(super) fn settle(
+        &mut self,
+        number: u16,
+        tag: u64,
+        multiple: bool,
+        how: Settle,
+    ) -> Result<(), Exception> {
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let unknown = |UnknownTag(tag)| precondition(format_args!("unknown delivery tag {tag}"));
         // One ack of one message is the common case: no list in between.
@@ -87,7 +104,12 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn recover(&mut self, number: u16, requeue: bool, answer: Option<MethodId>) -> Result<(), Exception> {
+    pub(super) fn recover(
+        &mut self,
+        number: u16,
+        requeue: bool,
+        answer: Option<MethodId>,
+    ) -> Result<(), Exception> {
         if !requeue {
             return Err(not_implemented("requeue=false"));
         }
@@ -143,7 +165,9 @@ impl Session {
                 let owed = Owed::Cancel(m.consumer_tag.into(), Some(reader));
                 self.ask(number, id, BasicCancel::ID, m.nowait, owed, self.own(), Op::Unsubscribe { reader });
             }
-            None => self.answer_now(number, BasicCancel::ID, m.nowait, Owed::Cancel(m.consumer_tag.into(), None)),
+            None => {
+                self.answer_now(number, BasicCancel::ID, m.nowait, Owed::Cancel(m.consumer_tag.into(), None))
+            }
         }
         Ok(())
     }

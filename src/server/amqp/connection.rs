@@ -83,7 +83,12 @@ enum Greeted {
     Ended,
 }
 
-async fn greet(stream: &mut TcpStream, input: &mut BytesMut, mut greeting: Greeting, shard: &Shard) -> io::Result<Greeted> {
+async fn greet(
+    stream: &mut TcpStream,
+    input: &mut BytesMut,
+    mut greeting: Greeting,
+    shard: &Shard,
+) -> io::Result<Greeted> {
     loop {
         let progress = hear_greeting(input, &mut greeting, shard);
         let bytes = std::mem::take(greeting.line.bytes());
@@ -194,7 +199,8 @@ enum Flow {
 impl Task {
     fn new(stream: TcpStream, input: BytesMut, session: Session, link: Link, presence: Presence) -> Self {
         let heartbeat = session.line.wire.tuning().heartbeat;
-        let period = if heartbeat == 0 { IDLE_TICK } else { Duration::from_millis(u64::from(heartbeat) * 500) };
+        let period =
+            if heartbeat == 0 { IDLE_TICK } else { Duration::from_millis(u64::from(heartbeat) * 500) };
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.reset();
@@ -306,7 +312,11 @@ impl Task {
     fn on_events(&mut self, events: Option<Vec<crate::broker::api::Event>>) -> Flow {
         let Some(events) = events else {
             self.end(ReplyCode::ConnectionForced, "the broker is shutting down");
-            return if self.session.line.wire.phase() == Phase::Closing && self.deadline.is_none() { Flow::Go } else { Flow::Done };
+            return if self.session.line.wire.phase() == Phase::Closing && self.deadline.is_none() {
+                Flow::Go
+            } else {
+                Flow::Done
+            };
         };
         self.session.on_events(events);
         while self.takes_events()
@@ -336,7 +346,8 @@ impl Task {
                 self.link.send(vec![self.session.own_verb(Op::Drained { bytes })]);
             }
         }
-        if self.deadline.is_none() && matches!(self.session.line.wire.phase(), Phase::Closing | Phase::Closed) {
+        if self.deadline.is_none() && matches!(self.session.line.wire.phase(), Phase::Closing | Phase::Closed)
+        {
             let patience = if self.broken { BROKEN_TIME } else { CLOSE_TIME };
             self.deadline = Some(Instant::now() + patience);
         }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dassie_amqp::method::{
-    ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeUnbind, QueueBind, QueueDeclare, QueueDelete, QueuePurge,
-    QueueUnbind,
+    ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeUnbind, QueueBind, QueueDeclare, QueueDelete,
+    QueuePurge, QueueUnbind,
 };
 use dassie_amqp::reply::{Exception, ReplyCode};
 use dassie_amqp::table::RawTable;
@@ -91,8 +91,12 @@ impl Session {
             if names::is_reserved(&name) && !server_named && !exists {
                 return Err(reserved("queue", &name));
             }
-            let flags =
-                QueueFlags { durable: m.durable, exclusive: m.exclusive, auto_delete: m.auto_delete, server_named };
+            let flags = QueueFlags {
+                durable: m.durable,
+                exclusive: m.exclusive,
+                auto_delete: m.auto_delete,
+                server_named,
+            };
             kind = arguments::queue(m.arguments, flags, place)?;
         }
         let spec = QueueSpec {
@@ -138,7 +142,8 @@ impl Session {
     pub(super) fn queue_delete(&mut self, number: u16, m: &QueueDelete<'_>) -> Result<(), Exception> {
         let name = self.queue_name(number, m.queue)?;
         let key = self.allow(Action::Configure, Resource::Queue(&name))?;
-        let quorum = self.topology.queue(self.agreed.vhost, &name).is_some_and(|q| q.spec.kind == QueueKind::Quorum);
+        let quorum =
+            self.topology.queue(self.agreed.vhost, &name).is_some_and(|q| q.spec.kind == QueueKind::Quorum);
         if quorum && (m.if_unused || m.if_empty) {
             let flag = if m.if_unused { "if-unused" } else { "if-empty" };
             return Err(Exception::new(
@@ -229,11 +234,16 @@ fn exchange_kind(name: &str) -> Result<ExchangeKind, Exception> {
 
 fn not_default(exchange: &str) -> Result<(), Exception> {
     match exchange {
-        "" => Err(Exception::new(ReplyCode::AccessRefused, "operation not permitted on the default exchange")),
+        "" => {
+            Err(Exception::new(ReplyCode::AccessRefused, "operation not permitted on the default exchange"))
+        }
         _ => Ok(()),
     }
 }
 
 fn reserved(kind: &str, name: &str) -> Exception {
-    Exception::new(ReplyCode::AccessRefused, format_args!("{kind} name '{name}' contains reserved prefix 'amq.*'"))
+    Exception::new(
+        ReplyCode::AccessRefused,
+        format_args!("{kind} name '{name}' contains reserved prefix 'amq.*'"),
+    )
 }

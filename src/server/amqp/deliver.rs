@@ -226,7 +226,12 @@ fn put_shortstr(out: &mut Vec<u8>, text: &str) {
 
 /// The prefix of an AMQP-born message: exchange, routing key, header payload (in two parts). Names are at most 255 bytes: they were, or are to
 /// be, short strings.
-pub(in crate::server) fn put_prefix(out: &mut BytesMut, exchange: &str, routing_key: &str, header: [&[u8]; 2]) {
+pub(in crate::server) fn put_prefix(
+    out: &mut BytesMut,
+    exchange: &str,
+    routing_key: &str,
+    header: [&[u8]; 2],
+) {
     for text in [exchange, routing_key] {
         let text = &text.as_bytes()[..text.len().min(255)];
         out.put_u8(u8::try_from(text.len()).unwrap_or(u8::MAX));
@@ -269,7 +274,8 @@ mod tests {
     fn written(message: &StoredMessage, attempts: u32, frame_max: u32) -> Vec<u8> {
         let mut output = Output::default();
         let envelope = Envelope { consumer_tag: "ct", delivery_tag: 9, redelivered: true, attempts };
-        Frames { output: &mut output, channel: 3, frame_max }.deliver(&envelope, &Content::of_stored(message).unwrap());
+        Frames { output: &mut output, channel: 3, frame_max }
+            .deliver(&envelope, &Content::of_stored(message).unwrap());
         let mut bytes = Vec::new();
         output
             .write_to(|slices| {
@@ -298,7 +304,9 @@ mod tests {
             let list = PropertyList { content_type: Some(b"text"), ..PropertyList::default() };
             let bytes = written(&stored(&list, &body, pieces), 0, 4096);
             let frames = frames(&bytes, 4096);
-            let Ok(Method::BasicDeliver(deliver)) = Method::parse(frames[0].payload) else { panic!("{:?}", frames[0]) };
+            let Ok(Method::BasicDeliver(deliver)) = Method::parse(frames[0].payload) else {
+                panic!("{:?}", frames[0])
+            };
             assert_eq!((deliver.consumer_tag, deliver.delivery_tag, deliver.redelivered), ("ct", 9, true));
             assert_eq!((deliver.exchange, deliver.routing_key, frames[0].channel), ("ex", "a.b", 3));
             assert_eq!(frames[1].payload, header(&list, 50_000));
@@ -319,7 +327,9 @@ mod tests {
         let mut table = TableBuilder::new();
         table.put("k", "v").put(DELIVERY_COUNT, 99_i64);
         let headers = Some(table.as_table().unwrap());
-        for list in [PropertyList { headers, priority: Some(4), ..PropertyList::default() }, PropertyList::default()] {
+        for list in
+            [PropertyList { headers, priority: Some(4), ..PropertyList::default() }, PropertyList::default()]
+        {
             let bytes = written(&stored(&list, b"x", None), 2, 131_072);
             let all = frames(&bytes, 131_072);
             let parsed = ContentHeader::parse(all[1].payload).unwrap();

@@ -5,9 +5,10 @@
 //! Does not know: the socket.
 
 use dassie_amqp::method::{
-    AccessRequestOk, BasicAck, BasicCancel, BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicNack, BasicPublish,
-    BasicQosOk, BasicRecoverOk, ChannelFlowOk, ConfirmSelectOk, ExchangeBindOk, ExchangeDeclareOk, ExchangeDeleteOk,
-    ExchangeUnbindOk, QueueBindOk, QueueDeclareOk, QueueDeleteOk, QueuePurgeOk, QueueUnbindOk,
+    AccessRequestOk, BasicAck, BasicCancel, BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicNack,
+    BasicPublish, BasicQosOk, BasicRecoverOk, ChannelFlowOk, ConfirmSelectOk, ExchangeBindOk,
+    ExchangeDeclareOk, ExchangeDeleteOk, ExchangeUnbindOk, QueueBindOk, QueueDeclareOk, QueueDeleteOk,
+    QueuePurgeOk, QueueUnbindOk,
 };
 use dassie_amqp::reply::{Exception, ReplyCode};
 
@@ -16,7 +17,9 @@ use super::deliver::{Content, Envelope};
 use super::refusals;
 use super::session::Session;
 use super::unacked::Lease;
-use crate::broker::api::{ChannelId, Delivery, Event, Located, Origin, Publish, ReaderId, Refusal, Reply, StoredMessage};
+use crate::broker::api::{
+    ChannelId, Delivery, Event, Located, Origin, Publish, ReaderId, Refusal, Reply, StoredMessage,
+};
 use crate::broker::message::resolve;
 use crate::server::across;
 
@@ -38,7 +41,8 @@ impl Session {
                 Event::Deliveries { reader, deliveries } => self.on_deliveries(reader, deliveries),
                 Event::ReaderCancelled { reader } => self.on_reader_cancelled(reader),
                 Event::ShuttingDown => {
-                    self.line.close(&Exception::new(ReplyCode::ConnectionForced, "the broker is shutting down"));
+                    self.line
+                        .close(&Exception::new(ReplyCode::ConnectionForced, "the broker is shutting down"));
                 }
             }
         }
@@ -156,13 +160,16 @@ impl Session {
             channel.consumers.remove(&known.tag);
         }
         if standing && self.agreed.cancel_notify && self.line.is_open(known.channel) {
-            BasicCancel { consumer_tag: &known.tag, nowait: true }.encode_frame(known.channel, self.line.bytes());
+            BasicCancel { consumer_tag: &known.tag, nowait: true }
+                .encode_frame(known.channel, self.line.bytes());
         }
     }
 
     /// Writes the answers of a channel whose turn has come.
     pub(super) fn write_answers(&mut self, number: u16) {
-        while let Some((answer, result)) = self.channels.get_mut(&number).and_then(|channel| channel.answers.next()) {
+        while let Some((answer, result)) =
+            self.channels.get_mut(&number).and_then(|channel| channel.answers.next())
+        {
             match result {
                 Ok(reply) => self.write_answer(number, answer, reply),
                 Err(refusal) if forgives(&answer.owed, &refusal) => {
@@ -211,7 +218,14 @@ impl Session {
         }
     }
 
-    fn write_got(&mut self, number: u16, reader: ReaderId, no_ack: bool, delivery: Option<Delivery>, remaining: u64) {
+    fn write_got(
+        &mut self,
+        number: u16,
+        reader: ReaderId,
+        no_ack: bool,
+        delivery: Option<Delivery>,
+        remaining: u64,
+    ) {
         let Some(delivery) = delivery else {
             return BasicGetEmpty::default().encode_frame(number, self.line.bytes());
         };
@@ -233,8 +247,12 @@ impl Session {
         let Some(content) = Content::of_stored(&message) else {
             return self.line.close(&unreadable("no AMQP message"));
         };
-        let envelope =
-            Envelope { consumer_tag: "", delivery_tag, redelivered: delivery.redelivered, attempts: delivery.attempts };
+        let envelope = Envelope {
+            consumer_tag: "",
+            delivery_tag,
+            redelivered: delivery.redelivered,
+            attempts: delivery.attempts,
+        };
         self.line.frames(number).get_ok(&envelope, count(remaining), &content);
     }
 }
@@ -261,7 +279,15 @@ fn unreadable(why: &str) -> Exception {
 /// Deleting or unbinding what is not there is fine.
 fn forgives(owed: &Owed, refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::NotFound { .. })
-        && matches!(owed, Owed::ExchangeDelete | Owed::ExchangeUnbind | Owed::QueueDelete | Owed::QueueUnbind | Owed::Close | Owed::Cancel(..))
+        && matches!(
+            owed,
+            Owed::ExchangeDelete
+                | Owed::ExchangeUnbind
+                | Owed::QueueDelete
+                | Owed::QueueUnbind
+                | Owed::Close
+                | Owed::Cancel(..)
+        )
 }
 
 /// Counts on the wire have 32 bits.
@@ -285,7 +311,8 @@ fn write_plain(number: u16, owed: &Owed, reply: &Reply, out: &mut Vec<u8>) {
         Owed::Qos => BasicQosOk {}.encode_frame(number, out),
         Owed::QueueBind => QueueBindOk {}.encode_frame(number, out),
         Owed::QueueDeclare(name) => {
-            QueueDeclareOk { queue: name, message_count: messages, consumer_count: consumers }.encode_frame(number, out);
+            QueueDeclareOk { queue: name, message_count: messages, consumer_count: consumers }
+                .encode_frame(number, out);
         }
         Owed::QueueDelete => QueueDeleteOk { message_count: messages }.encode_frame(number, out),
         Owed::QueuePurge => QueuePurgeOk { message_count: messages }.encode_frame(number, out),
@@ -297,4 +324,3 @@ fn write_plain(number: u16, owed: &Owed, reply: &Reply, out: &mut Vec<u8>) {
         }
     }
 }
-

@@ -119,7 +119,8 @@ impl Greeting {
             let text = format_args!("vhost {} not found", open.virtual_host);
             return Err(Exception::new(ReplyCode::NotAllowed, text).during(ConnectionOpen::ID));
         };
-        let own = authorize(&principal, Action::Read, Resource::Own).map_err(|denied| refusals::denied(&denied))?;
+        let own =
+            authorize(&principal, Action::Read, Resource::Own).map_err(|denied| refusals::denied(&denied))?;
         self.line.wire.open_ok(&mut self.line.output.bytes);
         let vhost_name: Arc<str> = open.virtual_host.into();
         Ok(Progress::Open(Agreed { principal, vhost, vhost_name, cancel_notify: self.cancel_notify }, own))

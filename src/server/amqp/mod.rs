@@ -52,8 +52,9 @@ pub async fn listen(
 ) {
     let stop_each = stop.clone();
     let numbers = Arc::clone(&metrics);
-    let connect =
-        move |stream, peer| serve(stream, peer, shard.clone(), offer, stop_each.clone(), Arc::clone(&numbers));
+    let connect = move |stream, peer| {
+        serve(stream, peer, shard.clone(), offer, stop_each.clone(), Arc::clone(&numbers))
+    };
     super::serve(listener, "amqp.listen", most, stop, metrics, connect).await;
 }
 

@@ -52,7 +52,10 @@ impl Output {
     }
 
     /// Writes as much as `write` takes; an error (would block among them) leaves the rest for later.
-    pub(super) fn write_to(&mut self, mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<()> {
+    pub(super) fn write_to(
+        &mut self,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<()> {
         while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = self.slices(&mut slices);

@@ -21,7 +21,8 @@ pub(super) struct Checked {
 
 /// Checks the header of a message that `user` publishes.
 pub(super) fn check(header: &ContentHeader<'_>, user: &str) -> Result<Checked, Exception> {
-    let body_len = u32::try_from(header.body_size).ok().filter(|size| u64::from(*size) <= limits::MESSAGE_MAX);
+    let body_len =
+        u32::try_from(header.body_size).ok().filter(|size| u64::from(*size) <= limits::MESSAGE_MAX);
     let Some(body_len) = body_len else {
         return Err(precondition(format_args!(
             "message size {} is larger than configured max size {}",
@@ -52,7 +53,9 @@ pub(super) fn check(header: &ContentHeader<'_>, user: &str) -> Result<Checked, E
     let persistent = match properties.delivery_mode() {
         None | Some(1) => false,
         Some(2) => true,
-        Some(other) => return Err(precondition(format_args!("invalid delivery_mode {other}: 1 or 2 expected"))),
+        Some(other) => {
+            return Err(precondition(format_args!("invalid delivery_mode {other}: 1 or 2 expected")));
+        }
     };
     Ok(Checked { persistent, body_len })
 }
@@ -70,7 +73,8 @@ mod tests {
     fn checked(list: &PropertyList<'_>, body_size: u64) -> Result<Checked, u16> {
         let mut block = Vec::new();
         list.encode(&mut block);
-        let header = ContentHeader { class_id: 60, body_size, properties: Properties::parse(&block).unwrap() };
+        let header =
+            ContentHeader { class_id: 60, body_size, properties: Properties::parse(&block).unwrap() };
         check(&header, "guest").map_err(|exception| exception.code().number())
     }
 

@@ -75,9 +75,14 @@ pub(super) struct Partial {
 impl Arena {
     /// Begins a message when its header is there.
     pub(super) fn begin(&mut self, address: &Address, header: [&[u8]; 2], checked: Checked) -> Partial {
-        let prefix_len = address.exchange.len() + address.routing_key.len() + 2 + header[0].len() + header[1].len();
+        let prefix_len =
+            address.exchange.len() + address.routing_key.len() + 2 + header[0].len() + header[1].len();
         let total = prefix_len + checked.body_len as usize;
-        let mut bytes = if total <= SHARED_MAX { self.cut(total) } else { BytesMut::with_capacity(total.min(FIRST_ROOM)) };
+        let mut bytes = if total <= SHARED_MAX {
+            self.cut(total)
+        } else {
+            BytesMut::with_capacity(total.min(FIRST_ROOM))
+        };
         put_prefix(&mut bytes, &address.exchange, &address.routing_key, header);
         Partial { bytes, prefix_len, checked, key_hash: address.key_hash }
     }
@@ -87,7 +92,9 @@ impl Arena {
         if self.partial + piece.len() > PARTIAL_BODIES_MAX {
             return Err(Exception::new(
                 ReplyCode::ResourceError,
-                format_args!("incomplete messages of this connection hold more than {PARTIAL_BODIES_MAX} bytes"),
+                format_args!(
+                    "incomplete messages of this connection hold more than {PARTIAL_BODIES_MAX} bytes"
+                ),
             ));
         }
         self.partial += piece.len();
@@ -202,7 +209,10 @@ mod tests {
     fn an_address_seen_before_shares_its_strings() {
         let first = Address::new(None, "ex", "key");
         let second = Address::new(Some(&first), "ex", "key");
-        assert!(Arc::ptr_eq(&first.routing_key, &second.routing_key) && Arc::ptr_eq(&first.exchange, &second.exchange));
+        assert!(
+            Arc::ptr_eq(&first.routing_key, &second.routing_key)
+                && Arc::ptr_eq(&first.exchange, &second.exchange)
+        );
         let third = Address::new(Some(&first), "ex", "other");
         assert_eq!((&*third.routing_key, third.key_hash), ("other", java_hash("other")));
     }

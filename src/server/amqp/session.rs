@@ -100,19 +100,28 @@ impl Session {
     /// One thing the client said after the handshake. Those about the connection itself are the task's.
     pub(super) fn on_heard(&mut self, heard: &Heard<'_>) {
         match heard {
-            Heard::Publish { channel, publish } => self.blame(*channel, method::BasicPublish::ID, |s| s.publish(*channel, publish)),
+            Heard::Publish { channel, publish } => {
+                self.blame(*channel, method::BasicPublish::ID, |s| s.publish(*channel, publish))
+            }
             Heard::Header { channel, body_size, properties } => {
-                self.blame(*channel, method::BasicPublish::ID, |s| s.header(*channel, *body_size, *properties));
+                self.blame(*channel, method::BasicPublish::ID, |s| {
+                    s.header(*channel, *body_size, *properties)
+                });
             }
             Heard::Body { channel, bytes, last } => {
                 self.blame(*channel, method::BasicPublish::ID, |s| s.body(*channel, bytes, *last));
             }
-            Heard::Method { channel, method } => self.blame(*channel, method.id(), |s| s.dispatch(*channel, method)),
+            Heard::Method { channel, method } => {
+                self.blame(*channel, method.id(), |s| s.dispatch(*channel, method))
+            }
             Heard::ChannelOpen { channel } => self.open(*channel),
             Heard::ChannelClose { channel, .. } => self.close(*channel),
             Heard::UpdateSecret(_) => {
                 let text = "connection.update-secret is not supported yet";
-                self.line.close(&Exception::new(ReplyCode::NotImplemented, text).during(method::ConnectionUpdateSecret::ID));
+                self.line.close(
+                    &Exception::new(ReplyCode::NotImplemented, text)
+                        .during(method::ConnectionUpdateSecret::ID),
+                );
             }
             // Handshake and end of the connection: the task has looked at them.
             _ => {}
@@ -168,7 +177,10 @@ impl Session {
             }
             // Answers to what the server asked; nothing depends on them.
             Method::BasicCancelOk(_) | Method::ChannelFlowOk(_) => Ok(()),
-            other => Err(Exception::new(ReplyCode::NotImplemented, format_args!("{} is not supported", other.name()))),
+            other => Err(Exception::new(
+                ReplyCode::NotImplemented,
+                format_args!("{} is not supported", other.name()),
+            )),
         }
     }
 
@@ -214,7 +226,9 @@ impl Session {
         });
         let id = self.next_id();
         match answer {
-            Some(method) => self.ask(number, id, method, false, Owed::Close, self.own, Op::CloseChannel { channel: slot }),
+            Some(method) => {
+                self.ask(number, id, method, false, Owed::Close, self.own, Op::CloseChannel { channel: slot })
+            }
             None => self.wish(self.own, 0, Op::CloseChannel { channel: slot }),
         }
         // Gets have no subscription that the channel's end would end. For all others this names what is no longer held.
@@ -346,8 +360,9 @@ mod tests {
     use dassie_amqp::content::{self, Properties};
     use dassie_amqp::frame::{FrameKind, Split, split};
     use dassie_amqp::method::{
-        BasicAck, BasicCancel, BasicConsume, BasicGet, BasicPublish, BasicQos, BasicRecover, ChannelClose, ChannelCloseOk,
-        ChannelOpen, ConfirmSelect, ConnectionOpen, ConnectionStartOk, ConnectionTuneOk, QueueDeclare, TxSelect,
+        BasicAck, BasicCancel, BasicConsume, BasicGet, BasicPublish, BasicQos, BasicRecover, ChannelClose,
+        ChannelCloseOk, ChannelOpen, ConfirmSelect, ConnectionOpen, ConnectionStartOk, ConnectionTuneOk,
+        QueueDeclare, TxSelect,
     };
 
     use super::super::greeting::{Greeting, Progress};
@@ -366,9 +381,15 @@ mod tests {
     struct Test(Session);
 
     fn open() -> Test {
-        let mut greeting = Greeting::new(Line::new(Connection::new(Limits::default())), IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mut greeting =
+            Greeting::new(Line::new(Connection::new(Limits::default())), IpAddr::V4(Ipv4Addr::LOCALHOST));
         let mut bytes = b"AMQP\x00\x00\x09\x01".to_vec();
-        let start_ok = ConnectionStartOk { mechanism: "PLAIN", response: b"\0guest\0guest", locale: "en_US", ..Default::default() };
+        let start_ok = ConnectionStartOk {
+            mechanism: "PLAIN",
+            response: b"\0guest\0guest",
+            locale: "en_US",
+            ..Default::default()
+        };
         start_ok.encode_frame(0, &mut bytes);
         ConnectionTuneOk { channel_max: 2047, frame_max: 131_072, heartbeat: 0 }.encode_frame(0, &mut bytes);
         ConnectionOpen { virtual_host: "/", ..Default::default() }.encode_frame(0, &mut bytes);
@@ -378,7 +399,8 @@ mod tests {
             match greeting.on_heard(&event, &topology) {
                 Ok(Progress::Open(mut agreed, own)) => {
                     agreed.cancel_notify = true;
-                    let mut test = Test(Session::new(greeting.line, agreed, own, Arc::new(topology), Box::new(NoLog)));
+                    let mut test =
+                        Test(Session::new(greeting.line, agreed, own, Arc::new(topology), Box::new(NoLog)));
                     test.written();
                     test.hear(|out| ChannelOpen::default().encode_frame(1, out));
                     test.written();
@@ -421,7 +443,9 @@ mod tests {
                         Method::ChannelClose(close) => format!("channel.close {}", close.reply_text),
                         Method::ConnectionClose(close) => format!("connection.close {}", close.reply_text),
                         Method::BasicAck(ack) => format!("ack {} {}", ack.delivery_tag, ack.multiple),
-                        Method::BasicDeliver(m) => format!("deliver {} {} {}", m.consumer_tag, m.delivery_tag, m.routing_key),
+                        Method::BasicDeliver(m) => {
+                            format!("deliver {} {} {}", m.consumer_tag, m.delivery_tag, m.routing_key)
+                        }
                         other => other.name().to_owned(),
                     },
                     FrameKind::Body => String::from_utf8_lossy(frame.payload).into_owned(),
@@ -454,13 +478,28 @@ mod tests {
         let prefix_len = u32::try_from(bytes.len()).unwrap();
         bytes.extend_from_slice(body);
         let body_len = u32::try_from(body.len()).unwrap();
-        Message { origin: Origin::Amqp, bytes: bytes.into(), prefix_len, body_len, tag_hash: 0, persistent: false }
+        Message {
+            origin: Origin::Amqp,
+            bytes: bytes.into(),
+            prefix_len,
+            body_len,
+            tag_hash: 0,
+            persistent: false,
+        }
     }
 
     fn delivery(offset: u64, body: &[u8]) -> Delivery {
         let Message { bytes, prefix_len, body_len, .. } = message(body);
-        let stored = StoredMessage { origin: Origin::Amqp, bytes, prefix_len, body_len, body: None, store_time: 0 };
-        Delivery { offset, position: 0, redelivered: false, attempts: 0, weight: 10, message: Located::Ready(stored) }
+        let stored =
+            StoredMessage { origin: Origin::Amqp, bytes, prefix_len, body_len, body: None, store_time: 0 };
+        Delivery {
+            offset,
+            position: 0,
+            redelivered: false,
+            attempts: 0,
+            weight: 10,
+            message: Located::Ready(stored),
+        }
     }
 
     fn publish(out: &mut Vec<u8>, channel: u16, key: &str, body: &[u8]) {
@@ -499,7 +538,9 @@ mod tests {
             BasicAck { delivery_tag: 1, multiple: false }.encode_frame(1, out);
             BasicAck { delivery_tag: 3, multiple: true }.encode_frame(1, out);
         });
-        let [Verb { op: Op::Settle { ranges, how: Settle::Ack, .. }, .. }] = &verbs[..] else { panic!("{verbs:?}") };
+        let [Verb { op: Op::Settle { ranges, how: Settle::Ack, .. }, .. }] = &verbs[..] else {
+            panic!("{verbs:?}")
+        };
         assert_eq!(ranges[..], [(10, 12)]);
         test.hear(|out| BasicAck { delivery_tag: 3, multiple: false }.encode_frame(1, out));
         assert_eq!(test.written(), ["channel.close PRECONDITION_FAILED - unknown delivery tag 3"]);
@@ -514,7 +555,10 @@ mod tests {
         });
         let Op::Subscribe(subscribe) = &verbs[1].op else { panic!("{verbs:?}") };
         test.answer(&verbs[1], Ok(Reply::Subscribed));
-        test.0.on_events(vec![Event::Deliveries { reader: subscribe.reader, deliveries: vec![delivery(0, b"x")] }]);
+        test.0.on_events(vec![Event::Deliveries {
+            reader: subscribe.reader,
+            deliveries: vec![delivery(0, b"x")],
+        }]);
         assert!(test.written().is_empty());
         test.answer(&verbs[0], Ok(Reply::Queue { messages: 0, consumers: 0 }));
         let expected = ["queue.declare-ok", "basic.consume-ok", "deliver c 1 q", "header", "x"];
@@ -536,7 +580,9 @@ mod tests {
     #[test]
     fn a_refusal_closes_the_channel_and_what_follows_on_it_is_ignored() {
         let mut test = open();
-        let verbs = test.hear(|out| QueueDeclare { queue: "q", passive: true, ..Default::default() }.encode_frame(1, out));
+        let verbs = test.hear(|out| {
+            QueueDeclare { queue: "q", passive: true, ..Default::default() }.encode_frame(1, out)
+        });
         let refusal = Refusal::NotFound { kind: "queue", name: "q".into(), vhost: "/".into() };
         test.answer(&verbs[0], Err(refusal));
         assert_eq!(test.written(), ["channel.close NOT_FOUND - no queue 'q' in vhost '/'"]);
@@ -553,7 +599,8 @@ mod tests {
     fn a_late_event_does_not_reach_a_channel_opened_again() {
         let mut test = open();
         let old = test.0.channels[&1].slot;
-        let verbs = test.hear(|out| ChannelClose { reply_code: 200, ..Default::default() }.encode_frame(1, out));
+        let verbs =
+            test.hear(|out| ChannelClose { reply_code: 200, ..Default::default() }.encode_frame(1, out));
         assert!(test.written().is_empty());
         test.answer(&verbs[0], Ok(Reply::Ok));
         assert_eq!(test.written(), ["channel.close-ok"]);
@@ -609,10 +656,15 @@ mod tests {
     fn recover_gives_everything_back_in_order() {
         let mut test = open();
         let reader = test.consume("c");
-        test.0.on_events(vec![Event::Deliveries { reader, deliveries: (3..6).map(|o| delivery(o, b"")).collect() }]);
+        test.0.on_events(vec![Event::Deliveries {
+            reader,
+            deliveries: (3..6).map(|o| delivery(o, b"")).collect(),
+        }]);
         test.written();
         let verbs = test.hear(|out| BasicRecover { requeue: true }.encode_frame(1, out));
-        let [Verb { op: Op::Settle { ranges, how: Settle::Requeue, .. }, .. }] = &verbs[..] else { panic!("{verbs:?}") };
+        let [Verb { op: Op::Settle { ranges, how: Settle::Requeue, .. }, .. }] = &verbs[..] else {
+            panic!("{verbs:?}")
+        };
         assert_eq!(ranges[..], [(3, 5)]);
         assert_eq!(test.written(), ["basic.recover-ok"]);
     }
@@ -635,7 +687,8 @@ mod tests {
             (
                 |out| {
                     for _ in 0..2 {
-                        BasicConsume { queue: "q", consumer_tag: "c", ..Default::default() }.encode_frame(1, out);
+                        BasicConsume { queue: "q", consumer_tag: "c", ..Default::default() }
+                            .encode_frame(1, out);
                     }
                 },
                 "connection.close NOT_ALLOWED - attempt to reuse consumer tag 'c'",

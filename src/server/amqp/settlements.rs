@@ -36,7 +36,10 @@ impl Settlements {
 }
 
 fn ranges(leases: &[Lease]) -> Vec<(Offset, Offset)> {
-    leases.chunk_by(|a, b| a.offset + 1 == b.offset).map(|run| (run[0].offset, run[run.len() - 1].offset)).collect()
+    leases
+        .chunk_by(|a, b| a.offset + 1 == b.offset)
+        .map(|run| (run[0].offset, run[run.len() - 1].offset))
+        .collect()
 }
 
 #[cfg(test)]

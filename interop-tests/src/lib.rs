@@ -8,3 +8,4 @@ pub mod body;
 pub mod check;
 pub mod history;
 pub mod model;
+pub mod sim;

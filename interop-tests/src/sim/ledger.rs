@@ -26,8 +26,8 @@ const RECORD: usize = 16;
 
 /// Batches under way at once: enough that a refusal in the middle leaves accepted ones behind it.
 const IN_FLIGHT: usize = 4;
-/// Verbs of a batch.
-const VERBS: usize = 16;
+/// Verbs of a section: few, so that several batches are under way when one of them is refused.
+const VERBS: usize = 2;
 /// Wait before deciding again after a refusal.
 const RETRY: Duration = Duration::from_millis(20);
 /// A verb not applied after this is sent again.
@@ -253,19 +253,26 @@ impl Inner {
 
     fn decide(&mut self, term: u64, now: Duration) -> Option<(Bytes, ProposalId)> {
         let mut inbox = std::mem::take(&mut self.inbox);
-        let applied = self.state.sessions.clone();
+        let (applied, blind) = (self.state.sessions.clone(), self.plant == Plant::NoSkip);
         let proposal = self.overlay(term, now).and_then(|overlay| {
             let mut sections = Vec::new();
             if overlay.in_flight.len() >= IN_FLIGHT {
                 return None;
             }
             for (&session, verbs) in &mut inbox {
-                let previous = overlay.sessions.get(&session).copied().unwrap_or(0);
+                let mut previous = overlay.sessions.get(&session).copied().unwrap_or(0);
+                if let Some((first, _)) = verbs.first_key_value().filter(|_| blind) {
+                    previous = first - 1;
+                }
                 // Kept until applied: what is under way may be refused and is decided again then.
-                *verbs = verbs.split_off(&(applied.get(&session).copied().unwrap_or(0) + 1));
+                let done = if blind { previous } else { applied.get(&session).copied().unwrap_or(0) };
+                *verbs = verbs.split_off(&(done + 1));
                 let follow = verbs.range(previous + 1..).zip(previous + 1..);
                 let follow = follow.take_while(|((have, _), want)| *have == want);
                 let values: Vec<u64> = follow.map(|((_, value), _)| *value).take(VERBS).collect();
+                if blind {
+                    *verbs = verbs.split_off(&(previous + 1 + values.len() as u64));
+                }
                 if !values.is_empty() {
                     overlay.sessions.insert(session, previous + values.len() as u64);
                     sections.push(Section { session, previous, first: previous + 1, values });
@@ -299,7 +306,8 @@ impl Inner {
 
     fn take_in(&mut self, verbs: &[Verb]) {
         for verb in verbs {
-            if verb.sequence > self.state.sessions.get(&verb.session).copied().unwrap_or(0) {
+            let known = self.state.sessions.get(&verb.session).copied().unwrap_or(0);
+            if verb.sequence > known || self.plant == Plant::NoSkip {
                 self.inbox.entry(verb.session).or_default().insert(verb.sequence, verb.value);
             }
         }

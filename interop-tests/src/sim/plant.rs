@@ -17,7 +17,7 @@ pub enum Plant {
     FalseAck,
     /// Clients are told when a verb is proposed.
     EarlyConfirm,
-    /// A section that is in the log already takes effect again.
+    /// A verb that is sent again is decided again, and takes effect again.
     NoSkip,
     /// Batches take effect whatever their ordinal, sections whatever stood before them.
     NoVoid,

@@ -63,7 +63,7 @@ pub(super) async fn serve(
         () = stop.requested() => return,
     };
     match greeted {
-        Ok(Ok(Greeted::Open { line, agreed, own })) => {
+        Ok(Ok(Some((line, agreed, own)))) => {
             let link = shard.connect();
             let session = Session::new(line, agreed, own, link.topology(), Box::new(link.log().clone()));
             let task = Task::new(stream, input, session, link, presence);
@@ -71,40 +71,37 @@ pub(super) async fn serve(
                 tracing::debug!("AMQP connection from {peer} ended: {error}");
             }
         }
-        Ok(Ok(Greeted::Ended)) => {}
+        Ok(Ok(None)) => {}
         Ok(Err(error)) => tracing::debug!("AMQP handshake with {peer} ended: {error}"),
         Err(_) => tracing::warn!("AMQP handshake with {peer} took longer than {HANDSHAKE_TIME:?}"),
     }
 }
 
-/// How a handshake ended.
-enum Greeted {
-    Open { line: Line, agreed: Agreed, own: Authorized },
-    Ended,
-}
+/// What a handshake that succeeded leaves.
+type Greeted = (Line, Agreed, Authorized);
 
 async fn greet(
     stream: &mut TcpStream,
     input: &mut BytesMut,
     mut greeting: Greeting,
     shard: &Shard,
-) -> io::Result<Greeted> {
+) -> io::Result<Option<Greeted>> {
     loop {
         let progress = hear_greeting(input, &mut greeting, shard);
         let bytes = std::mem::take(greeting.line.bytes());
         stream.write_all(&bytes).await?;
         match progress {
-            Progress::Open(agreed, own) => return Ok(Greeted::Open { line: greeting.line, agreed, own }),
-            Progress::HangUp => return Ok(Greeted::Ended),
+            Progress::Open(agreed, own) => return Ok(Some((greeting.line, agreed, own))),
+            Progress::HangUp => return Ok(None),
             Progress::Waiting => {}
         }
         match greeting.line.wire.phase() {
-            Phase::Closed => return Ok(Greeted::Ended),
-            Phase::Closing => return linger(stream, greeting.line).await.map(|()| Greeted::Ended),
+            Phase::Closed => return Ok(None),
+            Phase::Closing => return linger(stream, greeting.line).await.map(|()| None),
             _ => {}
         }
         if receive(stream, input, READ_STRANGER).await? == 0 {
-            return Ok(Greeted::Ended);
+            return Ok(None);
         }
     }
 }

@@ -298,12 +298,12 @@ impl Session {
         let channel = number.and_then(|number| Some((number, self.channels.get_mut(&number)?)));
         let unclaimed = match channel {
             Some((_, channel)) => channel.answers.resolve(id, result),
-            None => Err(result),
+            None => Some(result),
         };
         match (unclaimed, number) {
-            (Ok(()), Some(number)) => self.write_answers(number),
+            (None, Some(number)) => self.write_answers(number),
             // A get of a channel that is gone: nobody will settle it. The reader of a get has the number of its wish.
-            (Err(Ok(Reply::Got { delivery: Some(delivery), .. })), _) => {
+            (Some(Ok(Reply::Got { delivery: Some(delivery), .. })), _) => {
                 self.undrained += u64::from(delivery.weight);
                 self.collect(Settle::Requeue, vec![Lease { reader: id, offset: delivery.offset }]);
             }

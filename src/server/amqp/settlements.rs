@@ -46,7 +46,9 @@ fn ranges(leases: &[Lease]) -> Vec<(Offset, Offset)> {
 mod tests {
     use super::*;
 
-    fn settled(ops: &[Op]) -> Vec<(u32, Vec<(u64, u64)>, Settle)> {
+    type Settled = (u32, Vec<(Offset, Offset)>, Settle);
+
+    fn settled(ops: &[Op]) -> Vec<Settled> {
         let parts = ops.iter().map(|op| match op {
             Op::Settle { reader, ranges, how } => (*reader, ranges.clone(), *how),
             other => panic!("{other:?}"),

@@ -32,6 +32,8 @@ const IDLE_MAX: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_secs(10);
 /// How long sends on their way may take when the broker ends.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// Longest frame of a peer that may do nothing here: room for any request without a body. Bytes.
+const FRAME_STRANGER: usize = 64 * 1024;
 /// Room for one read. Bytes.
 const READ: usize = 64 * 1024;
 /// Groups whose change waits to be told. One that finds no room is found by the client itself within 20 s.
@@ -54,6 +56,7 @@ pub(super) async fn serve(
     let left = Left { groups: Arc::clone(&front.groups), connection: link.id(), metrics };
     let session = Session::new(front, peer, link.topology(), Box::new(link.log().clone()), member);
     let gate = link.gate();
+    let frame_max = if session.is_stranger() { FRAME_STRANGER } else { MAX_FRAME };
     let task = Task {
         stream,
         input: BytesMut::new(),
@@ -61,6 +64,7 @@ pub(super) async fn serve(
         link,
         gate,
         notices,
+        frame_max,
         last: Instant::now(),
         deadline: None,
     };
@@ -92,6 +96,8 @@ struct Task {
     link: Link,
     gate: Gate,
     notices: mpsc::Receiver<Arc<str>>,
+    /// Longest frame this peer may send. Bytes.
+    frame_max: usize,
     /// When something was read or written last.
     last: Instant,
     /// When the end is due.
@@ -181,7 +187,7 @@ impl Task {
             |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
         let mut rest = &self.input[..];
         loop {
-            match split(rest, MAX_FRAME).map_err(|error| malformed(&error))? {
+            match split(rest, self.frame_max).map_err(|error| malformed(&error))? {
                 Split::Frame { frame, consumed } => {
                     let command = Command::decode(&frame).map_err(|error| malformed(&error))?;
                     self.session.on_command(&command);

@@ -123,6 +123,11 @@ impl Session {
         }
     }
 
+    /// The peer may do nothing here.
+    pub(super) fn is_stranger(&self) -> bool {
+        authorize(&self.principal, Action::Read, Resource::Own).is_err()
+    }
+
     // ---- what clients say
 
     /// Takes one command.
@@ -343,5 +348,209 @@ fn head(asked: Asked, code: ResponseCode, remark: Option<String>) -> Head<'stati
         opaque: asked.opaque,
         flag: FLAG_RESPONSE,
         remark: remark.map(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dassie_rocketmq::body::{ConsumerList, from_json};
+    use dassie_rocketmq::frame::MAX_FRAME;
+    use dassie_rocketmq::header::{SendMessage, ShortNames};
+    use dassie_rocketmq::{Split, split};
+    use tokio::sync::mpsc;
+
+    use super::super::Settings;
+    use super::super::group::Groups;
+    use super::*;
+    use crate::clock::SystemClock;
+
+    struct NoLog;
+
+    impl Batches for NoLog {
+        fn batch(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
+            Err(std::io::Error::other(format!("nothing at {position}")))
+        }
+    }
+
+    /// A client's requests, and what came back.
+    struct Test {
+        session: Session,
+        notices: mpsc::Receiver<Arc<str>>,
+    }
+
+    /// An answer: opaque, code, remark.
+    type Heard = (i32, i32, Option<String>);
+
+    impl Test {
+        fn new(peer: &str) -> Self {
+            let settings = Settings {
+                advertised_host: "127.0.0.1".into(),
+                advertised_port: 10911,
+                broker_name: "b".into(),
+                cluster_name: "c".into(),
+                auto_create_topics: true,
+                default_topic_queues: 8,
+            };
+            let front = Arc::new(Front {
+                settings,
+                store_host: "127.0.0.1:10911".parse().unwrap(),
+                groups: Arc::new(Groups::default()),
+                clock: Arc::new(SystemClock::new()),
+                instance: 1,
+                keys: 0.into(),
+            });
+            let (notices_in, notices) = mpsc::channel(8);
+            let member = Member { connection: 1, notices: notices_in };
+            let topology = Arc::new(Topology::new());
+            let session = Session::new(front, peer.parse().unwrap(), topology, Box::new(NoLog), member);
+            Self { session, notices }
+        }
+
+        /// Returns the verbs that the request became.
+        fn says(&mut self, head: &Head<'_>, fields: &impl Fields, body: &[u8]) -> Vec<Verb> {
+            let mut bytes = Vec::new();
+            encode(&mut bytes, HeaderCodec::Json, head, fields, body).unwrap();
+            let Ok(Split::Frame { frame, .. }) = split(&bytes, MAX_FRAME) else { panic!("no frame") };
+            self.session.on_command(&Command::decode(&frame).unwrap());
+            self.session.take_verbs()
+        }
+
+        fn asks(&mut self, code: i32, opaque: i32, fields: &[(&str, &str)], body: &[u8]) -> Vec<Verb> {
+            let mut head = Head::request(RequestCode::HeartBeat, Language::Java, version::V4_9_8, opaque);
+            head.code = code;
+            self.says(&head, &fields, body)
+        }
+
+        fn replies(&mut self, request: u64, result: Result<Reply, Refusal>) {
+            self.session.on_events(vec![Event::Reply { request, result }]);
+            self.session.answer_events();
+        }
+
+        fn hears(&mut self) -> Vec<Heard> {
+            let bytes = std::mem::take(&mut self.session.output.tail);
+            let (mut rest, mut heard) = (&bytes[..], Vec::new());
+            while let Ok(Split::Frame { frame, consumed }) = split(rest, MAX_FRAME) {
+                let command = Command::decode(&frame).unwrap();
+                heard.push((command.head.opaque, command.head.code, command.head.remark.map(Into::into)));
+                rest = &rest[consumed..];
+            }
+            heard
+        }
+    }
+
+    fn send(topic: &str) -> ShortNames<'_> {
+        let header =
+            SendMessage { producer_group: "P", topic, default_topic_queue_nums: 4, ..SendMessage::default() };
+        ShortNames(header)
+    }
+
+    fn request(code: RequestCode, opaque: i32) -> Head<'static> {
+        Head::request(code, Language::Java, version::V4_9_8, opaque)
+    }
+
+    const HEARTBEAT: &[u8] =
+        br#"{"clientID":"a@1","consumerDataSet":[{"groupName":"G","consumeType":"CONSUME_PASSIVELY",
+        "messageModel":"CLUSTERING","consumeFromWhere":"CONSUME_FROM_LAST_OFFSET",
+        "subscriptionDataSet":[{"topic":"T","subString":"*","subVersion":1}]}]}"#;
+
+    #[test]
+    fn every_request_has_its_answer_in_whatever_order_the_shard_replies() {
+        let mut test = Test::new("127.0.0.1:5");
+        let first = test.says(&request(RequestCode::SendMessageV2, 11), &send("T"), b"one");
+        let second = test.says(&request(RequestCode::SendMessageV2, 12), &send("T"), b"two");
+        assert_eq!(test.session.sends_waiting(), 2);
+        let sent =
+            |offset| Ok(Reply::Sent { queue_id: 0, offsets: vec![offset], positions: vec![100 + offset] });
+        test.replies(second[0].request, sent(1));
+        test.replies(first[0].request, Err(Refusal::Busy("later".into())));
+        assert_eq!(test.hears(), [(12, 0, None), (11, 2, Some("later".to_owned()))]);
+        assert_eq!(test.session.sends_waiting(), 0);
+    }
+
+    #[test]
+    fn a_one_way_request_gets_no_answer_even_when_it_is_refused() {
+        let mut test = Test::new("127.0.0.1:5");
+        let verbs = test.says(&request(RequestCode::SendMessageV2, 1).one_way(), &send("T"), b"x");
+        assert_eq!((verbs.len(), verbs[0].request), (1, 0));
+        let refused = test.says(&request(RequestCode::SendMessageV2, 2).one_way(), &send("T"), b"");
+        assert!(refused.is_empty() && test.hears().is_empty());
+    }
+
+    #[test]
+    fn a_heartbeat_is_answered_when_the_retry_topic_is_there_and_its_group_is_known_before() {
+        let mut test = Test::new("127.0.0.1:5");
+        let verbs = test.asks(34, 1, &[], HEARTBEAT);
+        let Op::CreateTopic { topic, write_queues: 1, .. } = &verbs[0].op else {
+            panic!("{:?}", verbs[0].op)
+        };
+        assert_eq!(&**topic, "%RETRY%G");
+        assert_eq!(test.notices.try_recv().as_deref(), Ok("G"));
+        test.asks(38, 2, &[("consumerGroup", "G")], &[]);
+        let body = br#"{"consumerIdList":["a@1"]}"#;
+        assert!(test.session.output.tail.ends_with(body) && from_json::<ConsumerList>(body).is_ok());
+        assert_eq!(test.hears(), [(2, 0, None)]);
+        test.replies(verbs[0].request, Ok(Reply::Ok));
+        assert_eq!(test.hears(), [(1, 0, None)]);
+    }
+
+    #[test]
+    fn a_client_leaves_its_group_after_the_offsets_it_committed_are_stored() {
+        let mut test = Test::new("127.0.0.1:5");
+        test.asks(34, 1, &[], HEARTBEAT);
+        let fields = [("consumerGroup", "G"), ("topic", "T"), ("queueId", "0"), ("commitOffset", "7")];
+        let commit = test.says(&request(RequestCode::UpdateConsumerOffset, 2).one_way(), &&fields[..], &[]);
+        test.asks(35, 3, &[("clientID", "a@1"), ("consumerGroup", "G")], &[]);
+        assert_eq!((test.hears(), test.session.front.groups.clients("G").len()), (vec![], 1));
+        test.replies(commit[0].request, Ok(Reply::Ok));
+        assert_eq!((test.hears(), test.session.front.groups.clients("G").len()), (vec![(3, 0, None)], 0));
+    }
+
+    #[test]
+    fn a_group_without_a_subscription_can_not_pull() {
+        let mut test = Test::new("127.0.0.1:5");
+        test.asks(34, 1, &[], HEARTBEAT);
+        let pull = |topic, flags, version| {
+            [
+                ("consumerGroup", "G"),
+                ("topic", topic),
+                ("queueId", "0"),
+                ("queueOffset", "0"),
+                ("maxMsgNums", "32"),
+                ("sysFlag", flags),
+                ("commitOffset", "5"),
+                ("suspendTimeoutMillis", "15000"),
+                ("subVersion", version),
+            ]
+        };
+        let verbs = test.asks(11, 2, &pull("T", "3", "1"), &[]);
+        assert!(matches!(verbs[0].op, Op::CommitOffset { offset: 5, .. }));
+        assert!(matches!(&verbs[1].op, Op::Fetch(fetch) if fetch.wait_ms == 15_000 && fetch.tags.is_empty()));
+        assert!(test.asks(11, 3, &pull("U", "0", "1"), &[]).is_empty());
+        assert!(test.asks(11, 4, &pull("T", "0", "2"), &[]).is_empty());
+        assert_eq!(test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(), [24, 25]);
+    }
+
+    #[test]
+    fn a_stranger_is_refused_whatever_it_asks() {
+        let mut test = Test::new("192.0.2.1:5");
+        for code in [10, 34, 105, 106, 206, 9_999] {
+            assert!(test.asks(code, code, &[], HEARTBEAT).is_empty());
+        }
+        assert!(test.hears().iter().all(|(_, code, _)| *code == 16));
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_not_given_more_answers() {
+        let mut test = Test::new("127.0.0.1:5");
+        let verbs = test.says(&request(RequestCode::SendMessageV2, 1), &send("T"), b"x");
+        test.session.output.tail = vec![0; OUTPUT_MAX];
+        let reply = Reply::Sent { queue_id: 0, offsets: vec![0], positions: vec![0] };
+        test.replies(verbs[0].request, Ok(reply));
+        assert!(!test.session.is_idle() && test.session.output.tail.len() == OUTPUT_MAX);
+        test.session.output.tail.clear();
+        test.session.answer_events();
+        assert_eq!((test.session.is_idle(), test.hears().len()), (true, 1));
     }
 }

@@ -186,15 +186,12 @@ impl Task {
         let malformed =
             |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
         let mut rest = &self.input[..];
-        loop {
-            match split(rest, self.frame_max).map_err(|error| malformed(&error))? {
-                Split::Frame { frame, consumed } => {
-                    let command = Command::decode(&frame).map_err(|error| malformed(&error))?;
-                    self.session.on_command(&command);
-                    rest = &rest[consumed..];
-                }
-                Split::Incomplete { .. } => break,
-            }
+        while let Split::Frame { frame, consumed } =
+            split(rest, self.frame_max).map_err(|error| malformed(&error))?
+        {
+            let command = Command::decode(&frame).map_err(|error| malformed(&error))?;
+            self.session.on_command(&command);
+            rest = &rest[consumed..];
         }
         let taken = self.input.len() - rest.len();
         self.input.advance(taken);

@@ -122,7 +122,7 @@ async fn open(
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
 ) -> std::io::Result<(Shard, impl Future<Output = ()> + use<>)> {
-    let (disk, genesis) = (parts.store.disk.clone(), parts.store.genesis.clone());
+    let (disk, genesis) = (parts.store.disk.clone(), parts.store.genesis);
     let floor = read_floor(&disk, &genesis).await?;
     let (checkpoints, loaded) = CheckpointStore::load(&disk, genesis.store, floor.map(|f| f.index)).await?;
     let point = loaded.as_ref().map(|l| l.point);

@@ -322,6 +322,11 @@ impl Core {
         self.state.applied
     }
 
+    /// A digest of the replicated state: equal on replicas that applied the same batches.
+    pub fn digest(&mut self) -> u64 {
+        self.with_pages(|state, pages| state.digest(pages))
+    }
+
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> &Counters {

@@ -975,7 +975,7 @@ impl Core {
     /// A queue of this shard was removed: readers are told, its memory is freed.
     pub(crate) fn queue_gone(&mut self, uid: QueueUid) {
         let Some(runtime) = self.runtimes.remove(&uid) else { return };
-        self.memory_used -= runtime.memory.as_ref().map_or(0, super::memory::MemoryQueue::cost);
+        self.memory_used -= runtime.memory.as_ref().map_or(0, memory::MemoryQueue::cost);
         let keys: Vec<_> = self.readers.iter().filter(|(_, r)| r.queue == uid).map(|(k, _)| *k).collect();
         for key in keys {
             let Some(reader) = self.readers.remove(&key) else { continue };
@@ -993,12 +993,12 @@ impl Core {
     }
 
     /// Changes that the leader owes without being asked.
-    pub(crate) fn owe(&mut self, changes: Vec<Change>) {
+    pub(crate) fn owe(&mut self, changes: &[Change]) {
         if self.overlay.is_none() || changes.is_empty() {
             return;
         }
-        let sequence = self.number(Work::Internal(changes.clone()));
-        self.write_changes(sequence, &changes);
+        let sequence = self.number(Work::Internal(changes.to_vec()));
+        self.write_changes(sequence, changes);
     }
 
     /// A connection ended: what it held is released, what was its alone is removed.
@@ -1031,7 +1031,7 @@ impl Core {
             let Some(queue) = self.decided().queue_by_uid(uid).cloned() else { continue };
             if queue.spec.exclusive && queue.owner.is_some_and(|o| o.session == self.session) {
                 let changes = self.with_auto_delete(queue.vhost, Change::RemoveQueue(uid));
-                self.owe(changes);
+                self.owe(&changes);
             }
         }
     }
@@ -1042,7 +1042,7 @@ impl Core {
         let Some(queue) = self.decided().queue_by_uid(uid).cloned() else { return };
         if unread && queue.spec.auto_delete {
             let changes = self.with_auto_delete(queue.vhost, Change::RemoveQueue(uid));
-            self.owe(changes);
+            self.owe(&changes);
         }
     }
 

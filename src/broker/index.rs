@@ -75,9 +75,11 @@ pub(crate) trait Pages {
     fn read(&self, page: u32, owner: u64) -> io::Result<Bytes>;
 }
 
-/// No page was ever written: for stores without one, and tests.
+/// No page was ever written.
+#[cfg(test)]
 pub(crate) struct NoPages;
 
+#[cfg(test)]
 impl Pages for NoPages {
     fn read(&self, page: u32, _owner: u64) -> io::Result<Bytes> {
         Err(io::Error::other(format!("index page {page} was never written")))
@@ -198,13 +200,6 @@ impl QueueIndex {
             // An idle queue keeps no page in memory; the entries of a half-full page stay for their numbers.
             self.tail.shrink_to_fit();
         }
-    }
-
-    /// Bytes held in memory by full pages that are not on disk.
-    pub(crate) fn unwritten(&self) -> usize {
-        self.pages.iter().rev().take_while(|p| matches!(p, Page::Memory(_))).count()
-            * PAGE_ENTRIES
-            * ENTRY_BYTES
     }
 
     /// Full pages that are not on disk yet: (page number in this queue, bytes).
@@ -331,7 +326,7 @@ mod tests {
             disk.0.borrow_mut().insert(id, bytes);
             index.written(number, id);
         }
-        assert_eq!(index.unwritten(), 0);
+        assert!(index.unwritten_pages().is_empty());
         for n in 0..400 {
             assert_eq!(index.get(n, 1, &disk).unwrap(), Some(entry(n)));
         }

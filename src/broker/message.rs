@@ -42,8 +42,6 @@ pub(crate) struct Reference<'a> {
     pub(crate) tag_hash: u32,
     /// Layout of the bytes.
     pub(crate) origin: Origin,
-    /// AMQP delivery mode 2.
-    pub(crate) persistent: bool,
     /// Bytes before the body.
     pub(crate) prefix_len: u32,
     /// Bytes of the body.
@@ -125,7 +123,7 @@ pub(crate) fn parse_reference(record: &[u8]) -> Result<Reference<'_>, Malformed>
         2 => Origin::Rocketmq,
         _ => return Err(Malformed { at: cursor.at(), what: "unknown origin" }),
     };
-    let flags = cursor.u8()?;
+    cursor.u8()?; // flags: what they say stands in the message too
     let prefix_len = cursor.u32()?;
     let suffix_len = cursor.u32()?;
     let body_len = cursor.u32()?;
@@ -143,7 +141,6 @@ pub(crate) fn parse_reference(record: &[u8]) -> Result<Reference<'_>, Malformed>
         store_time,
         tag_hash,
         origin,
-        persistent: flags & PERSISTENT != 0,
         prefix_len,
         body_len,
         extents,
@@ -269,7 +266,7 @@ mod tests {
         put_reference(&mut buf, 0, &message(), &[5, 9], &[], 77);
         let reference = parse_reference(&buf).unwrap();
         assert_eq!(reference.entries().collect::<Vec<_>>(), [(5, 40), (9, 64)]);
-        assert_eq!((reference.store_time, reference.tag_hash, reference.persistent), (77, 7, true));
+        assert_eq!((reference.store_time, reference.tag_hash), (77, 7));
         assert_eq!(&buf[reference.content..][..reference.content_len], b"PREFbodySUF");
     }
 

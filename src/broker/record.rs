@@ -208,8 +208,6 @@ pub(crate) struct Malformed {
 pub(crate) struct Record<'a> {
     /// What it is.
     pub(crate) kind: Kind,
-    /// Kind-specific bits.
-    pub(crate) flags: u8,
     /// The verb it belongs to.
     pub(crate) sequence: u64,
     /// First byte in the payload.
@@ -341,7 +339,7 @@ fn parse_section<'a>(cursor: &mut Cursor<'a>, payload: &'a [u8]) -> Result<Secti
     for _ in 0..count {
         let start = inner.at();
         let kind = inner.u8()?;
-        let flags = inner.u8()?;
+        inner.u8()?; // flags: no kind of this version has any
         sequence += u64::from(inner.u16()?);
         let record_len = inner.u32()? as usize;
         let Some(kind) = Kind::from_byte(kind) else {
@@ -353,7 +351,7 @@ fn parse_section<'a>(cursor: &mut Cursor<'a>, payload: &'a [u8]) -> Result<Secti
         inner.take(record_len - RECORD_HEAD)?;
         let start = u32::try_from(start).map_err(|_| Malformed { at: start, what: "payload length" })?;
         let bytes = &payload[start as usize..inner.at()];
-        records.push(Record { kind, flags, sequence, start, bytes });
+        records.push(Record { kind, sequence, start, bytes });
     }
     if inner.at() != end || sequence != head.last {
         return Err(Malformed { at: inner.at(), what: "section length or last sequence" });

@@ -4,11 +4,13 @@ Owns the processes it starts and ends them by pid only. Every broker lives in it
 loopback ports chosen at run time. It knows how to ask a broker whether it is ready, not what clients do with it.
 """
 
+import json
 import os
 import pathlib
 import random
 import signal
 import socket
+import struct
 import subprocess
 import time
 import urllib.error
@@ -92,6 +94,20 @@ def tcp_answers(port, sends=b"", expects=b""):
             probe.sendall(sends)
             return not expects or probe.recv(len(expects)).startswith(expects)
     except OSError:
+        return False
+
+
+def topic_is_routed(port, topic):
+    """Asks a RocketMQ name server for a topic's route (request 105)."""
+    header = json.dumps({"code": 105, "language": "JAVA", "version": 0, "opaque": 1, "flag": 0,
+                         "extFields": {"topic": topic}}).encode()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(struct.pack(">II", 4 + len(header), len(header)) + header)
+            answer = connection.makefile("rb")
+            _, length = struct.unpack(">II", answer.read(8))
+            return json.loads(answer.read(length & 0xFFFFFF))["code"] == 0
+    except (OSError, struct.error):
         return False
 
 
@@ -263,8 +279,9 @@ class RocketMQ(Broker):
         marker = b"boot success"
         already = self.broker.log.read_bytes().count(marker) if self.broker.log.exists() else 0
         self.broker.start()
-        # Printed after the broker has registered with the name server.
         self.broker.wait_until(lambda: self.broker.log.read_bytes().count(marker) > already)
+        # The name server may hear of it later. Without the route of this topic no client can make a new one.
+        self.broker.wait_until(lambda: topic_is_routed(self.name_server_port, "TBW102"))
 
     def stop(self):
         try:

@@ -242,8 +242,9 @@ impl Task {
         if self.last.elapsed() >= IDLE_MAX {
             return Flow::Done;
         }
-        if self.input.is_empty() {
+        if self.last.elapsed() >= TICK && self.input.is_empty() {
             self.input = BytesMut::new();
+            self.session.rest();
         }
         Flow::Go
     }

@@ -20,12 +20,18 @@ use super::offsets::signed;
 use super::refuse::{Refused, missing, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::{Message, Op, Origin, Reply, Send, SendMessage as Enqueue};
+use crate::limits;
 use crate::security::{Action, Resource};
 
 /// Largest body of a send, of a batch as a whole too: Apache's `maxMessageSize`. Bytes.
 const BODY_MAX: usize = 4 * 1024 * 1024;
 /// Messages in one batch.
 const BATCH_MAX: usize = 10_000;
+/// A batch is one piece in the log, with the core's own overhead: so many bytes as stored. A larger one would be confirmed when
+/// only its first part is there.
+const BATCH_STORED_MAX: usize = limits::BATCH_TARGET / 4 * 3;
+/// What the core adds to each message, at most, unless many AMQP queues are bound. Bytes.
+const STORED_OVERHEAD: usize = 256;
 /// Retries after which a message is dead, if the sender does not say.
 const RETRIES_MAX: i32 = 16;
 /// Ids in an answer, together: a header has an end. Bytes.
@@ -34,6 +40,8 @@ const IDS_MAX: usize = 48 * 1024;
 const REGION: &str = "DefaultRegion";
 /// Write, in RocketMQ's permission bits.
 const WRITE: u32 = 2;
+/// Read and write.
+const READ_WRITE: u32 = 6;
 /// A 5.4 producer's priority.
 const PRIORITY: &str = "_SYS_MSG_PRIORITY_";
 /// Deliver later, at a time: 5.x.
@@ -77,14 +85,39 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         unique_key = Some(made.1);
         messages.push(made.0);
     }
+    check_stored(&messages)?;
+    let create = create_queues(&session.front, &header).filter(|_| session.topology.topic(topic).is_none());
+    if let Some(queues) = create {
+        // A verb of its own, in front of the send: together they might not fit one batch of the log.
+        let op = Op::CreateTopic {
+            topic: topic.into(),
+            write_queues: queues,
+            read_queues: queues,
+            permission: READ_WRITE,
+        };
+        session.tell(Action::Write, Resource::Topic(topic), op)?;
+    }
     let send = Send {
         topic: topic.into(),
         queue_id: u32::try_from(header.queue_id).ok(),
-        create_queues: create_queues(&session.front, &header),
+        create_queues: create,
         messages,
     };
     let sent = Sent { unique_key: unique_key.unwrap_or_default() };
     session.ask(Action::Write, Resource::Topic(topic), Op::Send(send), asked, Wait::Send(sent))?;
+    Ok(())
+}
+
+/// Does the send fit one piece of the log? A single large message has a way of its own.
+fn check_stored(messages: &[Enqueue]) -> Result<(), Refused> {
+    let stored: usize = messages.iter().map(|message| message.message.bytes.len() + STORED_OVERHEAD).sum();
+    if messages.len() > 1 && stored > BATCH_STORED_MAX {
+        let text = format!(
+            "a batch of {} messages and {stored} bytes as stored is not supported by this broker yet, only up to {BATCH_STORED_MAX} bytes; nothing was stored",
+            messages.len()
+        );
+        return Err(illegal(text));
+    }
     Ok(())
 }
 

@@ -262,10 +262,12 @@ pub enum Op {
         /// Which.
         reader: ReaderId,
     },
-    /// basic.get; the lease belongs to `reader`, a getter that needs no subscription.
+    /// basic.get; the lease belongs to `reader`, a getter that needs no subscription and lives until it is settled.
     Get {
-        /// Holder of the lease.
+        /// Holder of the lease, unused before.
         reader: ReaderId,
+        /// Released with this channel.
+        channel: ChannelId,
         /// Where.
         queue: Arc<str>,
         /// Settle at once.

@@ -22,7 +22,7 @@ use super::link::{Credit, Input, weight};
 use super::message::{Batches, Cache, Extent};
 use super::reader::{Reader, ReaderKey, Runtime};
 use super::record::{BatchBuilder, Kind, PayloadHead};
-use super::state::{Applied, Done, State};
+use super::state::{ALREADY_DELIVERED, Applied, Done, State};
 use super::topology::{Route, Topology};
 use crate::clock::{Clock, LogTime};
 use crate::limits;
@@ -89,7 +89,7 @@ pub(crate) struct Connection {
     pub(crate) stalled_on: Option<u64>,
     /// Weight of deliveries handed over and not written yet.
     pub(crate) outstanding: usize,
-    pub(crate) readers: Vec<ReaderId>,
+    pub(crate) readers: BTreeSet<ReaderId>,
     /// Shared windows of channels: (limit, held).
     pub(crate) windows: Map<ChannelId, (u16, u32)>,
     /// Exclusive queues it declared.
@@ -378,7 +378,7 @@ impl Core {
                     stalled: VecDeque::new(),
                     stalled_on: None,
                     outstanding: 0,
-                    readers: Vec::new(),
+                    readers: BTreeSet::new(),
                     windows: Map::default(),
                     owned: Vec::new(),
                     gone: false,
@@ -660,15 +660,22 @@ impl Core {
         }
         if !self.session_open && self.state.sessions.contains_key(&self.session) && self.overlay.is_some() {
             self.session_open = true;
+            if let Some(overlay) = self.overlay.as_mut() {
+                // Applying the session removed what the incarnation before it held; nothing else is in flight yet.
+                overlay.topology = self.state.topology.clone();
+            }
             self.decide_again();
         }
         let own = applied.term_start.is_none() && applied.outcomes;
+        let lost = applied.void.is_some()
+            || applied
+                .void_sections
+                .iter()
+                .any(|(s, _, why)| *s == self.session && *why != ALREADY_DELIVERED);
         match (&mut self.overlay, &mut self.draining) {
-            (Some(overlay), _) if own && applied.void.is_none() => {
-                overlay.in_flight = overlay.in_flight.saturating_sub(1)
-            }
+            (Some(overlay), _) if own && !lost => overlay.in_flight = overlay.in_flight.saturating_sub(1),
             (Some(_), _) if own => {
-                // Our own batch was void: what was decided after it rests on nothing.
+                // Our own batch or section was void: what was decided after it rests on nothing.
                 self.drop_overlay(self.state.term);
                 self.retry(self.state.term);
             }

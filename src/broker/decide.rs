@@ -542,6 +542,9 @@ impl Core {
             (reader.queue, reader.channel, !reader.attached && reader.leases.is_empty());
         if idle {
             self.readers.remove(&key);
+            if let Some(connection) = self.connections.get_mut(&key.0) {
+                connection.readers.remove(&key.1);
+            }
         }
         self.window_freed(key.0, channel, count);
         match how {
@@ -981,7 +984,7 @@ impl Core {
             let Some(reader) = self.readers.remove(&key) else { continue };
             self.window_freed(key.0, reader.channel, reader.leases.len());
             if let Some(connection) = self.connections.get_mut(&key.0) {
-                connection.readers.retain(|r| *r != key.1);
+                connection.readers.remove(&key.1);
             }
             if reader.attached {
                 self.event(key.0, Event::ReaderCancelled { reader: key.1 });

@@ -35,9 +35,9 @@ impl Core {
                     self.after_detach(queue);
                 }
             }
-            Op::Get { reader, queue, no_ack } => {
-                let (reader, queue, no_ack) = (*reader, Arc::clone(queue), *no_ack);
-                self.get(id, verb, reader, &queue, no_ack);
+            Op::Get { reader, channel, queue, no_ack } => {
+                let (getter, queue, no_ack) = ((*reader, *channel), Arc::clone(queue), *no_ack);
+                self.get(id, verb, getter, &queue, no_ack);
             }
             Op::SetChannelWindow { channel, limit } => {
                 let (channel, limit) = (*channel, *limit);
@@ -119,7 +119,7 @@ impl Core {
         };
         self.readers.insert(key, reader);
         if let Some(connection) = self.connections.get_mut(&id) {
-            connection.readers.push(subscribe.reader);
+            connection.readers.insert(subscribe.reader);
         }
         self.reply(id, verb.request, Ok(Reply::Subscribed));
         self.list(queue.uid);
@@ -142,7 +142,7 @@ impl Core {
         if empty {
             self.readers.remove(&key);
             if let Some(connection) = self.connections.get_mut(&key.0) {
-                connection.readers.retain(|r| *r != key.1);
+                connection.readers.remove(&key.1);
             }
         }
     }
@@ -156,7 +156,7 @@ impl Core {
             let queue = reader.queue;
             self.drop_reader(key);
             if let Some(connection) = self.connections.get_mut(&id) {
-                connection.readers.retain(|r| *r != key.1);
+                connection.readers.remove(&key.1);
             }
             self.after_detach(queue);
         }
@@ -341,7 +341,14 @@ impl Core {
         self.settle_in(uid, ranges);
     }
 
-    fn get(&mut self, id: ConnectionId, verb: Verb, reader: u32, queue: &Arc<str>, no_ack: bool) {
+    fn get(
+        &mut self,
+        id: ConnectionId,
+        verb: Verb,
+        (reader, channel): (u32, u16),
+        queue: &Arc<str>,
+        no_ack: bool,
+    ) {
         let definition = match self.own_queue(id, verb.vhost, queue) {
             Ok(queue) if queue.in_memory() || self.state.queues.contains_key(&queue.uid) => queue,
             Ok(_) => return self.stall(id, verb),
@@ -357,13 +364,12 @@ impl Core {
         if let Some(delivery) = &delivery {
             let key = (id, reader);
             if !no_ack && !self.readers.contains_key(&key) {
-                let channel = u16::try_from(reader & 0xFFFF).unwrap_or(0);
                 let leases = std::collections::VecDeque::new();
                 let getter =
                     Reader { queue: uid, no_ack: false, window: 0, channel, attached: false, leases };
                 self.readers.insert(key, getter);
                 if let Some(connection) = self.connections.get_mut(&id) {
-                    connection.readers.push(reader);
+                    connection.readers.insert(reader);
                 }
             }
             self.take_lease(key, uid, delivery.offset, no_ack);

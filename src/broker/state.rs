@@ -27,6 +27,9 @@ pub(crate) const TERM_START: u8 = 2;
 /// Voters and learners: the consensus driver's.
 pub(crate) const MEMBERSHIP: u8 = 3;
 
+/// Why a section that came twice does nothing.
+pub(crate) const ALREADY_DELIVERED: &str = "already delivered";
+
 /// One durable queue.
 #[derive(Debug)]
 pub(crate) struct QueueState {
@@ -337,8 +340,8 @@ impl State {
                 (head.topology != self.topology.version).then_some("decided on another topology")
             }
             None => Some("unknown session"),
-            Some(_) if opens => Some("already delivered"),
-            Some(session) if head.last <= session.last => Some("already delivered"),
+            Some(_) if opens => Some(ALREADY_DELIVERED),
+            Some(session) if head.last <= session.last => Some(ALREADY_DELIVERED),
             Some(session) if head.previous != session.last => Some("a gap in the session"),
             Some(_) => (head.topology != self.topology.version).then_some("decided on another topology"),
         }

@@ -88,10 +88,15 @@ fn key() -> security::Authorized {
 
 impl Harness {
     fn new() -> Self {
+        Self::restarted(77, &[])
+    }
+
+    /// A core of a new incarnation that replays `batches`, leads the next term and has opened its session.
+    fn restarted(session: u64, batches: &[Batch]) -> Self {
         let log = MemoryLog::default();
         let parts = Parts {
             node: 1,
-            session: 77,
+            session,
             log: Box::new(log.clone()),
             pages: Box::new(NoPages),
             semantics: Arc::new(Plain),
@@ -101,6 +106,12 @@ impl Harness {
         let (state, _) = Core::recovered(1 << 20, None).unwrap();
         let mut harness =
             Self { core: Core::new(parts, state), log, index: 0, position: 0, term: 0, taken: Vec::new() };
+        for batch in batches {
+            harness.term = batch.point.term;
+            harness.commit(batch.kind, batch.payload.clone());
+            // What a core of the replayed term would propose is not this one's to say.
+            harness.core.stop_leading();
+        }
         harness.start_term();
         harness.run();
         harness
@@ -519,4 +530,36 @@ fn a_checkpoint_and_the_log_behind_it_give_the_same_state() {
         loaded.apply(&batch, &kept);
     }
     assert_eq!(loaded.digest(&kept), h.core.state.digest(&kept));
+}
+
+#[test]
+fn a_message_got_by_a_channel_returns_when_that_channel_closes() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    h.send(&mut c, publish("", "q", 0, b"x"));
+    h.run();
+    let get = |reader| Op::Get { reader, channel: 3, queue: "q".into(), no_ack: false };
+    let Ok(Reply::Got { delivery: Some(first), .. }) = h.call(&mut c, get(70)) else { panic!() };
+    assert!(!first.redelivered);
+    h.call(&mut c, Op::CloseChannel { channel: 3 }).unwrap();
+    let Ok(Reply::Got { delivery: Some(again), .. }) = h.call(&mut c, get(71)) else { panic!() };
+    assert!(again.redelivered);
+    h.send(&mut c, Op::Settle { reader: 71, ranges: vec![(0, 0)], how: Settle::Ack });
+    h.run();
+    assert!(h.core.readers.is_empty(), "a getter is forgotten with its lease");
+}
+
+#[test]
+fn a_new_incarnation_goes_on_after_removing_what_the_old_one_held() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("volatile", false)).unwrap();
+    h.call(&mut c, queue("durable", true)).unwrap();
+    let batches: Vec<Batch> = h.log.0.borrow().values().cloned().collect();
+    let mut again = Harness::restarted(78, &batches);
+    let mut c = again.client(1);
+    again.call(&mut c, queue("volatile", false)).unwrap();
+    let Ok(Reply::Queue { .. }) = again.call(&mut c, queue("durable", true)) else { panic!() };
+    assert_eq!(again.core.state.topology.queue_count(), 2);
 }

@@ -177,8 +177,10 @@ impl Session {
         let key = self.allow(Action::Read, Resource::Queue(&queue))?;
         // A reader of its own for each get: offsets of different queues never meet, and a queue may go and come again.
         let reader: ReaderId = self.next_id();
+        let Some(channel) = self.channels.get(&number).map(|c| c.slot) else { return Ok(()) };
         let owed = Owed::Get { reader, no_ack: m.no_ack };
-        self.ask(number, reader, BasicGet::ID, false, owed, key, Op::Get { reader, queue, no_ack: m.no_ack });
+        let op = Op::Get { reader, channel, queue, no_ack: m.no_ack };
+        self.ask(number, reader, BasicGet::ID, false, owed, key, op);
         Ok(())
     }
 

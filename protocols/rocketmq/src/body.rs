@@ -1,8 +1,9 @@
 //! JSON bodies: heartbeats, locks, routes, topics, groups, offset tables.
 //!
 //! Owns their shapes and what is tolerated in them: enum names or ordinals, numbers or booleans in quotes, `null` for
-//! absent, unknown keys. Promises bounded lists wherever a client writes them, and standard JSON on the way out, but for
-//! the offset tables that Java and Go read in fastjson's own dialect ([`OffsetTable`]). Does not know what a body is for.
+//! absent, unknown keys. Promises bounded lists wherever a client writes them, and standard JSON on the way out,
+//! but for the offset tables that Java and Go read in fastjson's own dialect ([`OffsetTable`]). Does not know what
+//! a body is for.
 
 mod client;
 mod group;

@@ -280,6 +280,22 @@ mod tests {
     }
 
     #[test]
+    fn flags_and_codes_change_nothing_in_how_a_command_is_read() {
+        for (flag, one_way, response) in
+            [(0, false, false), (1, false, true), (2, true, false), (-1, true, true)]
+        {
+            for code in [310, -1, 16, i32::MAX] {
+                let header = format!(r#"{{"code":{code},"flag":{flag},"opaque":-7}}"#);
+                let frame = Frame { codec: HeaderCodec::Json, header: header.as_bytes(), body: b"body" };
+                let command = Command::decode(&frame).unwrap();
+                assert_eq!((command.head.is_one_way(), command.head.is_response()), (one_way, response));
+                assert_eq!((command.head.opaque, command.body), (-7, &b"body"[..]));
+                assert_eq!(command.head.request_code().is_some(), code == 310 && !response);
+            }
+        }
+    }
+
+    #[test]
     fn numbers_out_of_range_are_refused_in_the_head_and_text_in_the_fields() {
         for number in
             ["2147483648", "1e400", "1.5", "999999999999999999999999", "\"x\"", "\"\"", "true", "null"]

@@ -1,9 +1,9 @@
 //! Typed headers: the extension fields of each request and answer, read and written.
 //!
-//! Owns the tables of names and types, one row a field, in the files below, and the few types a field can have. A field
-//! of type `Option` may be absent, any other must be there. Texts are borrowed from the command. Extra fields are
-//! ignored, as every client and server does. Does not judge a value: a negative queue id or an offset beyond the queue
-//! is the broker's business.
+//! Owns the tables of names and types, one row a field, in the files below, and the few types a field can have. A
+//! field of type `Option` may be absent, any other must be there. Texts are borrowed from the command. Extra fields
+//! are ignored, as every client and server does. Does not judge a value: a negative queue id or an offset beyond
+//! the queue is the broker's business.
 
 mod callback;
 mod client;
@@ -207,8 +207,8 @@ mod tests {
         out
     }
 
-    /// Reads a header out of Java's frames in both codecs, and ours of it must carry the same fields but for those that
-    /// only Java writes.
+    /// Reads a header out of Java's frames in both codecs, and ours of it must carry the same fields but for those
+    /// that only Java writes.
     macro_rules! check {
         ($name:literal, $expected:expr, $type:ty) => {
             for codec in ["JSON", "ROCKETMQ"] {
@@ -494,23 +494,28 @@ mod tests {
     #[test]
     fn the_cpp_clients_sends_and_topics_are_read() {
         let send = json(
-            r#"{"code":310,"extFields":{"a":"PG","b":"T","c":"TBW102","d":4,"e":3,"f":0,"g":"1700000000123","h":0,"i":"","j":"0","k":"false","l":0,"m":"true"}}"#,
+            r#"{"code":310,"extFields":{"a":"PG","b":"T","c":"TBW102","d":4,"e":3,"f":0,
+                "g":"1700000000123","h":0,"i":"","j":"0","k":"false","l":0,"m":"true"}}"#,
         );
         let send = SendMessage::of(&send).unwrap();
         assert_eq!((send.queue_id, send.batch, send.broker_name), (3, Some(true), None));
         let create = json(
-            r#"{"code":17,"extFields":{"topic":"T","defaultTopic":"TBW102","readQueueNums":4,"writeQueueNums":4,"perm":6,"topicFilterType":"SINGLE_TAG"}}"#,
+            r#"{"code":17,"extFields":{"topic":"T","defaultTopic":"TBW102","readQueueNums":4,
+                "writeQueueNums":4,"perm":6,"topicFilterType":"SINGLE_TAG"}}"#,
         );
         assert_eq!(create.header::<CreateTopic<'_>>().unwrap().order, None);
         let pull = json(
-            r#"{"code":11,"extFields":{"consumerGroup":"g","topic":"T","queueId":0,"queueOffset":"0","maxMsgNums":32,"sysFlag":2,"commitOffset":"0","subVersion":"0","suspendTimeoutMillis":"15000","subscription":"*"}}"#,
+            r#"{"code":11,"extFields":{"consumerGroup":"g","topic":"T","queueId":0,"queueOffset":"0",
+                "maxMsgNums":32,"sysFlag":2,"commitOffset":"0","subVersion":"0",
+                "suspendTimeoutMillis":"15000","subscription":"*"}}"#,
         );
         assert_eq!(pull.header::<PullMessage<'_>>().unwrap().expression_type, None);
     }
 
     #[test]
     fn the_spelling_of_a_send_follows_its_code() {
-        let long = r#""producerGroup":"g","topic":"T","defaultTopic":"D","defaultTopicQueueNums":"4","queueId":"1","sysFlag":"0","bornTimestamp":"5","flag":"0""#;
+        let long = r#""producerGroup":"g","topic":"T","defaultTopic":"D","defaultTopicQueueNums":"4",
+            "queueId":"1","sysFlag":"0","bornTimestamp":"5","flag":"0""#;
         let short = r#""a":"g","b":"T","c":"D","d":"4","e":"1","f":"0","g":"5","h":"0""#;
         for (code, long_wanted) in [(10, true), (324, true), (310, false), (320, false), (325, false)] {
             for (fields, is_long) in [(long, true), (short, false)] {
@@ -538,8 +543,26 @@ mod tests {
     }
 
     #[test]
+    fn each_required_letter_of_a_short_send_is_missed_by_name() {
+        for missing in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            let fields: Vec<String> = ["a", "b", "c", "d", "e", "f", "g", "h"]
+                .into_iter()
+                .filter(|letter| *letter != missing)
+                .map(|letter| format!("\"{letter}\":\"1\""))
+                .collect();
+            let header = format!(r#"{{"code":310,"extFields":{{{}}}}}"#, fields.join(","));
+            let error = HeaderError { field: missing, problem: HeaderProblem::Missing };
+            assert_eq!(SendMessage::of(&json(&header)), Err(error));
+        }
+        let nothing = json(r#"{"code":310}"#);
+        assert_eq!(SendMessage::of(&nothing).unwrap_err().field, "a");
+    }
+
+    #[test]
     fn numbers_at_the_edges_are_read_and_left_to_the_broker() {
-        let header = r#"{"code":11,"extFields":{"consumerGroup":"g","topic":"T","queueId":"-2147483648","queueOffset":"-9223372036854775808","maxMsgNums":"2147483647","sysFlag":"-1","commitOffset":"9223372036854775807","suspendTimeoutMillis":"-1","subVersion":"0"}}"#;
+        let header = r#"{"code":11,"extFields":{"consumerGroup":"g","topic":"T","queueId":"-2147483648",
+            "queueOffset":"-9223372036854775808","maxMsgNums":"2147483647","sysFlag":"-1",
+            "commitOffset":"9223372036854775807","suspendTimeoutMillis":"-1","subVersion":"0"}}"#;
         let command = json(header);
         let pull: PullMessage<'_> = command.header().unwrap();
         assert_eq!((pull.queue_id, pull.queue_offset, pull.max_msg_nums), (i32::MIN, i64::MIN, i32::MAX));
@@ -560,15 +583,15 @@ mod tests {
                 json(&header).header::<SearchOffset<'_>>().ok().and_then(|search| search.boundary_type);
             assert_eq!(read, boundary, "{value}");
         }
-        let routing =
-            json(r#"{"code":1,"extFields":{"oway":"TRUE","nsd":"False","lo":"false","ns":"n","bname":"b"}}"#);
-        let routing: Routing<'_> = routing
-            .header()
-            .map(|routing: Routing<'_>| Routing { namespace: None, broker_name: None, ..routing })
-            .unwrap();
-        assert_eq!(
-            (routing.one_way, routing.namespaced, routing.logical),
-            (Some(true), Some(false), Some(false))
-        );
+        let command =
+            json(r#"{"code":1,"extFields":{"oway":"TRUE","nsd":"False","lo":"false","bname":"b"}}"#);
+        let expected = Routing {
+            namespace: None,
+            namespaced: Some(false),
+            broker_name: Some("b"),
+            one_way: Some(true),
+            logical: Some(false),
+        };
+        assert_eq!(command.header::<Routing<'_>>(), Ok(expected));
     }
 }

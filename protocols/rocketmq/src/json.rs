@@ -102,8 +102,8 @@ impl<'a> Lexer<'a> {
         Ok(Some(key))
     }
 
-    /// As [`Lexer::next_key`], but only a key that is written without blanks and escapes: whatever is not stays in place
-    /// for the slower way. The hot headers are written so.
+    /// As [`Lexer::next_key`], but only a key that is written without blanks and escapes: whatever is not stays in
+    /// place for the slower way. The hot headers are written so.
     #[inline]
     pub(crate) fn plain_key(&mut self, first: &mut bool) -> Option<&'a str> {
         let (key, rest) = string_body(self.rest.strip_prefix(if *first { "\"" } else { ",\"" })?)?;
@@ -236,24 +236,45 @@ const fn is_number_byte(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')
 }
 
-/// The place of the first quote or backslash, or the length. Eight bytes at a time: property texts are long.
+/// The place of the first quote or backslash, or the length.
 #[inline]
 fn find_quote_or_backslash(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
-    // A byte that is zero becomes 0x80. So may bytes above it, for nothing: only the lowest hit counts.
-    let zeroes = |word: u64| word.wrapping_sub(ONES) & !word;
+    find(bytes, quotes_and_backslashes)
+}
+
+/// The place of the first byte that can not stand in a string as it is, or the length.
+#[inline]
+fn find_unwritable(bytes: &[u8]) -> usize {
+    find(bytes, |word| quotes_and_backslashes(word) | word.wrapping_sub(EVERY_BYTE * 0x20) & !word)
+}
+
+const EVERY_BYTE: u64 = 0x0101_0101_0101_0101;
+
+/// Sets the highest bit of the lowest byte that is a quote or a backslash; bits above it mean nothing.
+#[inline]
+const fn quotes_and_backslashes(word: u64) -> u64 {
+    let quotes = word ^ (EVERY_BYTE * b'"' as u64);
+    let backslashes = word ^ (EVERY_BYTE * b'\\' as u64);
+    // A byte that is zero borrows, and its highest bit becomes set; so may those above it.
+    (quotes.wrapping_sub(EVERY_BYTE) & !quotes) | (backslashes.wrapping_sub(EVERY_BYTE) & !backslashes)
+}
+
+/// The place of the first byte whose highest bit `hits` sets, or the length. Eight bytes at a time: property texts are
+/// long. The rest is filled up with a byte that nobody looks for.
+#[inline]
+fn find(bytes: &[u8], hits: impl Fn(u64) -> u64) -> usize {
+    let place = |word: u64| (hits(word) & (EVERY_BYTE * 0x80)).trailing_zeros() as usize / 8;
     let (words, tail) = bytes.as_chunks::<8>();
     let mut passed = 0;
     for word in words {
-        let word = u64::from_le_bytes(*word);
-        let hits = (zeroes(word ^ (ONES * b'"' as u64)) | zeroes(word ^ (ONES * b'\\' as u64))) & HIGHS;
-        if hits != 0 {
-            return passed + hits.trailing_zeros() as usize / 8;
+        match place(u64::from_le_bytes(*word)) {
+            8 => passed += 8,
+            within => return passed + within,
         }
-        passed += 8;
     }
-    passed + tail.iter().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(tail.len())
+    let mut word = [b'.'; 8];
+    word[..tail.len()].copy_from_slice(tail);
+    passed + place(u64::from_le_bytes(word)).min(tail.len())
 }
 
 /// Appends `raw` without its escapes to `out`. Refuses unknown escapes and halves of surrogate pairs: a text that can
@@ -319,14 +340,13 @@ fn four_hex_digits(rest: &mut &str) -> Result<u32, &'static str> {
 /// Appends `text` as a JSON string, quotes included.
 pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut rest = text.as_bytes();
+    out.reserve(rest.len() + 2);
     out.push(b'"');
-    let mut plain_from = 0;
-    for (at, byte) in text.bytes().enumerate() {
-        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-            continue;
-        }
-        out.extend_from_slice(&text.as_bytes()[plain_from..at]);
-        plain_from = at + 1;
+    loop {
+        let (plain, special) = rest.split_at(find_unwritable(rest));
+        out.extend_from_slice(plain);
+        let Some((&byte, behind)) = special.split_first() else { break };
         match byte {
             b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
             _ => {
@@ -334,8 +354,8 @@ pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
                 out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
             }
         }
+        rest = behind;
     }
-    out.extend_from_slice(&text.as_bytes()[plain_from..]);
     out.push(b'"');
 }
 
@@ -455,9 +475,14 @@ mod tests {
         }
 
         #[test]
-        fn the_word_wise_search_agrees_with_the_plain_one(text in "[\"\\\\#!\\]\\[a-zé\u{1}\u{80}-\u{ff}]{0,40}") {
-            let plain = text.bytes().position(|byte| matches!(byte, b'"' | b'\\'));
-            prop_assert_eq!(find_quote_or_backslash(text.as_bytes()), plain.unwrap_or(text.len()));
+        fn the_word_wise_searches_agree_with_the_plain_ones(
+            text in "[\"\\\\#!\\]\\[a-z é\u{1}\u{1f}\u{7f}\u{80}-\u{ff}]{0,40}"
+        ) {
+            let place = |found: fn(u8) -> bool| text.bytes().position(found).unwrap_or(text.len());
+            let plain = place(|byte| matches!(byte, b'"' | b'\\'));
+            prop_assert_eq!(find_quote_or_backslash(text.as_bytes()), plain);
+            let plain = place(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));
+            prop_assert_eq!(find_unwritable(text.as_bytes()), plain);
         }
 
         #[test]

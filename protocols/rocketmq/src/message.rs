@@ -1,7 +1,7 @@
 //! Messages: the stored record, the batch body, properties, ids, names, tags, compression.
 //!
-//! Owns the shapes and the rules that hold wherever a message is read or written. Does not know where records lie, who
-//! may send, or what time it is.
+//! Owns the shapes and the rules that hold wherever a message is read or written. Does not know where records lie,
+//! who may send, or what time it is.
 
 mod batch;
 mod compression;

@@ -42,9 +42,9 @@ pub struct GroupConfig {
     pub group_sys_flag: i32,
     /// How long one message may take.
     pub consume_timeout_minute: i32,
-    /// What it may subscribe to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub subscription_data_set: Option<Vec<SimpleSubscription>>,
+    /// What it may subscribe to; anything if empty.
+    #[serde(deserialize_with = "lenient::list::<_, _, 10_000>", skip_serializing_if = "Vec::is_empty")]
+    pub subscription_data_set: Vec<SimpleSubscription>,
     /// Attributes.
     #[serde(deserialize_with = "lenient::or_default")]
     pub attributes: BTreeMap<String, String>,
@@ -66,7 +66,7 @@ impl Default for GroupConfig {
             notify_consumer_ids_changed_enable: true,
             group_sys_flag: 0,
             consume_timeout_minute: 15,
-            subscription_data_set: None,
+            subscription_data_set: Vec::new(),
             attributes: BTreeMap::new(),
         }
     }
@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn retry_policies_are_read() {
-        let json = br#"{"groupName":"g","groupRetryPolicy":{"type":"EXPONENTIAL","exponentialRetryPolicy":{"initial":5000,"max":7200000,"multiplier":2}}}"#;
+        let json = br#"{"groupName":"g","groupRetryPolicy":{"type":"EXPONENTIAL",
+            "exponentialRetryPolicy":{"initial":5000,"max":7200000,"multiplier":2}}}"#;
         let config: GroupConfig = from_json(json).unwrap();
         assert_eq!(config.group_retry_policy.exponential_retry_policy.unwrap().max, 7_200_000);
         let json = br#"{"groupName":"g","groupRetryPolicy":null,"attributes":null}"#;

@@ -1,8 +1,8 @@
 //! The body of HEART_BEAT (34): who a client is, what it produces and consumes.
 //!
-//! Owns its shape and its bound: [`MAX_SUBSCRIPTIONS`] producers, consumers and subscriptions together. The hash codes
-//! and tags that clients send beside an expression are not read: the expression says the same, and the C++ client's
-//! codes are wrong.
+//! Owns its shape and its bound: [`MAX_SUBSCRIPTIONS`] producers, consumers and subscriptions together. The hash
+//! codes and tags that clients send beside an expression are not read: the expression says the same, and the C++
+//! client's codes are wrong.
 
 use super::{BodyError, lenient};
 use crate::message::TagFilter;
@@ -84,8 +84,9 @@ pub struct Consumer {
     pub consume_type: ConsumeType,
     /// Whether members share them.
     pub message_model: MessageModel,
-    /// Where it begins.
-    pub consume_from_where: ConsumeFromWhere,
+    /// Where it begins, if the client says something known: the Go client may say "UNKNOWN".
+    #[serde(default, deserialize_with = "if_known", skip_serializing_if = "Option::is_none")]
+    pub consume_from_where: Option<ConsumeFromWhere>,
     /// What it consumes.
     #[serde(default, deserialize_with = "lenient::list::<_, _, MAX_SUBSCRIPTIONS>")]
     pub subscription_data_set: Vec<Subscription>,
@@ -112,6 +113,11 @@ pub struct Subscription {
     /// Filtering by uploaded classes; obsolete.
     #[serde(default, deserialize_with = "lenient::boolean")]
     pub class_filter_mode: bool,
+}
+
+fn if_known<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<ConsumeFromWhere>, D::Error> {
+    let raw = <&RawValue>::deserialize(deserializer)?;
+    Ok(serde_json::from_str(raw.get()).ok())
 }
 
 fn tag() -> String {
@@ -201,7 +207,7 @@ mod tests {
                 group_name: "CG".to_owned(),
                 consume_type: ConsumeType::Passively,
                 message_model: MessageModel::Clustering,
-                consume_from_where: ConsumeFromWhere::LastOffset,
+                consume_from_where: Some(ConsumeFromWhere::LastOffset),
                 subscription_data_set: vec![
                     subscription("%RETRY%CG", "*", 1_700_000_000_001),
                     subscription("TopicTest", "TagA || TagB", 1_700_000_000_000),
@@ -226,10 +232,11 @@ mod tests {
     fn the_cpp_heartbeat_with_ordinals_quoted_versions_and_missing_fields_is_read() {
         // As jsoncpp's FastWriter prints it: sorted keys, a newline at the end, no expressionType, no unitMode.
         let cpp = concat!(
-            r#"{"clientID":"10.1.2.3@42#7","consumerDataSet":[{"consumeFromWhere":0,"consumeType":1,"groupName":"CG","#,
-            r#""messageModel":1,"subscriptionDataSet":[{"subString":"*","subVersion":"1700000000001","topic":"%RETRY%CG"},"#,
-            r#"{"codeSet":[2598919,2598920],"subString":"TagA || TagB","subVersion":"1700000000000","tagsSet":["TagA","TagB"],"#,
-            r#""topic":"TopicTest"}]}],"producerDataSet":[{"groupName":"PG"}]}"#,
+            r#"{"clientID":"10.1.2.3@42#7","consumerDataSet":[{"consumeFromWhere":0,"consumeType":1,"#,
+            r#""groupName":"CG","messageModel":1,"subscriptionDataSet":["#,
+            r#"{"subString":"*","subVersion":"1700000000001","topic":"%RETRY%CG"},"#,
+            r#"{"codeSet":[2598919,2598920],"subString":"TagA || TagB","subVersion":"1700000000000","#,
+            r#""tagsSet":["TagA","TagB"],"topic":"TopicTest"}]}],"producerDataSet":[{"groupName":"PG"}]}"#,
             "\n"
         );
         assert_eq!(Heartbeat::from_json(cpp.as_bytes()).unwrap(), expected());
@@ -246,9 +253,15 @@ mod tests {
     }
 
     #[test]
-    fn the_go_heartbeat_of_a_consumer_with_codes_in_quotes_is_read() {
-        let go = br#"{"clientID":"c","producerDataSet":[],"consumerDataSet":[{"groupName":"CG","consumeType":"CONSUME_PASSIVELY","messageModel":"CLUSTERING","consumeFromWhere":"CONSUME_FROM_FIRST_OFFSET","subscriptionDataSet":[{"classFilterMode":false,"topic":"T","subString":"a","tagsSet":["a"],"codeSet":["97"],"subVersion":5,"expressionType":""}],"unitMode":false}]}"#;
-        let read = Heartbeat::from_json(go).unwrap();
+    fn the_go_heartbeat_of_a_consumer_with_codes_in_quotes_and_an_unknown_start_is_read() {
+        let go = concat!(
+            r#"{"clientID":"c","producerDataSet":[],"consumerDataSet":[{"groupName":"CG","consumeType":"CONSUME_PASSIVELY","#,
+            r#""messageModel":"CLUSTERING","consumeFromWhere":"UNKNOWN","subscriptionDataSet":[{"classFilterMode":false,"#,
+            r#""topic":"T","subString":"a","tagsSet":["a"],"codeSet":["97"],"subVersion":5,"expressionType":""}],"#,
+            r#""unitMode":false}]}"#
+        );
+        let read = Heartbeat::from_json(go.as_bytes()).unwrap();
+        assert_eq!(read.consumer_data_set[0].consume_from_where, None);
         let subscription = &read.consumer_data_set[0].subscription_data_set[0];
         assert_eq!((subscription.sub_version, subscription.expression_type.as_str()), (5, "TAG"));
     }

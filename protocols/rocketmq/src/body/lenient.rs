@@ -1,7 +1,7 @@
 //! Readers for what clients write instead of what was meant.
 //!
-//! The C++ client writes enums as ordinals and 64-bit numbers in quotes; Java writes enum names; any of them may write
-//! `null` for a value it does not have.
+//! The C++ client writes enums as ordinals and 64-bit numbers in quotes; Java writes enum names; any of them may
+//! write `null` for a value it does not have.
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use std::fmt;

@@ -45,7 +45,8 @@ mod tests {
 
     #[test]
     fn the_cpp_lock_is_read() {
-        let cpp = b"{\"clientId\":\"c\",\"consumerGroup\":\"g\",\"mqSet\":[{\"brokerName\":\"b\",\"queueId\":1,\"topic\":\"t\"}]}\n";
+        let cpp =
+            br#"{"clientId":"c","consumerGroup":"g","mqSet":[{"brokerName":"b","queueId":1,"topic":"t"}]}"#;
         assert_eq!(from_json::<LockQueues>(cpp).unwrap().mq_set.len(), 1);
         assert_eq!(
             from_json::<LockQueues>(b"{\"clientId\":\"c\",\"consumerGroup\":\"g\"}\n").unwrap().mq_set.len(),

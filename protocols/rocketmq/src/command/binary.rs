@@ -5,8 +5,8 @@
 //!                                                        field: i16 n, name | i32 n, value
 //! ```
 //!
-//! Owns the checks: every length against what is left, and nothing left over, neither in a field nor after the fields.
-//! Apache's reader would run on into the body there. Does not know any extension field.
+//! Owns the checks: every length against what is left, and nothing left over, neither in a field nor after the
+//! fields. Apache's reader would run on into the body there. Does not know any extension field.
 
 use super::ext::{ExtFields, Text};
 use super::{CommandError, Head};

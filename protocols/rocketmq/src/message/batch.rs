@@ -131,8 +131,8 @@ fn message(batch: &[u8], at: usize) -> Result<(BatchMessage<'_>, usize), BatchEr
     Ok((BatchMessage { flag, body, properties }, size))
 }
 
-/// Appends one message to a batch body; nothing if it does not fit its length fields. Only the length of the properties
-/// is checked, not their text.
+/// Appends one message to a batch body; nothing if it does not fit its length fields. Only the length of the
+/// properties is checked, not their text.
 pub fn encode_batch_message(out: &mut Vec<u8>, message: &BatchMessage<'_>) -> Result<(), BatchError> {
     let at = out.len();
     let properties = message.properties.text().as_bytes();

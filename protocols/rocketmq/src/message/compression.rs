@@ -1,7 +1,7 @@
 //! Compressed bodies: what they are, and the only bounded way to open one.
 //!
-//! A broker never opens a body for a RocketMQ client, and never packs one: the Go client reads zlib only. Opening is for
-//! readers of another protocol. LZ4 and ZSTD are named and refused.
+//! A broker never opens a body for a RocketMQ client, and never packs one: the Go client reads zlib only. Opening
+//! is for readers of another protocol. LZ4 and ZSTD are named and refused.
 
 use super::SysFlag;
 use std::fmt;

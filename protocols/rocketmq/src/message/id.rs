@@ -1,7 +1,7 @@
 //! Message ids: the broker's, which is an address and a place, and the producer's, which is a unique key.
 //!
-//! Owns both spellings, upper-case hexadecimal. Whatever makes a key unique (address, process, time, counter) comes from
-//! the caller.
+//! Owns both spellings, upper-case hexadecimal. Whatever makes a key unique (address, process, time, counter) comes
+//! from the caller.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -93,8 +93,8 @@ pub struct UniqueKey {
     pub pid: u16,
     /// Tells two lives of one process id apart.
     pub instance: u32,
-    /// When the message was made, in ms since 1970. Only the part since the month began (UTC) is written: tools compute
-    /// an approximate time from it.
+    /// When the message was made, in ms since 1970. Only the part since the month began (UTC) is written: tools
+    /// compute an approximate time from it.
     pub unix_ms: u64,
     /// Counts messages.
     pub counter: u16,

@@ -4,9 +4,9 @@
 //! name 0x01 value 0x02 name 0x01 value 0x02      (the last 0x02 may be missing)
 //! ```
 //!
-//! Owns the reading (lazy, as Java reads: the last of equal names counts, an entry without a value does not), the check
-//! of what a client sends, and the writing. Promises that no name or value with a separator is written: it would be
-//! read as another property, a system property at worst. Does not know who may write which name.
+//! Owns the reading (lazy, as Java reads: the last of equal names counts, an entry without a value does not), the
+//! check of what a client sends, and the writing. Promises that no name or value with a separator is written: it
+//! would be read as another property, a system property at worst. Does not know who may write which name.
 
 use std::fmt;
 

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! All integers are big-endian. Owns the layout, both versions, and the positions that are patched after encoding.
-//! Promises that an encoded record decodes to itself, and that no input makes decoding panic or allocate. Does not know
-//! where a record lies: prefix, body and suffix may lie apart.
+//! Promises that an encoded record decodes to itself, and that no input makes decoding panic or allocate. Does not
+//! know where a record lies: prefix, body and suffix may lie apart.
 
 use super::{Properties, SysFlag};
 use std::fmt;
@@ -391,8 +391,8 @@ pub struct StoredMessage<'a> {
 }
 
 impl<'a> StoredMessage<'a> {
-    /// Decodes the record that `input` begins with, and says how many bytes it has. The body's checksum is not computed:
-    /// see [`StoredMessage::check_body`].
+    /// Decodes the record that `input` begins with, and says how many bytes it has. The body's checksum is not
+    /// computed: see [`StoredMessage::check_body`].
     pub fn decode(input: &'a [u8]) -> Result<(Self, usize), RecordError> {
         let Parts { body, total } = Parts::of(input)?;
         let (record, Body { crc, .. }) = Record::decode_parts(&input[..body.start], &input[body.end..total])?;

@@ -149,7 +149,13 @@ pub(crate) struct Wire {
 }
 
 impl Peers for Wire {
-    async fn call(&self, target: u64, _: &Node, request: Request, patience: Duration) -> Result<Answer, NoAnswer> {
+    async fn call(
+        &self,
+        target: u64,
+        _: &Node,
+        request: Request,
+        patience: Duration,
+    ) -> Result<Answer, NoAnswer> {
         let until = tokio::time::Instant::now() + patience;
         let plant = self.network.0.borrow().plant;
         let entries = matches!(&request, Request::Append { entries, .. } if !entries.is_empty());

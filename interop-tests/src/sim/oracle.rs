@@ -58,7 +58,15 @@ impl Oracle {
         }
     }
 
-    fn applied(&mut self, node: u64, point: LogPoint, digest: u64, kind: u8, accepted: &[Verb], voided: bool) {
+    fn applied(
+        &mut self,
+        node: u64,
+        point: LogPoint,
+        digest: u64,
+        kind: u8,
+        accepted: &[Verb],
+        voided: bool,
+    ) {
         let at = usize::try_from(point.index).expect("a short log");
         if let Some((known, known_digest)) = self.log.get(at).copied() {
             if known != point {
@@ -118,7 +126,9 @@ impl Oracle {
             }
             let confirmed = self.confirmed.range((session, 0)..=(session, u64::MAX)).count() as u64;
             if confirmed != last {
-                self.violated(format!("session {session}: {last} verbs took effect, {confirmed} were confirmed"));
+                self.violated(format!(
+                    "session {session}: {last} verbs took effect, {confirmed} were confirmed"
+                ));
             }
             let length = self.log.len() as u64;
             if self.next.get(&session) != Some(&length) {

@@ -293,7 +293,16 @@ async fn live<M: SimNode>(dawn: Dawn<M>) {
             return shared.oracle.borrow_mut().violated(what);
         }
     };
-    let living = Rc::new(Living { shared, node, session, machine, replica, log, end: Cell::new(None), withheld: RefCell::default() });
+    let living = Rc::new(Living {
+        shared,
+        node,
+        session,
+        machine,
+        replica,
+        log,
+        end: Cell::new(None),
+        withheld: RefCell::default(),
+    });
     spawn_local(living.clone().receive(letters));
     spawn_local(living.clone().watch_failure());
     living.work(roles).await;
@@ -506,8 +515,7 @@ pub(crate) fn run<M: SimNode>(plan: &Plan) -> Outcome {
             lie(&disk, plan.plant, 8);
             (node, Seat { disk, slow, life: None })
         };
-        let mut world: World<M> =
-            World { shared, seats: (1..=NODES).map(seat).collect(), next_session: 0 };
+        let mut world: World<M> = World { shared, seats: (1..=NODES).map(seat).collect(), next_session: 0 };
         (1..=NODES).for_each(|node| world.start(node));
         world.storm(plan.batches).await;
         world.rest().await;

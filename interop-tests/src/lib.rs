@@ -9,3 +9,4 @@ pub mod check;
 pub mod history;
 pub mod model;
 pub mod sim;
+pub mod wire;

@@ -60,3 +60,9 @@ pub const HTTP_GOODBYE_MS: u64 = 2_000;
 pub const SHUTDOWN_MS: u64 = 20_000;
 /// Client connections per listener of a message protocol.
 pub const CONNECTIONS_MAX: usize = 65_536;
+/// Delivered-through marks that ride in one batch.
+pub const HANDED_PER_BATCH: usize = 1024;
+/// Queues named by one reference record; a fan-out to more stores the body once per so many.
+pub const TARGETS_PER_REFERENCE: usize = 20_000;
+/// Ranges in one settlement record.
+pub const RANGES_PER_SETTLEMENT: usize = 30_000;

@@ -109,6 +109,8 @@ pub(crate) enum Work {
     Settled { queue: QueueUid, ranges: Vec<(u64, u64)> },
     /// A piece of a large body of the verb that waits in `large`.
     Piece { connection: ConnectionId, bytes: Bytes },
+    /// A fan-out to more queues than one record names: the parts before the publish itself.
+    Part { publish: Box<super::api::Publish>, targets: Vec<QueueUid> },
     /// A record that nobody waits for and whose loss changes nothing but a count.
     Unanswered,
 }
@@ -122,6 +124,8 @@ pub(crate) struct Pending {
     pub(crate) enqueued: Vec<super::state::Enqueued>,
     /// Chosen message queue of a send.
     pub(crate) queue_id: u32,
+    /// Where the pieces of a large body lie, committed.
+    pub(crate) extents: Vec<Extent>,
 }
 
 /// A large publish whose pieces are on their way.
@@ -170,6 +174,8 @@ pub struct Core {
     pub(crate) overlay: Option<Overlay>,
     /// Batches of a dropped overlay of that term that must be applied or refused before anything is decided again.
     draining: Option<(u64, usize)>,
+    /// The term whose first batch, this node's, was applied; it leads when consensus agrees.
+    begun: Option<u64>,
     session_open: bool,
     next_sequence: u64,
     /// Verbs with numbers, oldest first; the first one has number `first_pending`.
@@ -280,6 +286,7 @@ impl Core {
             topology_out: parts.topology,
             overlay: None,
             draining: None,
+            begun: None,
             session_open: false,
             next_sequence: 1,
             pending: VecDeque::new(),
@@ -442,7 +449,13 @@ impl Core {
     pub(crate) fn number(&mut self, work: Work) -> u64 {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        self.pending.push_back(Pending { work, done: false, enqueued: Vec::new(), queue_id: 0 });
+        self.pending.push_back(Pending {
+            work,
+            done: false,
+            enqueued: Vec::new(),
+            queue_id: 0,
+            extents: Vec::new(),
+        });
         sequence
     }
 
@@ -504,7 +517,9 @@ impl Core {
 
     /// Delivered-through marks ride in a batch that goes anyway (D4).
     fn put_delivered_through(&mut self) {
-        let handed = std::mem::take(&mut self.handed);
+        // A batch has room for so many beside its own records.
+        let rest = self.handed.split_off(self.handed.len().min(limits::HANDED_PER_BATCH));
+        let handed = std::mem::replace(&mut self.handed, rest);
         let session = self.session;
         for uid in handed {
             let Some(runtime) = self.runtimes.get_mut(&uid) else { continue };
@@ -568,7 +583,7 @@ impl Core {
     }
 
     /// A proposal was refused: drop what was decided on top of the applied state, wait until all that is in flight was applied or
-    /// refused too, and decide again (D10). [`Core::retry`] starts again, because an immediate attempt would be refused too.
+    /// refused too, and decide again (D10). [`Core::lead`] starts again, because an immediate attempt would be refused too.
     pub fn refused(&mut self, term: u64) {
         match &mut self.draining {
             Some((draining, left)) if *draining == term => *left = left.saturating_sub(1),
@@ -582,10 +597,16 @@ impl Core {
         }
     }
 
-    /// The consensus library still says that this node leads `term`: if a refusal was waited out, decide again.
-    pub fn retry(&mut self, term: u64) {
-        if self.draining == Some((term, 0)) && self.state.term == term {
+    /// Consensus says that this node leads `term`. Begins to lead once the term's first batch is applied, or decides again after
+    /// a refusal was waited out. Replayed term starts of this node's earlier terms lead to nothing.
+    pub fn lead(&mut self, term: u64) {
+        if self.state.term != term || self.overlay.is_some() {
+            return;
+        }
+        let waited_out = self.draining == Some((term, 0));
+        if waited_out || self.begun == Some(term) {
             self.draining = None;
+            self.begun = None;
             self.start_leading(term);
         }
     }
@@ -594,6 +615,7 @@ impl Core {
     pub fn stop_leading(&mut self) {
         self.overlay = None;
         self.draining = None;
+        self.begun = None;
     }
 
     /// Begins to lead in `term`: everything before it is applied, so what is pending is decided again.
@@ -651,11 +673,8 @@ impl Core {
     fn after_apply(&mut self, applied: &Applied) {
         self.counters.voided += applied.void_sections.len() as u64 + u64::from(applied.void.is_some());
         if let Some((term, leader)) = applied.term_start {
-            if leader == self.node {
-                self.start_leading(term);
-            } else {
-                self.stop_leading();
-            }
+            self.stop_leading();
+            self.begun = (leader == self.node).then_some(term);
             return;
         }
         if !self.session_open && self.state.sessions.contains_key(&self.session) && self.overlay.is_some() {
@@ -677,11 +696,11 @@ impl Core {
             (Some(_), _) if own => {
                 // Our own batch or section was void: what was decided after it rests on nothing.
                 self.drop_overlay(self.state.term);
-                self.retry(self.state.term);
+                self.lead(self.state.term);
             }
             (None, Some((_, left))) if own => {
                 *left = left.saturating_sub(1);
-                self.retry(self.state.term);
+                self.lead(self.state.term);
             }
             _ => {}
         }
@@ -738,6 +757,11 @@ impl Core {
 
     /// Answers a verb whose records are committed and applied.
     fn resolved(&mut self, sequence: u64, pending: Pending) {
+        if let Work::Settled { queue, ranges } = &pending.work
+            && let Some(runtime) = self.runtimes.get_mut(queue)
+        {
+            runtime.settling = runtime.settling.saturating_sub(ranges.iter().map(|(_, n)| n).sum());
+        }
         let Work::Verb { connection, verb, weight } = pending.work else { return };
         self.give(connection, weight);
         match verb.op {

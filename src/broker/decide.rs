@@ -78,9 +78,10 @@ impl Core {
             return;
         }
         pending.enqueued.clear();
+        let extents = pending.extents.clone();
         let work = std::mem::replace(&mut pending.work, Work::Unanswered);
         let written = match &work {
-            Work::Verb { connection, verb, .. } => self.redo_verb(sequence, *connection, verb),
+            Work::Verb { connection, verb, .. } => self.redo_verb(sequence, *connection, verb, &extents),
             Work::Internal(changes) => {
                 self.write_changes(sequence, changes);
                 true
@@ -93,6 +94,10 @@ impl Core {
                 self.write_piece(sequence, bytes);
                 true
             }
+            Work::Part { publish, targets } => {
+                self.write_reference(sequence, publish, targets, &extents);
+                true
+            }
             Work::Unanswered => false,
         };
         if let Some(pending) = self.pending(sequence) {
@@ -101,7 +106,7 @@ impl Core {
         }
     }
 
-    fn redo_verb(&mut self, sequence: u64, id: ConnectionId, verb: &Verb) -> bool {
+    fn redo_verb(&mut self, sequence: u64, id: ConnectionId, verb: &Verb, extents: &[Extent]) -> bool {
         match &verb.op {
             Op::Publish(publish) => {
                 let Some(route) =
@@ -110,13 +115,20 @@ impl Core {
                     return false;
                 };
                 let targets = self.durable_targets(&route, publish);
-                if targets.is_empty() {
+                // What goes beyond one record stands in parts before this verb.
+                let last = targets.rchunks(limits::TARGETS_PER_REFERENCE).next().unwrap_or_default();
+                if last.is_empty() {
                     return false;
                 }
-                self.write_reference(sequence, publish, &targets, &[]);
+                self.write_reference(sequence, publish, last, extents);
                 true
             }
             Op::Send(send) => match self.send_targets(send, None) {
+                Some((queue_id, targets)) if !extents.is_empty() => {
+                    let now = self.stamp();
+                    self.write_one(sequence, &send.messages[0].message, &targets[0], extents, queue_id, now);
+                    true
+                }
                 Some((queue_id, targets)) => {
                     self.write_send(sequence, send, queue_id, &targets);
                     true
@@ -179,8 +191,30 @@ impl Core {
     fn publish_durable(&mut self, id: ConnectionId, verb: Verb, targets: &[QueueUid], extents: &[Extent]) {
         let Op::Publish(publish) = &verb.op else { return };
         let weight = weight(&verb);
-        self.write_reference(self.next_sequence(), publish, targets, extents);
-        self.number(Work::Verb { connection: id, verb, weight });
+        let (first, last) = targets.split_at(targets.len() - targets.len() % limits::TARGETS_PER_REFERENCE);
+        let (first, last) = if last.is_empty() {
+            first.split_at(first.len() - limits::TARGETS_PER_REFERENCE)
+        } else {
+            (first, last)
+        };
+        for some in first.chunks(limits::TARGETS_PER_REFERENCE) {
+            let part = Work::Part { publish: Box::new(publish.clone()), targets: some.to_vec() };
+            self.write_reference(self.next_sequence(), publish, some, extents);
+            let sequence = self.number(part);
+            self.keep_extents(sequence, extents);
+        }
+        self.write_reference(self.next_sequence(), publish, last, extents);
+        let sequence = self.number(Work::Verb { connection: id, verb, weight });
+        self.keep_extents(sequence, extents);
+    }
+
+    /// The pieces of a large body are in the log whatever becomes of the reference to them.
+    fn keep_extents(&mut self, sequence: u64, extents: &[Extent]) {
+        if let Some(pending) = self.pending(sequence)
+            && !extents.is_empty()
+        {
+            pending.extents = extents.to_vec();
+        }
     }
 
     fn no_exchange(&mut self, id: ConnectionId, verb: Verb) {
@@ -298,6 +332,7 @@ impl Core {
                 if let Some(pending) = self.pending(sequence) {
                     pending.queue_id = queue_id;
                 }
+                self.keep_extents(sequence, &large.extents);
                 let now = self.stamp();
                 self.write_one(
                     sequence,
@@ -419,10 +454,24 @@ impl Core {
         }
         if send.messages.len() == 1
             && created.is_none()
-            && send.messages[0].message.bytes.len() + REFERENCE_OVERHEAD > limits::INLINE_BODY_MAX as usize
+            && send.messages[0].message.bytes.len() + REFERENCE_OVERHEAD
+                > limits::INLINE_BODY_MAX as usize - 1024
         {
             return self.send_large(id, verb);
         }
+        // All of a send, and the creation of its topic, stand in one batch: it is atomic.
+        let total: usize =
+            send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum::<usize>()
+                + created.map_or(0, |queues| 512 + queues as usize * 8);
+        if total > limits::BATCH_TARGET - 1024 {
+            let text = format!(
+                "a batch of messages has {total} bytes as stored, at most {} fit",
+                limits::BATCH_TARGET - 1024
+            );
+            self.reply(id, verb.request, Err(Refusal::Limit(text)));
+            return self.finished(id, &verb);
+        }
+        self.make_room(total);
         let weight = weight(&verb);
         let sequence = self.number(Work::Verb { connection: id, verb, weight });
         match self.send_targets(&send, created.map(|queues| (sequence, queues))) {
@@ -571,9 +620,14 @@ impl Core {
             self.memory_used -= freed;
             return;
         }
-        let sequence = self.number(Work::Settled { queue, ranges: ranges.clone() });
-        if self.overlay.is_some() {
-            self.write_settlement(sequence, queue, &ranges);
+        for some in ranges.chunks(limits::RANGES_PER_SETTLEMENT) {
+            if let Some(runtime) = self.runtimes.get_mut(&queue) {
+                runtime.settling += some.iter().map(|(_, n)| n).sum::<u64>();
+            }
+            let sequence = self.number(Work::Settled { queue, ranges: some.to_vec() });
+            if self.overlay.is_some() {
+                self.write_settlement(sequence, queue, some);
+            }
         }
     }
 
@@ -665,11 +719,14 @@ impl Core {
                     self.settle_in(queue, ranges);
                     return self.reply(id, verb.request, Ok(Reply::Queue { messages, consumers: 0 }));
                 }
+                let (first, last) =
+                    ranges.split_at(ranges.len().saturating_sub(limits::RANGES_PER_SETTLEMENT));
+                self.settle_in(queue, first.to_vec());
                 let sequence = self.number(Work::Verb { connection: id, verb, weight: 0 });
                 if let Some(pending) = self.pending(sequence) {
                     pending.queue_id = u32::try_from(messages).unwrap_or(u32::MAX);
                 }
-                self.write_settlement(sequence, queue, &ranges);
+                self.write_settlement(sequence, queue, last);
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.stalled_on = Some(sequence);
                 }

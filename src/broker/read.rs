@@ -393,7 +393,7 @@ impl Core {
             (None, Some(queue)) => queue.depth(),
             (None, None) => 0,
         };
-        depth.saturating_sub(runtime.map_or(0, |r| r.unacked))
+        depth.saturating_sub(runtime.map_or(0, |r| r.unacked + r.settling))
     }
 
     /// Attached readers.

@@ -72,6 +72,8 @@ pub(crate) struct Runtime {
     pub(crate) handed_before: Offset,
     /// Leased messages.
     pub(crate) unacked: u64,
+    /// Settled by records that are not applied yet.
+    pub(crate) settling: u64,
     /// A reader was attached once: an auto-delete queue may go.
     pub(crate) was_read: bool,
     /// The one that reads exclusively.

@@ -166,7 +166,7 @@ impl ShardLoop {
         if !core.is_ready()
             && let Some(term) = (seams.leads)()
         {
-            core.retry(term);
+            core.lead(term);
         }
         let more = core.serve();
         if !(seams.backlog_full)() {

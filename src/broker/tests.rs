@@ -109,8 +109,8 @@ impl Harness {
         for batch in batches {
             harness.term = batch.point.term;
             harness.commit(batch.kind, batch.payload.clone());
-            // What a core of the replayed term would propose is not this one's to say.
-            harness.core.stop_leading();
+            harness.propose();
+            assert!(harness.taken.is_empty(), "who replays proposes nothing");
         }
         harness.start_term();
         harness.run();
@@ -120,6 +120,7 @@ impl Harness {
     fn start_term(&mut self) {
         self.term += 1;
         self.commit(TERM_START, Bytes::new());
+        self.core.lead(self.term);
     }
 
     fn commit(&mut self, kind: u8, payload: Bytes) {
@@ -366,7 +367,7 @@ fn a_lost_batch_is_decided_again_with_one_confirm_and_no_duplicate() {
     assert_eq!(h.taken.len(), 1);
     h.taken.clear();
     h.core.refused(h.term);
-    h.core.retry(h.term);
+    h.core.lead(h.term);
     h.run();
     assert_eq!(confirms(&c.take()), [(1, 2, true)]);
     let queue = h.core.state.queues.values().next().unwrap();
@@ -393,7 +394,7 @@ fn a_batch_behind_a_refused_one_is_void_and_comes_again_in_order() {
         h.commit(OUTCOMES, proposal.payload);
     }
     assert!(confirms(&c.take()).is_empty());
-    h.core.retry(h.term);
+    h.core.lead(h.term);
     h.run();
     let mut all = confirms(&c.take());
     all.sort_unstable();
@@ -562,4 +563,57 @@ fn a_new_incarnation_goes_on_after_removing_what_the_old_one_held() {
     again.call(&mut c, queue("volatile", false)).unwrap();
     let Ok(Reply::Queue { .. }) = again.call(&mut c, queue("durable", true)) else { panic!() };
     assert_eq!(again.core.state.topology.queue_count(), 2);
+}
+
+#[test]
+fn a_first_batch_of_messages_for_a_new_topic_is_one_batch_or_refused() {
+    for (each, fits) in [(200_000usize, true), (300_000, false)] {
+        let mut h = Harness::new();
+        let mut c = h.client(1);
+        h.call(&mut c, queue("q", true)).unwrap();
+        // Something else is in the open batch already.
+        let filler: &'static [u8] = Box::leak(vec![b'f'; 500_000].into_boxed_slice());
+        h.send(&mut c, publish("", "q", 1, filler));
+        let body: &'static [u8] = Box::leak(vec![b'm'; each].into_boxed_slice());
+        let message = || SendMessage {
+            message: Message {
+                origin: Origin::Amqp,
+                bytes: Bytes::from_static(body),
+                prefix_len: 0,
+                body_len: u32::try_from(each).unwrap(),
+                tag_hash: 0,
+                persistent: true,
+            },
+            tag: "".into(),
+        };
+        let send = Send {
+            topic: "T".into(),
+            queue_id: None,
+            create_queues: Some(4),
+            messages: (0..4).map(|_| message()).collect(),
+        };
+        let result = h.call(&mut c, Op::Send(send));
+        let stored: u64 =
+            h.core.state.queues.values().filter(|q| q.kind == QueueKind::Topic).map(|q| q.index.next()).sum();
+        match result {
+            Ok(Reply::Sent { offsets, .. }) => {
+                assert_eq!((fits, offsets, stored), (true, vec![0, 1, 2, 3], 4))
+            }
+            Err(Refusal::Limit(_)) => assert_eq!((fits, stored), (false, 0)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_automatically_acknowledged_get_does_not_count_as_ready() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    h.send(&mut c, publish("", "q", 0, b"x"));
+    h.run();
+    let get = Op::Get { reader: 9, channel: 1, queue: "q".into(), no_ack: true };
+    let Ok(Reply::Got { delivery: Some(_), remaining }) = h.call(&mut c, get) else { panic!() };
+    assert_eq!(remaining, 0);
+    let Ok(Reply::Queue { messages: 0, .. }) = h.call(&mut c, queue("q", true)) else { panic!() };
 }

@@ -284,6 +284,33 @@ impl Client {
             self.stream.set_read_timeout(Some(wait))?;
             self.timeout = wait;
         }
+        self.read()
+    }
+
+    /// From now on nothing waits: [`Client::poll`] takes the place of [`Client::flush`] and [`Client::receive`], so that
+    /// one thread can serve several connections.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn set_polled(&mut self) -> Result<(), Error> {
+        Ok(self.stream.set_nonblocking(true)?)
+    }
+
+    /// Sends what goes and reads what is there; false if nothing moved.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn poll(&mut self) -> Result<bool, Error> {
+        let sent = match self.stream.write(&self.out) {
+            Ok(sent) => sent,
+            Err(error) if is_pause(&error) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        self.out.drain(..sent);
+        Ok(self.read()? || sent > 0)
+    }
+
+    fn read(&mut self) -> Result<bool, Error> {
         self.input.drain(..self.heard);
         self.heard = 0;
         match self.stream.read(&mut self.chunk) {
@@ -292,10 +319,8 @@ impl Client {
                 self.input.extend_from_slice(&self.chunk[..length]);
                 Ok(true)
             }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => Ok(false),
-                _ => Err(error.into()),
-            },
+            Err(error) if is_pause(&error) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -328,6 +353,11 @@ impl Client {
         }
         Err(Error::Gone(io::ErrorKind::TimedOut.into()))
     }
+}
+
+/// Whether the socket works and only has nothing to do.
+fn is_pause(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
 /// Takes one whole thing off the front of `input`.

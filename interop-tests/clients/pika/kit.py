@@ -22,6 +22,7 @@ import pika
 SCENARIO_SECONDS = 60
 RESTART_SECONDS = 180
 WAIT_SECONDS = 10
+CLEAN_UP_SECONDS = 20
 
 SCENARIOS = {}
 
@@ -257,21 +258,34 @@ def _on_alarm(*_):
 def _run(name):
     function, seconds = SCENARIOS[name]
     context = Context()
-    signal.alarm(seconds)
     try:
-        try:
+        with _deadline(seconds):
             function(context)
-        finally:
-            context.clean_up()
+        failure = None
     except Skip as reason:
         return f"skip {name}: {reason}", True
     except Exception as error:  # a scenario fails by any exception
-        traceback.print_exc()
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return f"FAIL {name}: {text}", False
+        failure = _told(error)
+    try:
+        with _deadline(CLEAN_UP_SECONDS):
+            context.clean_up()
+    except Exception as error:
+        failure = failure or f"cleaning up: {_told(error)}"
+    return (f"FAIL {name}: {failure}", False) if failure else (f"ok {name}", True)
+
+
+def _told(error):
+    traceback.print_exception(error)
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextlib.contextmanager
+def _deadline(seconds):
+    signal.alarm(seconds)
+    try:
+        yield
     finally:
         signal.alarm(0)
-    return f"ok {name}", True
 
 
 def main():

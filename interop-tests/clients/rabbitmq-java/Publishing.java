@@ -40,6 +40,7 @@ final class Publishing {
         scenario("immediate", Publishing::immediate);
         scenario("bodies", Publishing::bodies);
         scenario("properties", Publishing::properties);
+        scenario("property-expiration", Publishing::propertyExpiration);
         scenario("header-types", Publishing::headerTypes);
     }
 
@@ -148,7 +149,7 @@ final class Publishing {
         // One at a time as well: an absent property must stay absent.
         List<AMQP.BasicProperties> all = new ArrayList<>(List.of(
             new AMQP.BasicProperties.Builder().contentType("text/plain").contentEncoding("utf-8").deliveryMode(2).priority(7)
-                .correlationId("correlation").replyTo("reply.to").expiration("600000").messageId("message-ü")
+                .correlationId("correlation").replyTo("reply.to").messageId("message-ü")
                 .timestamp(new Date(1_700_000_000_000L)).type("kind").userId("guest").appId("interop").clusterId("cluster").build(),
             new AMQP.BasicProperties.Builder().build(),
             new AMQP.BasicProperties.Builder().contentType("text/plain").build(),
@@ -157,7 +158,6 @@ final class Publishing {
             new AMQP.BasicProperties.Builder().priority(0).build(),
             new AMQP.BasicProperties.Builder().correlationId("").build(),
             new AMQP.BasicProperties.Builder().replyTo("reply.to").build(),
-            new AMQP.BasicProperties.Builder().expiration("600000").build(),
             new AMQP.BasicProperties.Builder().messageId("message-ü").build(),
             new AMQP.BasicProperties.Builder().timestamp(new Date(0)).build(),
             new AMQP.BasicProperties.Builder().type("kind").build(),
@@ -165,9 +165,18 @@ final class Publishing {
             new AMQP.BasicProperties.Builder().appId("interop").build(),
             new AMQP.BasicProperties.Builder().clusterId("cluster").build()));
         for (AMQP.BasicProperties sent : all) {
-            publish(channel, "", queue, sent, List.of(""));
-            equal(channel.basicGet(queue, true).getProps().toString(), sent.toString(), "properties");
+            sameProperties(channel, queue, sent);
         }
+    }
+
+    private static void sameProperties(Channel channel, String queue, AMQP.BasicProperties sent) throws Exception {
+        publish(channel, "", queue, sent, List.of(""));
+        equal(channel.basicGet(queue, true).getProps().toString(), sent.toString(), "properties");
+    }
+
+    private static void propertyExpiration(Amqp amqp) throws Exception {
+        Channel channel = amqp.confirming();
+        sameProperties(channel, amqp.queue(channel, "expiration"), PERSISTENT.builder().expiration("600000").build());
     }
 
     private static void headerTypes(Amqp amqp) throws Exception {

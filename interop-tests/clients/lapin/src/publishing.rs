@@ -3,7 +3,7 @@
 use crate::kit::*;
 use lapin::options::*;
 use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable};
-use lapin::{BasicProperties, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation};
 
 pub fn scenarios() -> Vec<Scenario> {
     vec![
@@ -14,6 +14,7 @@ pub fn scenarios() -> Vec<Scenario> {
         scenario("immediate", immediate),
         scenario("bodies", bodies),
         scenario("properties", properties),
+        scenario("property-expiration", property_expiration),
         scenario("header-types", header_types),
     ]
 }
@@ -137,7 +138,6 @@ async fn properties(context: Context) {
             .with_priority(7)
             .with_correlation_id("correlation".into())
             .with_reply_to("reply.to".into())
-            .with_expiration("600000".into())
             .with_message_id("message-ü".into())
             .with_timestamp(1_700_000_000)
             .with_type("kind".into())
@@ -152,7 +152,6 @@ async fn properties(context: Context) {
         none().with_priority(0),
         none().with_correlation_id("".into()),
         none().with_reply_to("reply.to".into()),
-        none().with_expiration("600000".into()),
         none().with_message_id("message-ü".into()),
         none().with_timestamp(0),
         none().with_type("kind".into()),
@@ -161,9 +160,19 @@ async fn properties(context: Context) {
         none().with_cluster_id("cluster".into()),
     ];
     for sent in all {
-        publish_with(&channel, "", &queue, &sent, &[""]).await;
-        assert_eq!(get(&channel, &queue).await.unwrap().properties, sent, "properties");
+        same_properties(&channel, &queue, sent).await;
     }
+}
+
+async fn same_properties(channel: &Channel, queue: &str, sent: BasicProperties) {
+    publish_with(channel, "", queue, &sent, &[""]).await;
+    assert_eq!(get(channel, queue).await.unwrap().properties, sent, "properties");
+}
+
+async fn property_expiration(context: Context) {
+    let channel = context.confirming().await;
+    let queue = context.queue(&channel, "expiration").await;
+    same_properties(&channel, &queue, persistent().with_expiration("600000".into())).await;
 }
 
 async fn header_types(context: Context) {

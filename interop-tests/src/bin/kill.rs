@@ -41,7 +41,9 @@ const PUBLISHERS: [(&str, &str, i64); 5] =
 const WINDOW: usize = 100;
 const PREFETCH: u16 = 50;
 /// So many messages may lie in the queues before publishers wait, so that the end comes soon.
-const BACKLOG: i64 = 2_000;
+const BACKLOG: i64 = 5_000;
+/// The longest pause of a lazy consumer between two reads, in milliseconds.
+const LAZY: u64 = 40;
 /// The most that one publisher sends in a second: a run of hundreds of kills stays a file that can be judged.
 const RATE: u64 = 2_000;
 /// What a restart may take, on a machine that does other things, too.
@@ -787,7 +789,12 @@ impl Consumer<'_> {
     fn live(&mut self) -> Result<(), Error> {
         let mut client = Client::connect(self.run.server)?;
         client.consume(self.queue, Some(PREFETCH))?;
+        // What is settled at once can not be lost: some lives are slow, so that a crash finds messages in the queues.
+        let pause = Duration::from_millis(if self.dice.below(3) == 0 { 0 } else { self.dice.below(LAZY) });
         while self.run.consuming.load(Ordering::SeqCst) {
+            if self.run.publishing.load(Ordering::SeqCst) {
+                thread::sleep(pause);
+            }
             let idle = !client.receive(Duration::from_millis(50))?;
             let arrived = self.hear(&mut client)?;
             self.give_back(&mut client, arrived);

@@ -133,6 +133,7 @@ async fn open(
     if let Some(cut) = &log.recovered.cut {
         tracing::warn!("the unfinished end of the log was cut: {cut:?}");
     }
+    let first_segment = log.recovered.segments.first().map_or(0, |start| start / genesis.segment_size);
     let (writer, preparer) = (log.writer, log.preparer);
     spawn("log writer", move || ended("log writer", block_on(writer.run())))?;
     spawn("log preparer", move || ended("log preparer", block_on(preparer.run())))?;
@@ -153,7 +154,7 @@ async fn open(
         },
         state,
     );
-    let shard_loop = ShardLoop::new(core, inputs, genesis.segment_size, CHECKPOINT_BYTES);
+    let shard_loop = ShardLoop::new(core, inputs, (first_segment, genesis.segment_size), CHECKPOINT_BYTES);
     let replica = Replica::start(Start {
         node: genesis.node,
         address: String::new(),

@@ -717,6 +717,7 @@ impl Core {
             self.redo(sequence);
         }
         self.again = false;
+        self.pop_resolved();
         let orphans = std::mem::take(&mut self.orphans);
         self.remove_owned(orphans);
         self.retry_stalled();

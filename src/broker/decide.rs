@@ -36,6 +36,16 @@ enum Outcome {
     Settle(QueueUid, Vec<(u64, u64)>, u64),
 }
 
+/// What deciding a verb again came to.
+enum Redone {
+    /// Its records are in the open batch.
+    Written,
+    /// There is nothing to write any more; it is answered as done.
+    Nothing,
+    /// Answer this now.
+    Answer(Result<Reply, Refusal>),
+}
+
 impl Core {
     /// Decides one verb. The node leads and its session is open.
     pub(crate) fn decide(&mut self, id: ConnectionId, verb: Verb) {
@@ -79,9 +89,20 @@ impl Core {
         }
         pending.enqueued.clear();
         let extents = pending.extents.clone();
-        let work = std::mem::replace(&mut pending.work, Work::Unanswered);
-        let written = match &work {
-            Work::Verb { connection, verb, .. } => self.redo_verb(sequence, *connection, verb, &extents),
+        let mut work = std::mem::replace(&mut pending.work, Work::Unanswered);
+        let written = match &mut work {
+            Work::Verb { connection, verb, .. } => {
+                match self.redo_verb(sequence, *connection, verb, &extents) {
+                    Redone::Written => true,
+                    Redone::Nothing => false,
+                    Redone::Answer(result) => {
+                        self.reply(*connection, verb.request, result);
+                        // It is answered: what is left is its credit and who waits for it.
+                        verb.request = 0;
+                        false
+                    }
+                }
+            }
             Work::Internal(changes) => {
                 self.write_changes(sequence, changes);
                 true
@@ -95,6 +116,8 @@ impl Core {
                 true
             }
             Work::Part { publish, targets } => {
+                let topology = self.decided().clone();
+                targets.retain(|uid| topology.queue_by_uid(*uid).is_some());
                 self.write_reference(sequence, publish, targets, &extents);
                 true
             }
@@ -106,52 +129,64 @@ impl Core {
         }
     }
 
-    fn redo_verb(&mut self, sequence: u64, id: ConnectionId, verb: &Verb, extents: &[Extent]) -> bool {
+    fn redo_verb(&mut self, sequence: u64, id: ConnectionId, verb: &Verb, extents: &[Extent]) -> Redone {
         match &verb.op {
             Op::Publish(publish) => {
                 let Some(route) =
                     self.route(verb.vhost, &publish.exchange, &publish.routing_key, &publish.message)
                 else {
-                    return false;
+                    return Redone::Nothing;
                 };
                 let targets = self.durable_targets(&route, publish);
                 // What goes beyond one record stands in parts before this verb.
                 let last = targets.rchunks(limits::TARGETS_PER_REFERENCE).next().unwrap_or_default();
                 if last.is_empty() {
-                    return false;
+                    return Redone::Nothing;
                 }
                 self.write_reference(sequence, publish, last, extents);
-                true
+                Redone::Written
             }
-            Op::Send(send) => match self.send_targets(send, None) {
-                Some((queue_id, targets)) if !extents.is_empty() => {
-                    let now = self.stamp();
-                    self.write_one(sequence, &send.messages[0].message, &targets[0], extents, queue_id, now);
-                    true
-                }
-                Some((queue_id, targets)) => {
-                    self.write_send(sequence, send, queue_id, &targets);
-                    true
-                }
-                None => false,
-            },
+            Op::Send(send) => self.redo_send(sequence, verb, send, extents),
             Op::CommitOffset { group, topic, queue_id, offset, .. } => {
-                let Some(queue) = self.topic_queue(topic, *queue_id) else { return false };
+                let Some(queue) = self.topic_queue(topic, *queue_id) else {
+                    return Redone::Answer(Err(not_found("topic", topic, &self.vhost_name(verb.vhost))));
+                };
                 self.write_offset(sequence, group, queue, *offset);
-                true
+                Redone::Written
             }
             _ => match self.topology_outcome(id, verb) {
                 Outcome::Changes(changes, _) => {
                     self.write_changes(sequence, &changes);
-                    true
+                    Redone::Written
                 }
                 Outcome::Settle(queue, ranges, _) => {
                     self.write_settlement(sequence, queue, &ranges);
-                    true
+                    Redone::Written
                 }
-                Outcome::Answer(_) => false,
+                Outcome::Answer(result) => Redone::Answer(result),
             },
         }
+    }
+
+    fn redo_send(&mut self, sequence: u64, verb: &Verb, send: &Send, extents: &[Extent]) -> Redone {
+        let missing = self.decided().topic(&send.topic).is_none();
+        let create = send
+            .create_queues
+            .filter(|_| missing)
+            .map(|queues| (sequence, queues.clamp(1, limits::TOPIC_QUEUES_MAX)));
+        self.make_room(
+            send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum::<usize>() + 16_384,
+        );
+        let Some((queue_id, targets)) = self.send_targets(send, create) else {
+            return Redone::Answer(Err(not_found("topic", &send.topic, &self.vhost_name(verb.vhost))));
+        };
+        if extents.is_empty() {
+            self.write_send(sequence, send, queue_id, &targets);
+        } else {
+            let now = self.stamp();
+            self.write_one(sequence, &send.messages[0].message, &targets[0], extents, queue_id, now);
+        }
+        Redone::Written
     }
 
     // ---- publishing

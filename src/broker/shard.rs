@@ -90,12 +90,12 @@ pub struct ShardLoop {
 }
 
 impl ShardLoop {
-    /// A loop around `core`.
+    /// A loop around `core`, on a log whose first segment has that number and which has segments of that size.
     #[must_use]
     pub(crate) fn new(
         core: Core,
         inputs: mpsc::UnboundedReceiver<Input>,
-        segment_size: u64,
+        (first_segment, segment_size): (u64, u64),
         checkpoint_bytes: u64,
     ) -> Self {
         Self {
@@ -103,7 +103,7 @@ impl ShardLoop {
             inputs,
             applied: Rc::new(Notify::new()),
             checkpoint: None,
-            first_segment: 0,
+            first_segment,
             segment_size,
             checkpoint_bytes,
         }

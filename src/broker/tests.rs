@@ -617,3 +617,51 @@ fn an_automatically_acknowledged_get_does_not_count_as_ready() {
     assert_eq!(remaining, 0);
     let Ok(Reply::Queue { messages: 0, .. }) = h.call(&mut c, queue("q", true)) else { panic!() };
 }
+
+#[test]
+fn a_first_send_whose_batch_was_lost_makes_its_topic_again() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    let message = SendMessage {
+        message: Message {
+            origin: Origin::Amqp,
+            bytes: Bytes::from_static(b"m"),
+            prefix_len: 0,
+            body_len: 1,
+            tag_hash: 0,
+            persistent: true,
+        },
+        tag: "".into(),
+    };
+    let send = Send { topic: "T".into(), queue_id: Some(2), create_queues: Some(4), messages: vec![message] };
+    h.send(&mut c, Op::Send(send));
+    h.propose();
+    h.taken.clear();
+    h.core.refused(h.term);
+    h.core.lead(h.term);
+    h.run();
+    let replies = c.take();
+    let [Event::Reply { result: Ok(Reply::Sent { queue_id: 2, offsets, .. }), .. }] = &replies[..] else {
+        panic!("{replies:?}")
+    };
+    assert_eq!(offsets, &[0]);
+    assert_eq!(h.core.state.topology.topic("T").map(|t| t.queues.len()), Some(4));
+}
+
+#[test]
+fn a_declare_that_somebody_else_made_meanwhile_is_answered_once() {
+    let mut h = Harness::new();
+    let (mut a, mut b) = (h.client(1), h.client(2));
+    h.send(&mut a, queue("q", true));
+    h.propose();
+    h.taken.clear();
+    h.core.refused(h.term);
+    h.send(&mut b, queue("q", true));
+    h.core.lead(h.term);
+    h.run();
+    for client in [&mut a, &mut b] {
+        let events = client.take();
+        assert!(matches!(&events[..], [Event::Reply { result: Ok(Reply::Queue { .. }), .. }]), "{events:?}");
+    }
+    assert_eq!(h.core.state.queues.len(), 1);
+}

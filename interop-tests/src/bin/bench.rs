@@ -2,7 +2,7 @@
 //!
 //! Latency of one confirmed persistent message at a time; rate of small transient messages through one queue; rate of
 //! persistent messages with confirms and acknowledgements through four. With each the processor time that the broker
-//! took, and at the end its memory. The disk below a directory is measured first, since no broker can confirm faster.
+//! took, and at the end its memory. The disk below a directory is measured beside it.
 //!
 //! Owns: the load and the figures. Promises: a table for people, then one line of JSON with the same figures; queues are
 //! deleted again; a client that costs little beside the broker, as both may share few cores: writes hold many messages,
@@ -86,7 +86,7 @@ impl Arguments {
     fn run(&self) -> Result<Figures, String> {
         let mut figures = Figures::default();
         if let Some(directory) = &self.probe {
-            probe(directory, &mut figures).map_err(|error| format!("{}: {error}", directory.display()))?;
+            probe(directory, small_writes, &mut figures)?;
         }
         let process = Process::new(self.pid)?;
         let failed = |what: &'static str| move |error: Error| format!("{what}: {error}");
@@ -95,6 +95,10 @@ impl Arguments {
         self.durable(&process, &mut figures).map_err(failed("durable"))?;
         for (name, field) in [("memory_mib", "VmRSS:"), ("memory_peak_mib", "VmHWM:")] {
             figures.add(name, process.memory(field)?, "MiB after the load");
+        }
+        // Last: many bytes at once slow some disks down for a while, and with them the broker.
+        if let Some(directory) = &self.probe {
+            probe(directory, large_writes, &mut figures)?;
         }
         Ok(figures)
     }
@@ -505,38 +509,42 @@ fn ticks_per_second() -> Option<f64> {
 
 /// What the disk below `directory` can do: a small write made durable, and large ones one after the other. The files
 /// hold zeros before, so that no size or extent changes with the write.
-fn probe(directory: &Path, figures: &mut Figures) -> std::io::Result<()> {
+fn probe(directory: &Path, ask: Probe, figures: &mut Figures) -> Result<(), String> {
     let path = directory.join(format!("bench-probe-{}", std::process::id()));
-    let measured = probe_file(&path, figures);
-    fs::remove_file(&path)?;
-    measured
+    let asked = ask(&path, figures).and_then(|()| fs::remove_file(&path));
+    asked.map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn probe_file(path: &Path, figures: &mut Figures) -> std::io::Result<()> {
-    const SMALL_WRITE: usize = 4 * 1_024;
-    const LARGE_WRITE: usize = 256 * 1_024;
-    const WRITES: u64 = 256;
+type Probe = fn(&Path, &mut Figures) -> std::io::Result<()>;
+
+const SMALL_WRITE: usize = 4 * 1_024;
+const LARGE_WRITE: usize = 256 * 1_024;
+const WRITES: u64 = 256;
+
+fn small_writes(path: &Path, figures: &mut Figures) -> std::io::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    let zeros = vec![0; LARGE_WRITE];
-    // Small ones first, on a small file: disks slow down for a while after many bytes.
-    file.write_all_at(&zeros, 0)?;
+    file.write_all_at(&vec![0; LARGE_WRITE], 0)?;
     file.sync_all()?;
-    let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(LARGE_WRITE).collect();
     let mut latencies = Histogram::default();
     for place in 0..WRITES {
         let begin = Instant::now();
-        file.write_all_at(&bytes[..SMALL_WRITE], place % 64 * SMALL_WRITE as u64)?;
+        file.write_all_at(&[1; SMALL_WRITE], place % 64 * SMALL_WRITE as u64)?;
         file.sync_data()?;
         latencies.add(begin.elapsed());
     }
     figures.add("disk_sync_p50_us", latencies.at(50.0), "us, 4 KiB write and fdatasync");
+    Ok(())
+}
+
+fn large_writes(path: &Path, figures: &mut Figures) -> std::io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
     for place in 0..WRITES {
-        file.write_all_at(&zeros, place * LARGE_WRITE as u64)?;
+        file.write_all_at(&vec![0; LARGE_WRITE], place * LARGE_WRITE as u64)?;
     }
     file.sync_all()?;
     let begin = Instant::now();
     for place in 0..WRITES {
-        file.write_all_at(&bytes, place * LARGE_WRITE as u64)?;
+        file.write_all_at(&vec![1; LARGE_WRITE], place * LARGE_WRITE as u64)?;
         file.sync_data()?;
     }
     let speed = rate(WRITES * LARGE_WRITE as u64, begin.elapsed()) / 1e6;

@@ -190,7 +190,7 @@ final class Consuming {
         inbox.await(2);
         amqp.refused(406, List.of("PRECONDITION_FAILED", "queue '" + queue + "' in vhost '/' in use"),
             other -> other.queueDelete(queue, true, false));
-        channel.basicCancel(inbox.getConsumerTag());
+        inbox.cancel();
         publish(channel, "", queue, "three");
         equal(channel.queueDelete(queue, true, false).getMessageCount(), 1, "messages deleted with the queue");
         equal(channel.queueDelete(queue).getMessageCount(), 0, "deleting a missing queue");
@@ -203,7 +203,7 @@ final class Consuming {
         Channel channel = amqp.channel();
         Inbox inbox = Inbox.consume(channel, queue);
         inbox.await(2);
-        channel.basicCancel(inbox.getConsumerTag());
+        inbox.cancel();
         publish(watcher, "", queue, "later");
         equal(ready(watcher, queue), 1, "ready messages: the later one waits");
         equal(received(inbox), 2, "deliveries after the cancel");
@@ -229,7 +229,7 @@ final class Consuming {
         Inbox only = Inbox.consume(channel, queue, false, true);
         List<String> text = List.of("ACCESS_REFUSED", "queue '" + queue + "' in vhost '/' in exclusive use");
         amqp.refused(403, text, other -> Inbox.consume(other, queue), other -> Inbox.consume(other, queue, false, true));
-        channel.basicCancel(only.getConsumerTag());
+        only.cancel();
         Inbox.consume(channel, queue);
         amqp.refused(403, text, other -> Inbox.consume(other, queue, false, true));
     }

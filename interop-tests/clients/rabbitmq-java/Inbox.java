@@ -30,6 +30,7 @@ final class Inbox extends DefaultConsumer {
 
     private final List<Message> messages = new ArrayList<>();
     private volatile boolean cancelled;
+    private String tag;
 
     private Inbox(Channel channel) {
         super(channel);
@@ -45,8 +46,12 @@ final class Inbox extends DefaultConsumer {
 
     static Inbox consume(Channel channel, String queue, boolean autoAck, boolean exclusive) throws IOException {
         Inbox inbox = new Inbox(channel);
-        channel.basicConsume(queue, autoAck, "", false, exclusive, null, inbox);
+        inbox.tag = channel.basicConsume(queue, autoAck, "", false, exclusive, null, inbox);
         return inbox;
+    }
+
+    void cancel() throws IOException {
+        getChannel().basicCancel(tag); // the superclass learns the tag on another thread, later
     }
 
     @Override

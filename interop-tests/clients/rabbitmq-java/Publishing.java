@@ -139,7 +139,7 @@ final class Publishing {
             check(Arrays.equals(channel.basicGet(queue, true).getBody(), body), "a body of " + size + " bytes came back different");
             Inbox inbox = Inbox.autoAck(channel, queue);
             check(Arrays.equals(inbox.awaitOne().body(), body), "a body of " + size + " bytes was delivered different");
-            channel.basicCancel(inbox.getConsumerTag());
+            inbox.cancel();
         }
     }
 

@@ -166,9 +166,9 @@ final class Topology {
         check(amqp.queueExists(queue), "the queue stays before its first consumer");
         Inbox first = Inbox.consume(channel, queue);
         Inbox second = Inbox.consume(channel, queue);
-        channel.basicCancel(first.getConsumerTag());
+        first.cancel();
         check(amqp.queueExists(queue), "the queue stays while one consumer is left");
-        channel.basicCancel(second.getConsumerTag());
+        second.cancel();
         waitGone(amqp, queue);
     }
 

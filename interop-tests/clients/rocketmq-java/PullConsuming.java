@@ -195,12 +195,13 @@ final class PullConsuming {
         equal(List.of(producer.minOffset(queue), producer.maxOffset(queue)), List.of(0L, start + 5), "min and max offset");
         List<MessageExt> messages = pullConsumer(closer, uniqueName("group")).pull(queue, "*", start, MANY).getMsgFoundList();
         equal(messages.size(), 5, "messages");
+        List<Long> times = messages.stream().map(MessageExt::getStoreTimestamp).toList();
         for (MessageExt message : messages) {
             long time = message.getStoreTimestamp();
             long offset = message.getQueueOffset();
-            equal(producer.searchOffset(queue, time), offset, "offset at the time of a message");
-            equal(producer.searchOffset(queue, time - 5), offset, "offset just before a message");
-            equal(producer.searchOffset(queue, time + 5), offset + 1, "offset just after a message");
+            equal(producer.searchOffset(queue, time), offset, "offset at the time of message " + offset + " of " + times);
+            equal(producer.searchOffset(queue, time - 5), offset, "offset just before message " + offset + " of " + times);
+            equal(producer.searchOffset(queue, time + 5), offset + 1, "offset just after message " + offset + " of " + times);
         }
         equal(producer.searchOffset(queue, 0), 0L, "offset at the beginning of time");
         equal(producer.searchOffset(queue, System.currentTimeMillis() + 3_600_000), start + 5, "offset in an hour");

@@ -170,7 +170,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "storage.tail_memory",
-        default: "64MiB",
+        default: "16MiB",
         meaning: "Newest part of the log that is kept in memory, so that consumers who keep up never cause a read.",
         kind: Kind::Size {
             min: 4 * MIB,

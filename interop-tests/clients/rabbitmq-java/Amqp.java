@@ -26,23 +26,23 @@ import java.util.stream.IntStream;
  * One scenario's view of the broker: connections that are closed and names that are deleted afterwards, so that
  * scenarios can share one long-lived broker, and short ways to publish, read and be refused.
  */
-final class Amqp {
-    static final AMQP.BasicProperties PERSISTENT = new AMQP.BasicProperties.Builder().deliveryMode(2).build();
+public final class Amqp {
+    public static final AMQP.BasicProperties PERSISTENT = new AMQP.BasicProperties.Builder().deliveryMode(2).build();
 
     private final Closer closer;
     private final List<String> names = new ArrayList<>();
     /** The sockets below the connections, to cut them as a failing network would. */
     private final List<Socket> sockets = new ArrayList<>();
 
-    interface Scenario {
+    public interface Scenario {
         void run(Amqp amqp) throws Exception;
     }
 
-    static void scenario(String name, Scenario scenario) {
+    public static void scenario(String name, Scenario scenario) {
         Kit.scenario(name, closer -> scenario.run(new Amqp(closer)));
     }
 
-    Amqp(Closer closer) {
+    public Amqp(Closer closer) {
         this.closer = closer;
         closer.defer(this::deleteNames); // runs last, when the connections are gone
     }
@@ -59,13 +59,13 @@ final class Amqp {
     }
 
     /** A name nobody else uses. A queue and an exchange of that name are deleted after the scenario. */
-    String name(String kind) {
+    public String name(String kind) {
         String name = Kit.uniqueName(kind);
         names.add(name);
         return name;
     }
 
-    ConnectionFactory factory() {
+    public ConnectionFactory factory() {
         ConnectionFactory factory = new ConnectionFactory();
         factory.setHost(Kit.amqpHost());
         factory.setPort(Kit.amqpPort());
@@ -75,56 +75,56 @@ final class Amqp {
         return factory;
     }
 
-    Connection connect() throws Exception {
+    public Connection connect() throws Exception {
         return connect(factory());
     }
 
-    Connection connect(ConnectionFactory factory) throws Exception {
+    public Connection connect(ConnectionFactory factory) throws Exception {
         Connection connection = factory.newConnection();
         closer.defer(connection::abort);
         return connection;
     }
 
     /** A channel on a connection of its own. */
-    Channel channel() throws Exception {
+    public Channel channel() throws Exception {
         return connect().createChannel();
     }
 
-    Channel confirming() throws Exception {
+    public Channel confirming() throws Exception {
         Channel channel = channel();
         channel.confirmSelect();
         return channel;
     }
 
     /** A queue with a unique name, neither durable nor exclusive nor auto-delete. */
-    String queue(Channel channel, String kind) throws IOException {
+    public String queue(Channel channel, String kind) throws IOException {
         String queue = name(kind);
         channel.queueDeclare(queue, false, false, false, null);
         return queue;
     }
 
-    String exchange(Channel channel, String type) throws IOException {
+    public String exchange(Channel channel, String type) throws IOException {
         String exchange = name(type);
         channel.exchangeDeclare(exchange, type);
         return exchange;
     }
 
     /** Cuts the newest connection without a word. */
-    void cut() throws IOException {
+    public void cut() throws IOException {
         Socket socket = sockets.get(sockets.size() - 1);
         socket.setSoLinger(true, 0);
         socket.close();
     }
 
-    boolean queueExists(String queue) throws Exception {
+    public boolean queueExists(String queue) throws Exception {
         return exists(channel -> channel.queueDeclarePassive(queue));
     }
 
-    boolean exchangeExists(String exchange) throws Exception {
+    public boolean exchangeExists(String exchange) throws Exception {
         return exists(channel -> channel.exchangeDeclarePassive(exchange));
     }
 
-    interface Attempt {
+    public interface Attempt {
         void on(Channel channel) throws Exception;
     }
 
@@ -139,7 +139,7 @@ final class Amqp {
     }
 
     /** Each attempt, on a channel of its own, must be refused with this code and text. */
-    void refused(int code, List<String> fragments, Attempt... attempts) throws Exception {
+    public void refused(int code, List<String> fragments, Attempt... attempts) throws Exception {
         for (Attempt attempt : attempts) {
             Channel channel = channel();
             refused(code, fragments, () -> attempt.on(channel));
@@ -147,7 +147,7 @@ final class Amqp {
         }
     }
 
-    static void refused(int code, List<String> fragments, Action action) throws Exception {
+    public static void refused(int code, List<String> fragments, Action action) throws Exception {
         try {
             action.run();
         } catch (IOException | ShutdownSignalException e) {
@@ -158,13 +158,13 @@ final class Amqp {
     }
 
     /** Waits for the close that answers something without an answer of its own. */
-    static void refusedLater(Channel channel, int code, String... fragments) throws InterruptedException {
+    public static void refusedLater(Channel channel, int code, String... fragments) throws InterruptedException {
         waitUntil(() -> !channel.isOpen(), () -> "the channel to be closed with " + code);
         Close.of(channel.getCloseReason()).mustSay(code, List.of(fragments));
     }
 
-    record Close(int code, String text) {
-        static Close of(ShutdownSignalException signal) {
+    public record Close(int code, String text) {
+        public static Close of(ShutdownSignalException signal) {
             Method reason = signal.getReason();
             if (reason instanceof AMQP.Channel.Close close) {
                 return new Close(close.getReplyCode(), close.getReplyText());
@@ -175,7 +175,7 @@ final class Amqp {
             throw new AssertionError("closed without a reason from the broker: " + signal);
         }
 
-        void mustSay(int expected, List<String> fragments) {
+        public void mustSay(int expected, List<String> fragments) {
             equal(code, expected, "reply code (" + text + ")");
             fragments.forEach(fragment -> check(text.contains(fragment), "'" + fragment + "' is not in the reply text '" + text + "'"));
         }
@@ -190,21 +190,21 @@ final class Amqp {
         throw new AssertionError("no close from the broker: " + Kit.describe(thrown), thrown);
     }
 
-    static byte[] bytes(String text) {
+    public static byte[] bytes(String text) {
         return text.getBytes(StandardCharsets.UTF_8);
     }
 
-    static String text(byte[] body) {
+    public static String text(byte[] body) {
         return new String(body, StandardCharsets.UTF_8);
     }
 
     /** m0, m1, … */
-    static List<String> sequence(int count) {
+    public static List<String> sequence(int count) {
         return IntStream.range(0, count).mapToObj(i -> "m" + i).toList();
     }
 
     /** Publishes and, on a confirming channel, waits for the confirms. */
-    static void publish(Channel channel, String exchange, String key, AMQP.BasicProperties properties, List<String> bodies) throws Exception {
+    public static void publish(Channel channel, String exchange, String key, AMQP.BasicProperties properties, List<String> bodies) throws Exception {
         long confirmsBefore = channel.getNextPublishSeqNo();
         for (String body : bodies) {
             channel.basicPublish(exchange, key, properties, bytes(body));
@@ -214,16 +214,16 @@ final class Amqp {
         }
     }
 
-    static void publish(Channel channel, String exchange, String key, String... bodies) throws Exception {
+    public static void publish(Channel channel, String exchange, String key, String... bodies) throws Exception {
         publish(channel, exchange, key, null, List.of(bodies));
     }
 
-    static int ready(Channel channel, String queue) throws IOException {
+    public static int ready(Channel channel, String queue) throws IOException {
         return channel.queueDeclarePassive(queue).getMessageCount();
     }
 
     /** Requeues are not answered: this is how they are seen. */
-    static void waitReady(Channel channel, String queue, int count) throws InterruptedException {
+    public static void waitReady(Channel channel, String queue, int count) throws InterruptedException {
         waitUntil(() -> {
             try {
                 return ready(channel, queue) == count;
@@ -234,7 +234,7 @@ final class Amqp {
     }
 
     /** The bodies of everything ready, removed. */
-    static List<String> drain(Channel channel, String queue) throws IOException {
+    public static List<String> drain(Channel channel, String queue) throws IOException {
         List<String> bodies = new ArrayList<>();
         GetResponse response;
         while ((response = channel.basicGet(queue, true)) != null) {
@@ -244,7 +244,7 @@ final class Amqp {
     }
 
     /** Body and redelivered flag of what basic.get returns. */
-    static Map.Entry<String, Boolean> got(GetResponse response) {
+    public static Map.Entry<String, Boolean> got(GetResponse response) {
         return Map.entry(text(response.getBody()), response.getEnvelope().isRedeliver());
     }
 }

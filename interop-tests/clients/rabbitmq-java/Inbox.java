@@ -13,17 +13,17 @@ import java.util.List;
 import java.util.Map;
 
 /** A consumer and what it has received so far. */
-final class Inbox extends DefaultConsumer {
-    record Message(Envelope envelope, AMQP.BasicProperties properties, byte[] body) {
-        String text() {
+public final class Inbox extends DefaultConsumer {
+    public record Message(Envelope envelope, AMQP.BasicProperties properties, byte[] body) {
+        public String text() {
             return Amqp.text(body);
         }
 
-        long tag() {
+        public long tag() {
             return envelope.getDeliveryTag();
         }
 
-        boolean redelivered() {
+        public boolean redelivered() {
             return envelope.isRedeliver();
         }
     }
@@ -36,21 +36,21 @@ final class Inbox extends DefaultConsumer {
         super(channel);
     }
 
-    static Inbox consume(Channel channel, String queue) throws IOException {
+    public static Inbox consume(Channel channel, String queue) throws IOException {
         return consume(channel, queue, false, false);
     }
 
-    static Inbox autoAck(Channel channel, String queue) throws IOException {
+    public static Inbox autoAck(Channel channel, String queue) throws IOException {
         return consume(channel, queue, true, false);
     }
 
-    static Inbox consume(Channel channel, String queue, boolean autoAck, boolean exclusive) throws IOException {
+    public static Inbox consume(Channel channel, String queue, boolean autoAck, boolean exclusive) throws IOException {
         Inbox inbox = new Inbox(channel);
         inbox.tag = channel.basicConsume(queue, autoAck, "", false, exclusive, null, inbox);
         return inbox;
     }
 
-    void cancel() throws IOException {
+    public void cancel() throws IOException {
         getChannel().basicCancel(tag); // the superclass learns the tag on another thread, later
     }
 
@@ -64,31 +64,31 @@ final class Inbox extends DefaultConsumer {
         cancelled = true;
     }
 
-    boolean cancelledByBroker() {
+    public boolean cancelledByBroker() {
         return cancelled;
     }
 
-    synchronized List<Message> messages() {
+    public synchronized List<Message> messages() {
         return List.copyOf(messages);
     }
 
-    List<String> texts() {
+    public List<String> texts() {
         return messages().stream().map(Message::text).toList();
     }
 
     /** Bodies with their redelivered flags. */
-    static List<Map.Entry<String, Boolean>> outline(List<Message> messages) {
+    public static List<Map.Entry<String, Boolean>> outline(List<Message> messages) {
         return messages.stream().map(message -> Map.entry(message.text(), message.redelivered())).toList();
     }
 
     /** Waits for `count` messages in all and returns them. */
-    List<Message> await(int count) throws InterruptedException {
+    public List<Message> await(int count) throws InterruptedException {
         waitUntil(() -> messages().size() >= count, () -> count + " messages, have " + texts());
         equal(messages().size(), count, "number of messages received");
         return messages();
     }
 
-    Message awaitOne() throws InterruptedException {
+    public Message awaitOne() throws InterruptedException {
         return await(1).get(0);
     }
 }

@@ -43,9 +43,9 @@ final class Durability {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "restart");
         String group = Kit.uniqueName("group");
-        Inbox running = new Inbox();
+        Received running = new Received();
         started(closer, newPushConsumer(Kit.uniqueName("group"), topic, "*", running));
-        Inbox before = new Inbox();
+        Received before = new Received();
         DefaultMQPushConsumer stopped = started(closer, newPushConsumer(group, topic, "*", before));
         List<String> consumed = sendMany(producer, topic, "consumed", 20);
         before.awaitExactly(consumed);
@@ -74,7 +74,7 @@ final class Durability {
         }
         waitUntil(60, () -> running.bodies().containsAll(fresh), () -> "the consumer to be back, has " + running.bodies());
         // The group goes on after its offsets.
-        Inbox after = new Inbox();
+        Received after = new Received();
         started(closer, newPushConsumer(group, topic, "*", after));
         Set<String> expected = new HashSet<>(results.keySet());
         expected.addAll(fresh);

@@ -233,7 +233,7 @@ final class Producing {
         for (String body : bodies) {
             sendOk(producer, new Message(topic, bytes(body)));
         }
-        Inbox inbox = consume(closer, topic, "*");
+        Received inbox = consume(closer, topic, "*");
         inbox.awaitExactly(bodies);
         for (MessageExt message : inbox.messages()) {
             check(message.getStoreSize() < message.getBody().length, "stored as compressed as it was sent: " + message.getStoreSize());
@@ -247,7 +247,7 @@ final class Producing {
     private static void delayed(Closer closer, Delay delay, long millis) throws Exception {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "delayed");
-        Inbox inbox = consume(closer, topic, "*");
+        Received inbox = consume(closer, topic, "*");
         long stored = stored(producer, topic);
         Message message = new Message(topic, bytes("later"));
         message.putUserProperty("kept", "yes");
@@ -290,7 +290,7 @@ final class Producing {
         });
         started(closer, producer);
         String topic = newTopic(producer, "transaction");
-        Inbox inbox = consume(closer, topic, "*");
+        Received inbox = consume(closer, topic, "*");
         long stored = stored(producer, topic);
         LocalTransactionState rollback = LocalTransactionState.ROLLBACK_MESSAGE;
         LocalTransactionState commit = LocalTransactionState.COMMIT_MESSAGE;

@@ -188,9 +188,9 @@ final class PullConsuming {
         MessageQueue queue = newQueue(producer, "queries");
         long start = producer.maxOffset(queue);
         for (int i = 0; i < 5; i++) {
+            long before = System.currentTimeMillis();
+            waitUntil(() -> System.currentTimeMillis() > before + 20, () -> "the clock to move on"); // distinct store times
             fill(producer, queue, "m" + i, "", 1);
-            long sent = System.currentTimeMillis();
-            waitUntil(() -> System.currentTimeMillis() > sent + 20, () -> "the clock to move on"); // distinct store times
         }
         equal(List.of(producer.minOffset(queue), producer.maxOffset(queue)), List.of(0L, start + 5), "min and max offset");
         List<MessageExt> messages = pullConsumer(closer, uniqueName("group")).pull(queue, "*", start, MANY).getMsgFoundList();

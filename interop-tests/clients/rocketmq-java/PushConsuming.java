@@ -65,7 +65,7 @@ final class PushConsuming {
     private static void clustering(Closer closer) throws Exception {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "clustering");
-        Inbox inbox = consume(closer, topic, "*");
+        Received inbox = consume(closer, topic, "*");
         List<String> bodies = sendMany(producer, topic, "m", 100);
         inbox.awaitExactly(bodies);
         equal(inbox.messages().stream().map(MessageExt::getQueueId).distinct().count(), 4L, "queues with messages");
@@ -76,7 +76,7 @@ final class PushConsuming {
     private static void tagFilter(Closer closer) throws Exception {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "tags");
-        Inbox inbox = consume(closer, topic, "A || B");
+        Received inbox = consume(closer, topic, "A || B");
         List<String> wanted = new ArrayList<>();
         for (String tag : List.of("A", "B", "C", "AB", "a", "")) {
             List<String> bodies = sendToEach(producer, topic, tag, "tag " + tag + " ");
@@ -93,14 +93,14 @@ final class PushConsuming {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "broadcast");
         String group = uniqueName("group");
-        List<Inbox> inboxes = List.of(new Inbox(), new Inbox());
-        for (Inbox inbox : inboxes) {
+        List<Received> inboxes = List.of(new Received(), new Received());
+        for (Received inbox : inboxes) {
             DefaultMQPushConsumer consumer = newPushConsumer(group, topic, "*", inbox);
             Compat.broadcasting(consumer);
             started(closer, consumer);
         }
         List<String> bodies = sendMany(producer, topic, "all", 20);
-        for (Inbox inbox : inboxes) {
+        for (Received inbox : inboxes) {
             inbox.awaitExactly(bodies);
         }
     }
@@ -109,7 +109,7 @@ final class PushConsuming {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "first");
         List<String> bodies = sendMany(producer, topic, "before", 20);
-        Inbox inbox = consume(closer, topic, "*");
+        Received inbox = consume(closer, topic, "*");
         inbox.awaitExactly(bodies);
     }
 
@@ -121,13 +121,13 @@ final class PushConsuming {
             String topic = newTopic(producer, "latency");
             sendToEach(producer, topic, "", "waiting");
             long started = System.nanoTime();
-            Inbox inbox = consume(closer, topic, "*");
+            Received inbox = consume(closer, topic, "*");
             waitUntil(() -> !inbox.messages().isEmpty(), () -> "the first message of a new group");
             waiting.add((System.nanoTime() - started) / 1_000_000);
 
             String quiet = newTopic(producer, "latency");
             started = System.nanoTime();
-            Inbox late = consume(closer, quiet, "*");
+            Received late = consume(closer, quiet, "*");
             sendToEach(producer, quiet, "", "fresh");
             waitUntil(() -> late.messages().size() == 4, () -> "a fresh message in each queue");
             fresh.add((System.nanoTime() - started) / 1_000_000);
@@ -167,7 +167,7 @@ final class PushConsuming {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "rebalance");
         String group = uniqueName("group");
-        List<Inbox> inboxes = List.of(new Inbox(), new Inbox());
+        List<Received> inboxes = List.of(new Received(), new Received());
         List<Watched> shares = List.of(new Watched(topic), new Watched(topic));
         List<DefaultMQPushConsumer> members = new ArrayList<>();
         for (int i = 0; i < 2; i++) {
@@ -203,12 +203,12 @@ final class PushConsuming {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "offsets");
         String group = uniqueName("group");
-        Inbox first = new Inbox();
+        Received first = new Received();
         DefaultMQPushConsumer consumer = started(closer, newPushConsumer(group, topic, "*", first));
         first.awaitExactly(sendMany(producer, topic, "before", 20));
         consumer.shutdown(); // writes its offsets
         List<String> later = sendMany(producer, topic, "while away", 10);
-        Inbox second = new Inbox();
+        Received second = new Received();
         started(closer, newPushConsumer(group, topic, "*", second));
         second.awaitExactly(joined(later, sendToEach(producer, topic, "", "last")));
     }
@@ -216,8 +216,8 @@ final class PushConsuming {
     private static void independence(Closer closer) throws Exception {
         DefaultMQProducer producer = producer(closer);
         String topic = newTopic(producer, "groups");
-        Inbox first = consume(closer, topic, "*");
-        Inbox second = consume(closer, topic, "*");
+        Received first = consume(closer, topic, "*");
+        Received second = consume(closer, topic, "*");
         List<String> bodies = sendMany(producer, topic, "m", 20);
         first.awaitExactly(bodies);
         second.awaitExactly(bodies);

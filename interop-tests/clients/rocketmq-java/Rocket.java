@@ -21,28 +21,28 @@ import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageQueue;
 
 /** Clients with the settings every scenario wants, topics of their own, and short ways to send. */
-final class Rocket {
-    /** Marks the message that made a topic; no inbox counts it. */
-    static final String SEED = "seed";
+public final class Rocket {
+    /** Marks the message that made a topic; nobody counts it. */
+    public static final String SEED = "seed";
 
     private Rocket() {}
 
-    static byte[] bytes(String text) {
+    public static byte[] bytes(String text) {
         return text.getBytes(StandardCharsets.UTF_8);
     }
 
-    static String text(byte[] body) {
+    public static String text(byte[] body) {
         return new String(body, StandardCharsets.UTF_8);
     }
 
     /** Points a client at the broker; one instance name each, so that two members of a group in one process differ. */
-    static <C extends ClientConfig> C at(C client) {
+    public static <C extends ClientConfig> C at(C client) {
         client.setNamesrvAddr(Kit.nameServer());
         client.setInstanceName(Kit.uniqueName("instance"));
         return client;
     }
 
-    static DefaultMQProducer newProducer() {
+    public static DefaultMQProducer newProducer() {
         DefaultMQProducer producer = at(new DefaultMQProducer(Kit.uniqueName("producers")));
         producer.setSendMsgTimeout(10_000);
         // A refusal is the subject of some scenarios and must not be retried away in the others.
@@ -51,18 +51,18 @@ final class Rocket {
         return producer;
     }
 
-    static <P extends DefaultMQProducer> P started(Closer closer, P producer) throws MQClientException {
+    public static <P extends DefaultMQProducer> P started(Closer closer, P producer) throws MQClientException {
         producer.start();
         closer.defer(producer::shutdown);
         return producer;
     }
 
-    static DefaultMQProducer producer(Closer closer) throws MQClientException {
+    public static DefaultMQProducer producer(Closer closer) throws MQClientException {
         return started(closer, newProducer());
     }
 
     /** A topic made by a first send, with its route visible to everybody. */
-    static String newTopic(DefaultMQProducer producer, String kind) throws Exception {
+    public static String newTopic(DefaultMQProducer producer, String kind) throws Exception {
         String topic = Kit.uniqueName(kind);
         sendOk(producer, new Message(topic, SEED, bytes("made " + topic)));
         waitUntil(() -> !queues(producer, topic).isEmpty(), () -> "the route of " + topic);
@@ -70,7 +70,7 @@ final class Rocket {
     }
 
     /** The topic's queues as the name server tells them now, in order; none when it does not know the topic. */
-    static List<MessageQueue> queues(DefaultMQProducer producer, String topic) {
+    public static List<MessageQueue> queues(DefaultMQProducer producer, String topic) {
         try {
             List<MessageQueue> queues = new ArrayList<>(producer.fetchPublishMessageQueues(topic));
             queues.sort(Comparator.comparingInt(MessageQueue::getQueueId));
@@ -81,7 +81,7 @@ final class Rocket {
     }
 
     /** How many messages the topic's queues have taken so far. */
-    static long stored(DefaultMQProducer producer, String topic) throws MQClientException {
+    public static long stored(DefaultMQProducer producer, String topic) throws MQClientException {
         long sum = 0;
         for (MessageQueue queue : queues(producer, topic)) {
             sum += producer.maxOffset(queue);
@@ -89,21 +89,21 @@ final class Rocket {
         return sum;
     }
 
-    static SendResult sendOk(DefaultMQProducer producer, Message message) throws Exception {
+    public static SendResult sendOk(DefaultMQProducer producer, Message message) throws Exception {
         return ok(producer.send(message));
     }
 
-    static SendResult sendOk(DefaultMQProducer producer, Message message, MessageQueue queue) throws Exception {
+    public static SendResult sendOk(DefaultMQProducer producer, Message message, MessageQueue queue) throws Exception {
         return ok(producer.send(message, queue));
     }
 
-    static SendResult ok(SendResult result) {
+    public static SendResult ok(SendResult result) {
         Kit.equal(result.getSendStatus(), SendStatus.SEND_OK, "send status");
         return result;
     }
 
     /** Sends prefix0, prefix1, … and returns the bodies. */
-    static List<String> sendMany(DefaultMQProducer producer, String topic, String prefix, int count) throws Exception {
+    public static List<String> sendMany(DefaultMQProducer producer, String topic, String prefix, int count) throws Exception {
         List<String> bodies = new ArrayList<>();
         for (int i = 0; i < count; i++) {
             bodies.add(prefix + i);
@@ -113,7 +113,7 @@ final class Rocket {
     }
 
     /** A push consumer that starts at the first message of its queues; not started. */
-    static DefaultMQPushConsumer newPushConsumer(String group, String topic, String tags, Inbox inbox) throws MQClientException {
+    public static DefaultMQPushConsumer newPushConsumer(String group, String topic, String tags, Received inbox) throws MQClientException {
         DefaultMQPushConsumer consumer = at(new DefaultMQPushConsumer(group));
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.subscribe(topic, tags);
@@ -121,34 +121,34 @@ final class Rocket {
         return consumer;
     }
 
-    static DefaultMQPushConsumer started(Closer closer, DefaultMQPushConsumer consumer) throws MQClientException {
+    public static DefaultMQPushConsumer started(Closer closer, DefaultMQPushConsumer consumer) throws MQClientException {
         consumer.start();
         closer.defer(consumer::shutdown);
         return consumer;
     }
 
     /** An inbox fed by a running push consumer of a group of its own. */
-    static Inbox consume(Closer closer, String topic, String tags) throws MQClientException {
-        Inbox inbox = new Inbox();
+    public static Received consume(Closer closer, String topic, String tags) throws MQClientException {
+        Received inbox = new Received();
         started(closer, newPushConsumer(Kit.uniqueName("group"), topic, tags, inbox));
         return inbox;
     }
 
-    static DefaultMQPullConsumer pullConsumer(Closer closer, String group) throws MQClientException {
+    public static DefaultMQPullConsumer pullConsumer(Closer closer, String group) throws MQClientException {
         DefaultMQPullConsumer consumer = at(new DefaultMQPullConsumer(group));
         consumer.start();
         closer.defer(consumer::shutdown);
         return consumer;
     }
 
-    static DefaultLitePullConsumer litePullConsumer(String group) {
+    public static DefaultLitePullConsumer litePullConsumer(String group) {
         DefaultLitePullConsumer consumer = at(new DefaultLitePullConsumer(group));
         consumer.setAutoCommit(false);
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         return consumer;
     }
 
-    static DefaultLitePullConsumer started(Closer closer, DefaultLitePullConsumer consumer) throws MQClientException {
+    public static DefaultLitePullConsumer started(Closer closer, DefaultLitePullConsumer consumer) throws MQClientException {
         consumer.start();
         closer.defer(consumer::shutdown);
         return consumer;

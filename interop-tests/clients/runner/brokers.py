@@ -71,12 +71,17 @@ class Process:
                 raise BrokerError(f"{self.name} is not ready after {START_SECONDS} s (log: {self.log})")
             time.sleep(0.05)
 
+    def ended(self):
+        """None while it runs or before it has run, else its exit status."""
+        return self.child.poll() if self.child else None
+
     def stop(self, how=signal.SIGTERM):
+        """Ends it and returns its exit status."""
         if self.child is None or self.child.poll() is not None:
-            return
+            return self.ended()
         self.child.send_signal(how)
         try:
-            self.child.wait(STOP_SECONDS)
+            return self.child.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
@@ -125,6 +130,10 @@ class Broker:
 
     def restart(self, how):
         raise NotImplementedError
+
+    def complaint(self):
+        """What is wrong with the broker itself, whatever the clients saw; None when nothing is."""
+        return None
 
 
 class RunningBroker(Broker):
@@ -175,11 +184,23 @@ class Dassie(Broker):
             return False
 
     def stop(self):
-        self.process.stop()
+        self._stop(signal.SIGTERM)
+
+    def _stop(self, how):
+        status = self.process.stop(how)
+        if how == signal.SIGTERM and status not in (0, None):
+            raise BrokerError(f"dassie ended with {status} after SIGTERM: {self.process.last_line()}")
 
     def restart(self, how):
-        self.process.stop(how)
+        self._stop(how)
         self.start()
+
+    def complaint(self):
+        if self.process.ended() is not None:
+            return f"it ended with {self.process.ended()}: {self.process.last_line()}"
+        # A panic costs one connection only, so no client may have noticed.
+        panics = [line for line in self.process.log.read_text(errors="replace").splitlines() if "panicked at" in line]
+        return f"panics in its log: {panics[0]}" if panics else None
 
 
 class RabbitMQ(Broker):

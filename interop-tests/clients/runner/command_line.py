@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 
 from . import hook
 from .brokers import BrokerError
@@ -20,6 +21,7 @@ def parser(description):
     parser.add_argument("--clients", default="*", metavar="NAMES", help="comma separated, * as wildcard: " + ", ".join(
         program.name for program in all_programs()))
     parser.add_argument("--only", default="", metavar="SCENARIOS", help="comma separated, * as wildcard")
+    parser.add_argument("--minutes", type=float, default=45, help="time limit of the whole run (default %(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep the directory with data and logs")
     parser.add_argument("--build-only", action="store_true", help="build the client programs and end")
     return parser
@@ -58,6 +60,12 @@ def work_directory(keep):
             shutil.rmtree(directory)
 
 
+def parse(parser):
+    options = parser.parse_args()
+    options.deadline = time.monotonic() + 60 * options.minutes
+    return options
+
+
 def run_all(programs, broker, target, options, directory, restart=None):
     """Starts the broker, runs the programs one after the other, stops the broker.
 
@@ -77,7 +85,8 @@ def run_all(programs, broker, target, options, directory, restart=None):
         if restart:
             environment["DASSIE_RESTART"] = restart
         for program in programs:
-            outcomes.append(run_program(program, environment, only, target, directory / f"{program.name}.log"))
+            log = directory / f"{program.name}.log"
+            outcomes.append(run_program(program, broker, environment, only, target, log, options.deadline))
     return [outcome for outcome in outcomes if outcome.expected]
 
 

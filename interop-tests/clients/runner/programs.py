@@ -80,7 +80,9 @@ def all_programs():
         # The two lines differ in a few package names and signatures only: one small file each.
         sources = ["java-kit", "rocketmq-java", f"rocketmq-java/v{version.split('.')[0]}"]
         programs.append(_java(f"rocketmq-java-{version}", "rocketmq", "rocketmq", sources, "interop.rocketmq.Main"))
-    programs.append(_java("across", "across", "across", ["java-kit", "across"], "interop.across.Main"))
+    # Built from the sources of both clients: it shares their helpers.
+    sources = ["java-kit", "rabbitmq-java", "rocketmq-java", "rocketmq-java/v5", "across"]
+    programs.append(_java("across", "across", "across", sources, "interop.across.Main"))
     return programs
 
 

@@ -16,7 +16,7 @@ from .paths import CLIENTS
 from .programs import scenario_names
 
 LINE = re.compile(r"(ok|FAIL|skip) ([a-z0-9-]+)(?:: (.*))?")
-PROGRAM_SECONDS = 900
+PROGRAM_SECONDS = 900  # a broker that answers nothing costs every scenario its own time limit
 
 
 @dataclasses.dataclass
@@ -56,8 +56,8 @@ class Outcome:
         return self.count("FAIL") == 0
 
 
-def run_program(program, environment, only, target, log):
-    """Runs one program to its end or its time limit and judges every scenario of its list."""
+def run_program(program, broker, environment, only, target, log, deadline):
+    """Runs one program to its end or its time limit and judges every scenario of its list, then the broker."""
     names = [name for name in scenario_names(program.scenarios) if not only or any(fnmatch.fnmatch(name, o) for o in only)]
     outcome = Outcome(program.name, names)
     if not names:
@@ -79,7 +79,7 @@ def run_program(program, environment, only, target, log):
     with open(log, "w") as errors:
         child = subprocess.Popen(program.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
                                  text=True, errors="replace", env=environment)
-        limit = threading.Timer(PROGRAM_SECONDS, child.kill)
+        limit = threading.Timer(max(1, min(PROGRAM_SECONDS, deadline - started)), child.kill)
         limit.start()
         for line in child.stdout:
             match = LINE.fullmatch(line.rstrip("\n"))
@@ -100,6 +100,8 @@ def run_program(program, environment, only, target, log):
     if missing := [name for name in names if name not in outcome.results]:
         record("missing", "FAIL", f"{len(missing)} without a result: {', '.join(missing)}; the program ended with "
                f"{status} (log: {log})")
+    if complaint := broker.complaint():
+        record("broker", "FAIL", complaint)
     if (status != 0) != raw_failure and outcome.passed:
         record("exit-status", "FAIL", f"{status} does not fit the printed results (log: {log})")
     return outcome

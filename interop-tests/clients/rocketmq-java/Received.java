@@ -12,7 +12,7 @@ import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.common.message.MessageExt;
 
 /** Collects what a push consumer is given, in the order of the calls. Seeds are consumed and forgotten. */
-final class Inbox implements MessageListenerConcurrently {
+public final class Received implements MessageListenerConcurrently {
     private final List<MessageExt> messages = new ArrayList<>();
 
     @Override
@@ -21,23 +21,23 @@ final class Inbox implements MessageListenerConcurrently {
         return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
     }
 
-    synchronized List<MessageExt> messages() {
+    public synchronized List<MessageExt> messages() {
         return List.copyOf(messages);
     }
 
-    List<String> bodies() {
+    public List<String> bodies() {
         return messages().stream().map(message -> Rocket.text(message.getBody())).toList();
     }
 
     /** Waits for `count` messages in all and returns them. */
-    List<MessageExt> await(int count) throws InterruptedException {
+    public List<MessageExt> await(int count) throws InterruptedException {
         waitUntil(() -> messages().size() >= count, () -> count + " messages, have " + bodies());
         equal(messages().size(), count, "number of messages");
         return messages();
     }
 
     /** Waits until exactly these bodies have come, in any order, each as often as it is named. */
-    void awaitExactly(Collection<String> expected) throws InterruptedException {
+    public void awaitExactly(Collection<String> expected) throws InterruptedException {
         await(expected.size());
         equal(bodies().stream().sorted().toList(), expected.stream().sorted().toList(), "bodies");
     }

@@ -1,0 +1,248 @@
+package interop.across;
+
+import static interop.kit.Kit.check;
+import static interop.kit.Kit.equal;
+import static interop.kit.Kit.waitUntil;
+import static interop.rabbitmq.Amqp.bytes;
+import static interop.rabbitmq.Amqp.drain;
+import static interop.rabbitmq.Amqp.publish;
+import static interop.rabbitmq.Amqp.sequence;
+import static interop.rocketmq.Rocket.newTopic;
+import static interop.rocketmq.Rocket.producer;
+import static interop.rocketmq.Rocket.sendMany;
+import static interop.rocketmq.Rocket.sendOk;
+
+import com.rabbitmq.client.AMQP;
+import com.rabbitmq.client.Channel;
+import com.rabbitmq.client.GetResponse;
+import interop.kit.Kit;
+import interop.kit.Kit.Closer;
+import interop.rabbitmq.Amqp;
+import interop.rabbitmq.Inbox;
+import interop.rocketmq.Received;
+import interop.rocketmq.Rocket;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.TreeMap;
+import java.util.stream.Stream;
+import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageExt;
+
+/** Both Java clients against one broker: see ../README.md for the environment and the output. */
+public final class Main {
+    private Main() {}
+
+    /** A scenario of both worlds. */
+    private interface Scenario {
+        void run(Amqp amqp, Closer closer) throws Exception;
+    }
+
+    public static void main(String[] arguments) {
+        scenario("topic-to-queue", Main::topicToQueue);
+        scenario("topic-to-queue-body", Main::topicToQueueBody);
+        scenario("topic-to-queue-order", Main::topicToQueueOrder);
+        scenario("topic-both", Main::topicBoth);
+        scenario("exchange-to-topic", Main::exchangeToTopic);
+        scenario("exchange-makes-topic", Main::exchangeMakesTopic);
+        scenario("exchange-tag-filter", Main::exchangeTagFilter);
+        scenario("binding-to-topic", Main::bindingToTopic);
+        Kit.scenario("across-restart", Kit.RESTART_SECONDS, closer -> restart(new Amqp(closer), closer));
+        Kit.main();
+    }
+
+    private static void scenario(String name, Scenario scenario) {
+        Kit.scenario(name, closer -> scenario.run(new Amqp(closer), closer));
+    }
+
+    private static String exchangeOf(String topic) {
+        return "amq.rmq." + topic;
+    }
+
+    /** A durable queue bound to the topic's exchange. */
+    private static String boundQueue(Amqp amqp, Channel channel, String topic, String key) throws Exception {
+        String queue = amqp.name("bound");
+        channel.queueDeclare(queue, true, false, false, null);
+        channel.queueBind(queue, exchangeOf(topic), key);
+        return queue;
+    }
+
+    private static Map<String, String> headers(AMQP.BasicProperties properties) {
+        Map<String, String> headers = new TreeMap<>();
+        properties.getHeaders().forEach((key, value) -> headers.put(key, String.valueOf(value)));
+        return headers;
+    }
+
+    private static void topicToQueue(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "topic"); // what made the topic came before the bindings: no queue gets it
+        Channel channel = amqp.channel();
+        Map<String, List<String>> expected = Map.of(
+            "#", List.of("new", "old", "bill", "untagged"),
+            "orders.*", List.of("new", "old"),
+            "bills", List.of("bill"),
+            "", List.of("untagged"));
+        Map<String, Inbox> inboxes = new HashMap<>();
+        for (String key : expected.keySet()) {
+            inboxes.put(key, Inbox.autoAck(channel, boundQueue(amqp, channel, topic, key)));
+        }
+        for (String[] tagAndBody : new String[][] {{"orders.new", "new"}, {"orders.old", "old"}, {"bills", "bill"}, {"", "untagged"}}) {
+            Message message = new Message(topic, tagAndBody[0], bytes(tagAndBody[1]));
+            message.putUserProperty("colour", "grün " + tagAndBody[1]);
+            sendOk(producer, message, Rocket.queues(producer, topic).get(1)); // one message queue: one order
+        }
+        for (Map.Entry<String, List<String>> entry : expected.entrySet()) {
+            inboxes.get(entry.getKey()).await(entry.getValue().size());
+            equal(inboxes.get(entry.getKey()).texts(), entry.getValue(), "bodies for the binding key '" + entry.getKey() + "'");
+        }
+        List<Inbox.Message> all = inboxes.get("#").messages();
+        equal(all.stream().map(message -> message.envelope().getRoutingKey()).toList(), List.of("orders.new", "orders.old", "bills", ""),
+            "tags as routing keys");
+        for (Inbox.Message message : all) {
+            equal(message.envelope().getExchange(), exchangeOf(topic), "exchange");
+            equal(headers(message.properties()).get("colour"), "grün " + message.text(), "user property as header");
+        }
+    }
+
+    private static void topicToQueueBody(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer); // compresses from 4 KiB on
+        String topic = newTopic(producer, "bodies");
+        Channel channel = amqp.channel();
+        Inbox inbox = Inbox.autoAck(channel, boundQueue(amqp, channel, topic, "#"));
+        byte[] random = new byte[1 << 20];
+        new Random(1).nextBytes(random);
+        List<byte[]> bodies = List.of(bytes("small"), bytes("rock ".repeat(20_000)), random);
+        for (byte[] body : bodies) {
+            sendOk(producer, new Message(topic, body), Rocket.queues(producer, topic).get(2));
+        }
+        List<Inbox.Message> got = inbox.await(3);
+        for (int i = 0; i < 3; i++) {
+            check(Arrays.equals(got.get(i).body(), bodies.get(i)), "a body of " + bodies.get(i).length + " bytes came different");
+        }
+        Rocket.ok(producer.send(List.of(new Message(topic, bytes("first of a batch")), new Message(topic, bytes("second")))));
+        inbox.await(5);
+        equal(inbox.texts().subList(3, 5), List.of("first of a batch", "second"), "messages of a batch");
+    }
+
+    private static void topicToQueueOrder(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "order");
+        Channel channel = amqp.channel();
+        Inbox inbox = Inbox.autoAck(channel, boundQueue(amqp, channel, topic, "#"));
+        for (String body : sequence(200)) {
+            Rocket.ok(producer.send(new Message(topic, bytes(body)), (all, message, key) -> all.get(0), null));
+        }
+        inbox.await(200);
+        equal(inbox.texts(), sequence(200), "messages of one message queue");
+    }
+
+    private static void topicBoth(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "both");
+        Channel channel = amqp.channel();
+        String queue = boundQueue(amqp, channel, topic, "#");
+        Received group = Rocket.consume(closer, topic, "*");
+        List<String> first = sendMany(producer, topic, "first", 20);
+        group.awaitExactly(first);
+        Inbox inbox = Inbox.consume(channel, queue);
+        inbox.await(20);
+        equal(inbox.texts().stream().sorted().toList(), first.stream().sorted().toList(), "bodies in the queue");
+        channel.basicAck(0, true);
+        inbox.cancel();
+        // A group that comes after the acks still finds everything, the queue nothing more.
+        Received late = Rocket.consume(closer, topic, "*");
+        late.awaitExactly(first);
+        List<String> second = sendMany(producer, topic, "second", 5);
+        late.awaitExactly(Stream.concat(first.stream(), second.stream()).toList());
+        Amqp.waitReady(channel, queue, 5);
+        equal(drain(channel, queue).stream().sorted().toList(), second, "bodies after the acks");
+    }
+
+    private static void exchangeToTopic(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "publish");
+        Channel channel = amqp.confirming();
+        String queue = boundQueue(amqp, channel, topic, "orders.#");
+        Received group = Rocket.consume(closer, topic, "*");
+        AMQP.BasicProperties properties = Amqp.PERSISTENT.builder().headers(Map.of("colour", "grün", "size", 5)).build();
+        publish(channel, exchangeOf(topic), "orders.new", properties, List.of("by AMQP"));
+        publish(channel, exchangeOf(topic), "bills", properties, List.of("unbound"));
+        List<MessageExt> got = new ArrayList<>(group.await(2));
+        got.sort((a, b) -> b.getTags().compareTo(a.getTags()));
+        equal(got.stream().map(message -> Rocket.text(message.getBody())).toList(), List.of("by AMQP", "unbound"), "bodies");
+        equal(got.stream().map(MessageExt::getTags).toList(), List.of("orders.new", "bills"), "routing keys as tags");
+        for (MessageExt message : got) {
+            equal(List.of(message.getTopic(), message.getUserProperty("colour"), message.getUserProperty("size")),
+                List.of(topic, "grün", "5"), "topic and headers as user properties");
+            check(message.getMsgId() != null && message.getQueueOffset() >= 0, "an id and an offset");
+        }
+        equal(drain(channel, queue), List.of("by AMQP"), "a queue bound to the topic, once");
+    }
+
+    private static void exchangeMakesTopic(Amqp amqp, Closer closer) throws Exception {
+        String topic = Kit.uniqueName("made-by-amqp");
+        Channel channel = amqp.confirming();
+        publish(channel, exchangeOf(topic), "tag", Amqp.PERSISTENT, List.of("first"));
+        DefaultMQProducer producer = producer(closer);
+        check(!Rocket.queues(producer, topic).isEmpty(), "the topic is routable once its first message is confirmed");
+        sendOk(producer, new Message(topic, bytes("second")));
+        Rocket.consume(closer, topic, "*").awaitExactly(List.of("first", "second"));
+    }
+
+    private static void exchangeTagFilter(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "filter");
+        Channel channel = amqp.confirming();
+        Received wanted = Rocket.consume(closer, topic, "A || B");
+        for (String key : List.of("A", "C", "B", "a.b", "A")) {
+            publish(channel, exchangeOf(topic), key, "to " + key);
+        }
+        wanted.awaitExactly(List.of("to A", "to B", "to A"));
+    }
+
+    private static void bindingToTopic(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "binding");
+        Channel channel = amqp.confirming();
+        String exchange = amqp.exchange(channel, "topic");
+        String queue = amqp.queue(channel, "own");
+        channel.queueBind(queue, exchange, "#");
+        channel.exchangeBind(exchangeOf(topic), exchange, "orders.#");
+        Received group = Rocket.consume(closer, topic, "*");
+        for (String key : List.of("orders.new", "bills", "orders.old.one")) {
+            publish(channel, exchange, key, key);
+        }
+        group.awaitExactly(List.of("orders.new", "orders.old.one"));
+        equal(group.messages().stream().map(MessageExt::getTags).sorted().toList(), List.of("orders.new", "orders.old.one"), "tags");
+        equal(drain(channel, queue), List.of("orders.new", "bills", "orders.old.one"), "the exchange's own queue");
+        channel.exchangeUnbind(exchangeOf(topic), exchange, "orders.#");
+        publish(channel, exchange, "orders.late", "late");
+        publish(channel, exchangeOf(topic), "end", "end");
+        waitUntil(() -> group.bodies().contains("end"), () -> "the last message, have " + group.bodies());
+        group.awaitExactly(List.of("orders.new", "orders.old.one", "end"));
+    }
+
+    private static void restart(Amqp amqp, Closer closer) throws Exception {
+        Kit.needsRestart();
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "restart");
+        Channel channel = amqp.confirming();
+        String queue = boundQueue(amqp, channel, topic, "#");
+        List<String> sent = sendMany(producer, topic, "by RocketMQ ", 10);
+        List<String> published = Stream.iterate(0, i -> i + 1).limit(10).map(i -> "by AMQP " + i).toList();
+        publish(channel, exchangeOf(topic), "tag", Amqp.PERSISTENT, published);
+        Kit.restart("kill");
+        List<String> all = Stream.concat(sent.stream(), published.stream()).sorted().toList();
+        Channel again = amqp.confirming();
+        equal(drain(again, queue).stream().sorted().toList(), all, "the queue after the restart");
+        Rocket.consume(closer, topic, "*").awaitExactly(all);
+        // The binding lives.
+        publish(again, exchangeOf(topic), "tag", "afterwards");
+        GetResponse response = again.basicGet(queue, true);
+        equal(response == null ? null : Amqp.text(response.getBody()), "afterwards", "message after the restart");
+    }
+}

@@ -208,7 +208,7 @@ impl Core {
         if !durable.is_empty()
             && publish.message.bytes.len() + REFERENCE_OVERHEAD > limits::INLINE_BODY_MAX as usize
         {
-            return self.publish_large(id, verb);
+            return self.put_large(id, verb);
         }
         if !self.push_to_memory(&route, publish) {
             return self.memory_full(id, &verb);
@@ -296,15 +296,17 @@ impl Core {
 
     /// A body too large for one batch goes first in pieces, each its own verb; the reference follows when they are applied (D5).
     /// The connection waits meanwhile, so that nothing overtakes.
-    fn publish_large(&mut self, id: ConnectionId, verb: Verb) {
-        let Op::Publish(publish) = &verb.op else { return };
-        let message = publish.message.clone();
-        let body = message
-            .bytes
-            .slice(message.prefix_len as usize..(message.prefix_len + message.body_len) as usize);
+    fn put_large(&mut self, id: ConnectionId, verb: Verb) {
+        let message = match &verb.op {
+            Op::Publish(publish) => &publish.message,
+            Op::Send(send) => &send.messages[0].message,
+            _ => return,
+        };
+        let (start, len) = (message.prefix_len as usize, message.body_len as usize);
+        let body = message.bytes.slice(start..start + len);
         let size = limits::INLINE_BODY_MAX as usize - REFERENCE_OVERHEAD;
         let pieces: Vec<Bytes> =
-            (0..body.len()).step_by(size).map(|at| body.slice(at..body.len().min(at + size))).collect();
+            (0..len).step_by(size).map(|at| body.slice(at..len.min(at + size))).collect();
         let left = pieces.len();
         self.large.insert(id, Large { verb, left, extents: Vec::with_capacity(left) });
         let mut last = 0;
@@ -492,7 +494,7 @@ impl Core {
             && send.messages[0].message.bytes.len() + REFERENCE_OVERHEAD
                 > limits::INLINE_BODY_MAX as usize - 1024
         {
-            return self.send_large(id, verb);
+            return self.put_large(id, verb);
         }
         // All of a send, and the creation of its topic, stand in one batch: it is atomic.
         let total: usize =
@@ -512,28 +514,6 @@ impl Core {
         match self.send_targets(&send, created.map(|queues| (sequence, queues))) {
             Some((queue_id, targets)) => self.write_send(sequence, &send, queue_id, &targets),
             None => unreachable!("the topic and its queue were looked up on the same topology"),
-        }
-    }
-
-    fn send_large(&mut self, id: ConnectionId, verb: Verb) {
-        let Op::Send(send) = &verb.op else { return };
-        // The same way as a large publish: pieces first.
-        let message = send.messages[0].message.clone();
-        let body = message
-            .bytes
-            .slice(message.prefix_len as usize..(message.prefix_len + message.body_len) as usize);
-        let size = limits::INLINE_BODY_MAX as usize - REFERENCE_OVERHEAD;
-        let pieces: Vec<Bytes> =
-            (0..body.len()).step_by(size).map(|at| body.slice(at..body.len().min(at + size))).collect();
-        let left = pieces.len();
-        self.large.insert(id, Large { verb, left, extents: Vec::with_capacity(left) });
-        let mut last = 0;
-        for bytes in pieces {
-            last = self.number(Work::Piece { connection: id, bytes: bytes.clone() });
-            self.write_piece(last, &bytes);
-        }
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.stalled_on = Some(last);
         }
     }
 

@@ -139,8 +139,8 @@ final class PullConsuming {
         List<String> sent = fill(producer, queue, "m", "", 10);
         String group = uniqueName("group");
         DefaultLitePullConsumer consumer = started(closer, litePullConsumer(group));
+        // No seek yet: with the first pull under way, the client itself may hand out messages twice.
         consumer.assign(List.of(queue));
-        consumer.seek(queue, start);
         equal(bodies(poll(consumer, 10)), sent, "everything from the start");
         consumer.seek(queue, start + 7);
         equal(bodies(poll(consumer, 3)), sent.subList(7, 10), "after seek");
@@ -151,8 +151,8 @@ final class PullConsuming {
         equal(bodies(poll(consumer, 11)), sent, "after seek to the beginning");
         DefaultMQPullConsumer stored = pullConsumer(closer, group);
         equal(committed(stored, queue), 0L, "committed offset before any commit, on a young topic");
-        consumer.commitSync();
-        waitUntil(() -> committed(stored, queue) == start + 11, () -> "the commit of what was polled");
+        consumer.commitSync(); // in spite of its name the client writes it within its next 10 s
+        waitUntil(30, () -> committed(stored, queue) == start + 11, () -> "the commit of what was polled");
         equal(consumer.committed(queue), start + 11, "what the consumer itself says");
     }
 

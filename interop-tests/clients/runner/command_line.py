@@ -44,17 +44,17 @@ def build(programs):
 
 
 @contextlib.contextmanager
-def work_directory(keep):
+def work_directory(options):
     # A terminated run must still end its brokers: turn SIGTERM into an exception that unwinds the stack.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     directory = pathlib.Path(tempfile.mkdtemp(prefix="dassie-interop-"))
     try:
         yield directory
     except BaseException:
-        keep = True
+        options.keep = True
         raise
     finally:
-        if keep:
+        if options.keep:
             print(f"data and logs are kept in {directory}")
         else:
             shutil.rmtree(directory)
@@ -90,10 +90,13 @@ def run_all(programs, broker, target, options, directory, restart=None):
     return [outcome for outcome in outcomes if outcome.expected]
 
 
-def finish(outcomes):
+def finish(outcomes, options):
+    """Prints the table and returns the exit status; after a failure the logs are kept."""
     if not outcomes:
         sys.exit("FAILED: no scenario ran")
-    return 0 if print_table(outcomes) else 1
+    passed = print_table(outcomes)
+    options.keep |= not passed
+    return 0 if passed else 1
 
 
 def guarded(main):

@@ -3,9 +3,7 @@
 //! Owns: the numbers. Promises: a table, queue, frame or session store that clients can fill has its bound here (house section 5).
 //! Does not know: who checks them.
 
-/// Largest message body in one batch; larger ones go first in pieces (D5). Bytes.
-pub const INLINE_BODY_MAX: u32 = 1024 * 1024;
-/// A batch is closed when its payload reaches this. Bytes.
+/// A batch is closed when its payload reaches this; a larger body goes first in pieces (D5). Bytes.
 pub const BATCH_TARGET: usize = 1024 * 1024;
 /// Largest message accepted (AMQP `max_message_size`). Bytes.
 pub const MESSAGE_MAX: u64 = 16 * 1024 * 1024;

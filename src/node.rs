@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::cluster::peer::NoPeers;
 use crate::cluster::{Birth, Replica, Start, Timing, seed_thread};
 use crate::data_dir::DataDir;
+use crate::limits;
 use crate::metrics::Metrics;
 use crate::process::{self, AbortOnPanic};
 
@@ -138,9 +139,8 @@ async fn open(
     spawn("log writer", move || ended("log writer", block_on(writer.run())))?;
     spawn("log preparer", move || ended("log preparer", block_on(preparer.run())))?;
 
-    let (inputs_in, inputs) = mpsc::unbounded_channel();
     let (topology, topology_out) = watch::channel(Arc::default());
-    let shard = Shard::new(inputs_in, topology_out, log.reader.clone());
+    let (shard, inputs) = Shard::new(topology_out, Arc::new(log.reader.clone()));
     let membership = state.membership();
     let core = Core::new(
         Parts {
@@ -151,6 +151,7 @@ async fn open(
             semantics: Arc::clone(&parts.semantics),
             clock: Arc::clone(&parts.clock),
             topology,
+            batch_bytes: limits::BATCH_TARGET,
         },
         state,
     );

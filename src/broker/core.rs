@@ -28,8 +28,8 @@ use crate::clock::{Clock, LogTime};
 use crate::limits;
 use crate::metrics::Metrics;
 
-/// Fast maps for small keys made here; keys that clients choose freely use the seeded default.
-pub(crate) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+/// Fast maps for small keys made here, the same in every run; keys that clients choose freely use the seeded default.
+pub(crate) type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
 /// A batch to be proposed.
 #[derive(Debug, Clone)]
@@ -58,6 +58,9 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Where snapshots of the topology go.
     pub topology: watch::Sender<Arc<Topology>>,
+    /// A batch is closed when its payload reaches this, and a body that is larger goes first in pieces. Bytes; at most
+    /// [`limits::BATCH_TARGET`], less where the log's segments are small.
+    pub batch_bytes: usize,
 }
 
 /// Reads index pages, synchronously.
@@ -168,6 +171,7 @@ pub struct Core {
     pub(crate) pages: Box<dyn PageSource>,
     pub(crate) semantics: Arc<dyn Semantics>,
     clock: Arc<dyn Clock>,
+    pub(crate) batch_bytes: usize,
     log_time: LogTime,
     topology_out: watch::Sender<Arc<Topology>>,
     /// `Some` while this node leads and has decided everything again that it must.
@@ -192,7 +196,7 @@ pub struct Core {
     time: u64,
     /// Wall time of this turn as messages are stamped with it: never behind one that was stamped before.
     stamp: u64,
-    pub(crate) readers: HashMap<ReaderKey, Reader, foldhash::fast::RandomState>,
+    pub(crate) readers: Map<ReaderKey, Reader>,
     pub(crate) runtimes: Map<QueueUid, Runtime>,
     pub(crate) routes: HashMap<(u32, Arc<str>, Arc<str>), Arc<Route>>,
     routes_version: u64,
@@ -282,6 +286,7 @@ impl Core {
             pages: parts.pages,
             semantics: parts.semantics,
             clock: parts.clock,
+            batch_bytes: parts.batch_bytes,
             log_time,
             topology_out: parts.topology,
             overlay: None,
@@ -297,7 +302,7 @@ impl Core {
             again: false,
             time: 0,
             stamp: 0,
-            readers: HashMap::default(),
+            readers: Map::default(),
             runtimes: Map::default(),
             routes: HashMap::default(),
             routes_version: 0,
@@ -477,7 +482,7 @@ impl Core {
         write: impl FnOnce(&mut bytes::BytesMut, usize),
     ) {
         let Some(overlay) = self.overlay.as_ref() else { panic!("only a leader writes records") };
-        if !overlay.builder.is_empty() && overlay.builder.len() + size_hint > limits::BATCH_TARGET {
+        if !overlay.builder.is_empty() && overlay.builder.len() + size_hint > self.batch_bytes {
             self.close_batch();
         }
         let session = self.session;
@@ -495,7 +500,7 @@ impl Core {
         if self
             .overlay
             .as_ref()
-            .is_some_and(|o| !o.builder.is_empty() && o.builder.len() + bytes > limits::BATCH_TARGET)
+            .is_some_and(|o| !o.builder.is_empty() && o.builder.len() + bytes > self.batch_bytes)
         {
             self.close_batch();
         }

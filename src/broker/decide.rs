@@ -205,9 +205,7 @@ impl Core {
             return self.unroutable(id, verb);
         }
         let durable = self.durable_targets(&route, publish);
-        if !durable.is_empty()
-            && publish.message.bytes.len() + REFERENCE_OVERHEAD > limits::INLINE_BODY_MAX as usize
-        {
+        if !durable.is_empty() && publish.message.bytes.len() + REFERENCE_OVERHEAD > self.batch_bytes {
             return self.put_large(id, verb);
         }
         if !self.push_to_memory(&route, publish) {
@@ -304,7 +302,7 @@ impl Core {
         };
         let (start, len) = (message.prefix_len as usize, message.body_len as usize);
         let body = message.bytes.slice(start..start + len);
-        let size = limits::INLINE_BODY_MAX as usize - REFERENCE_OVERHEAD;
+        let size = self.batch_bytes - REFERENCE_OVERHEAD;
         let pieces: Vec<Bytes> =
             (0..len).step_by(size).map(|at| body.slice(at..len.min(at + size))).collect();
         let left = pieces.len();
@@ -491,8 +489,7 @@ impl Core {
         }
         if send.messages.len() == 1
             && created.is_none()
-            && send.messages[0].message.bytes.len() + REFERENCE_OVERHEAD
-                > limits::INLINE_BODY_MAX as usize - 1024
+            && send.messages[0].message.bytes.len() + REFERENCE_OVERHEAD > self.batch_bytes - 1024
         {
             return self.put_large(id, verb);
         }
@@ -500,10 +497,10 @@ impl Core {
         let total: usize =
             send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum::<usize>()
                 + created.map_or(0, |queues| 512 + queues as usize * 8);
-        if total > limits::BATCH_TARGET - 1024 {
+        if total > self.batch_bytes - 1024 {
             let text = format!(
                 "a batch of messages has {total} bytes as stored, at most {} fit",
-                limits::BATCH_TARGET - 1024
+                self.batch_bytes - 1024
             );
             self.reply(id, verb.request, Err(Refusal::Limit(text)));
             return self.finished(id, &verb);

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::api::{ConnectionId, Event, Op, Verb};
+use super::message::Batches;
 use super::topology::Topology;
 use crate::limits;
 
@@ -60,22 +61,28 @@ pub(crate) fn weight(verb: &Verb) -> usize {
     }
 }
 
+/// Reads messages that lie in the log, from any thread.
+pub type SharedLog = Arc<dyn Batches + Send + Sync>;
+
+/// What connections sent, for the shard's loop to take.
+#[derive(Debug)]
+pub struct Inputs(pub(crate) mpsc::UnboundedReceiver<Input>);
+
 /// The door to one shard; clone it freely.
 #[derive(Clone)]
 pub struct Shard {
     inputs: mpsc::UnboundedSender<Input>,
     topology: watch::Receiver<Arc<Topology>>,
-    log: dassie_storage::LogReader,
+    log: SharedLog,
     next: Arc<AtomicU64>,
 }
 
 impl Shard {
-    pub(crate) fn new(
-        inputs: mpsc::UnboundedSender<Input>,
-        topology: watch::Receiver<Arc<Topology>>,
-        log: dassie_storage::LogReader,
-    ) -> Self {
-        Self { inputs, topology, log, next: Arc::new(AtomicU64::new(1)) }
+    /// A door, and the other end of it. `topology` follows what is applied.
+    #[must_use]
+    pub fn new(topology: watch::Receiver<Arc<Topology>>, log: SharedLog) -> (Self, Inputs) {
+        let (inputs, taken) = mpsc::unbounded_channel();
+        (Self { inputs, topology, log, next: Arc::new(AtomicU64::new(1)) }, Inputs(taken))
     }
 
     /// Opens a link for a new connection.
@@ -104,7 +111,7 @@ impl Shard {
 
     /// Reads messages that lie in the log.
     #[must_use]
-    pub fn log(&self) -> &dassie_storage::LogReader {
+    pub fn log(&self) -> &SharedLog {
         &self.log
     }
 }
@@ -116,7 +123,7 @@ pub struct Link {
     events: mpsc::UnboundedReceiver<Vec<Event>>,
     credit: Arc<Credit>,
     topology: watch::Receiver<Arc<Topology>>,
-    log: dassie_storage::LogReader,
+    log: SharedLog,
 }
 
 impl Link {
@@ -172,7 +179,7 @@ impl Link {
 
     /// Reads messages that lie in the log.
     #[must_use]
-    pub fn log(&self) -> &dassie_storage::LogReader {
+    pub fn log(&self) -> &SharedLog {
         &self.log
     }
 }

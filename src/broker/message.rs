@@ -165,6 +165,12 @@ impl<D: dassie_storage::Disk> Batches for LogReader<D> {
     }
 }
 
+impl<B: Batches + ?Sized> Batches for std::sync::Arc<B> {
+    fn batch(&self, position: Position) -> io::Result<Batch> {
+        (**self).batch(position)
+    }
+}
+
 /// Remembers the batch read last: readers mostly go on in the same one.
 #[derive(Debug, Default)]
 pub struct Cache {

@@ -12,7 +12,7 @@ use dassie_storage::{Apply, Batch, LogPoint};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::core::{Core, Proposal};
-use super::link::Input;
+use super::link::{Input, Inputs};
 use super::state::Delta;
 use crate::limits;
 
@@ -65,6 +65,14 @@ pub struct Applier {
     applied: Rc<Notify>,
 }
 
+impl Applier {
+    /// A digest of all that is applied: equal on every replica that applied the same batches. Walks the whole state.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.core.borrow_mut().digest()
+    }
+}
+
 impl Apply for Applier {
     fn applied(&self) -> Option<LogPoint> {
         self.core.borrow().applied()
@@ -92,9 +100,9 @@ pub struct ShardLoop {
 impl ShardLoop {
     /// A loop around `core`, on a log whose first segment has that number and which has segments of that size.
     #[must_use]
-    pub(crate) fn new(
+    pub fn new(
         core: Core,
-        inputs: mpsc::UnboundedReceiver<Input>,
+        Inputs(inputs): Inputs,
         (first_segment, segment_size): (u64, u64),
         checkpoint_bytes: u64,
     ) -> Self {

@@ -196,7 +196,7 @@ pub(crate) struct State {
     /// Latest store time of a message, ms since 1970: the next leader's stamps do not fall behind it.
     pub(crate) store_time: u64,
     pub(crate) topology: Topology,
-    pub(crate) queues: HashMap<QueueUid, QueueState, foldhash::fast::RandomState>,
+    pub(crate) queues: HashMap<QueueUid, QueueState, foldhash::fast::FixedState>,
     pub(crate) sessions: BTreeMap<u64, Session>,
     pub(crate) group_offsets: HashMap<Arc<str>, BTreeMap<QueueUid, Offset>, foldhash::fast::RandomState>,
     /// Live references into each segment of the log.

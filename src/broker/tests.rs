@@ -102,6 +102,7 @@ impl Harness {
             semantics: Arc::new(Plain),
             clock: Arc::new(StillClock),
             topology: watch::channel(Arc::default()).0,
+            batch_bytes: crate::limits::BATCH_TARGET,
         };
         let (state, _) = Core::recovered(1 << 20, None).unwrap();
         let mut harness =

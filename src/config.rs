@@ -1,12 +1,12 @@
-//! Configuration: defaults, then the file, then the command line.
+//! Configuration: defaults, then the file, then the environment, then the command line.
 //!
-//! Owns: the shape of [`Config`], reading the TOML file and the arguments, and the words of every complaint about them.
+//! Owns: the shape of [`Config`], reading the TOML file, the environment and the arguments, and the words of every complaint about them.
 //! Promises: a wrong key, value, file or argument is one line that names it and where it came from; nothing is ignored.
 //! Does not know: what a setting does. The keys themselves, with default, unit and bound, are the table in [`keys`].
 
 pub mod keys;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub metrics_listen: Option<Address>,
     /// `log.level`
     pub log_level: LogLevel,
+    /// `log.format`
+    pub log_format: LogFormat,
     /// `storage.*`
     pub storage: Storage,
 }
@@ -112,6 +114,16 @@ pub enum LogLevel {
     Trace,
 }
 
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people: the default.
+    #[default]
+    Text,
+    /// One JSON object a line, for collectors.
+    Json,
+}
+
 /// What the arguments ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Invocation {
@@ -131,7 +143,7 @@ pub enum ConfigError {
         key: String,
         /// The known key with the fewest differences.
         nearest: &'static str,
-        /// File or argument.
+        /// File, variable or argument.
         source_name: String,
     },
     /// A known key with a value it can not have.
@@ -143,8 +155,16 @@ pub enum ConfigError {
         value: String,
         /// Form and bounds.
         expected: String,
-        /// File or argument.
+        /// File, variable or argument.
         source_name: String,
+    },
+    /// A variable of a section that has no such key.
+    #[error("unknown environment variable '{name}'; nearest known one: '{nearest}'")]
+    UnknownVariable {
+        /// As it is set.
+        name: String,
+        /// The variable of the nearest key.
+        nearest: String,
     },
     /// The file can not be read.
     #[error("can not read configuration file '{path}': {cause}")]
@@ -171,11 +191,15 @@ pub enum ConfigError {
     Argument(String),
 }
 
-/// Reads arguments (the program's name first) and the file they name.
+/// Reads arguments (the program's name first), the file they name, and the environment's variables.
 ///
 /// # Errors
-/// [`ConfigError`], the first thing that is wrong: arguments, then the file, then `--set` and `--data-dir` in the order given.
-pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, ConfigError> {
+/// [`ConfigError`], the first thing that is wrong: arguments, then the file, then variables, then `--set` and `--data-dir` in the
+/// order given.
+pub fn load(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Invocation, ConfigError> {
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => return help_or_complaint(&error),
@@ -186,6 +210,9 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation,
     let mut config = defaults();
     if let Some(path) = matches.get_one::<PathBuf>("config") {
         read_file(&mut config, path)?;
+    }
+    for (name, value) in environment {
+        read_variable(&mut config, &name, &value)?;
     }
     for setting in settings_in_order(&matches) {
         read_setting(&mut config, &setting)?;
@@ -278,6 +305,40 @@ fn is_section(name: &str) -> bool {
     KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
 }
 
+fn read_variable(draft: &mut Draft, name: &OsStr, value: &OsStr) -> Result<(), ConfigError> {
+    let Some(name) = name.to_str().filter(|name| name.starts_with(keys::VARIABLE_PREFIX)) else {
+        return Ok(());
+    };
+    let Some(key) = KEYS.iter().find(|key| key.variable() == name) else {
+        return if is_meant_for_us(name) {
+            let dotted = name[keys::VARIABLE_PREFIX.len()..].to_ascii_lowercase().replacen('_', ".", 1);
+            let near = KEYS.iter().find(|key| key.name == keys::nearest(&dotted));
+            let nearest = near.map(keys::Key::variable).unwrap_or_default();
+            Err(ConfigError::UnknownVariable { name: printable(name), nearest })
+        } else {
+            Ok(())
+        };
+    };
+    // Text that is not UTF-8 is no value of any key; its printable form says so in the complaint.
+    let value = value.to_str().map_or_else(
+        || keys::Given::Other(format!("'{}' (not UTF-8)", value.to_string_lossy())),
+        keys::Given::from_argument,
+    );
+    set(draft, key.name, &value, &format!("environment variable {name}"))
+}
+
+/// Is a variable that is no key a slip of the pen? Only in our sections: `DASSIE_BIN` and the like belong to others, and so do
+/// the variables that Kubernetes sets in every container beside a service called `dassie-amqp`.
+fn is_meant_for_us(name: &str) -> bool {
+    let own = KEYS.iter().any(|key| {
+        key.name.split_once('.').is_some_and(|(section, _)| {
+            let section = keys::variable(section);
+            name.strip_prefix(&section).is_some_and(|rest| rest.starts_with('_'))
+        })
+    });
+    own && !name.contains("_SERVICE_") && !name.ends_with("_PORT") && !name.contains("_PORT_")
+}
+
 fn read_setting(draft: &mut Draft, setting: &Setting) -> Result<(), ConfigError> {
     let (key, value) = match setting {
         Setting::DataDir(path) => ("data_dir", path.as_str()),
@@ -363,11 +424,9 @@ fn command() -> Command {
             "Where the log lives (default ./dassie-data, made when missing); short for --set data_dir=DIR",
         ))
         .arg(
-            Arg::new("set")
-                .long("set")
-                .value_name("section.key=value")
-                .action(ArgAction::Append)
-                .help("Change one setting; may be repeated, the last one wins, and all win over the file"),
+            Arg::new("set").long("set").value_name("section.key=value").action(ArgAction::Append).help(
+                "Change one setting; may be repeated, the last one wins; wins over environment and file",
+            ),
         )
         .arg(
             Arg::new("list-keys")
@@ -395,6 +454,9 @@ A config file has the same keys:
   [rocketmq]
   listen = \"10.0.0.5:10911\"
 
+Every key is an environment variable too: rocketmq.listen is DASSIE_ROCKETMQ_LISTEN. It wins over the file,
+and --set wins over it.
+
 Ctrl-C or SIGTERM ends it gracefully. Exit codes: 0 ended as asked, 1 could not start or go on,
 2 wrong arguments or configuration, 3 the log could not be written.\n";
 
@@ -403,8 +465,12 @@ mod tests {
     use super::*;
 
     fn run(arguments: &[&str]) -> Result<Config, ConfigError> {
+        run_with(&[], arguments)
+    }
+
+    fn run_with(variables: &[(&str, &str)], arguments: &[&str]) -> Result<Config, ConfigError> {
         let all = std::iter::once("dassie").chain(arguments.iter().copied()).map(OsString::from);
-        match load(all)? {
+        match load(all, variables.iter().map(|(name, value)| (name.into(), value.into())))? {
             Invocation::Run(config) => Ok(*config),
             Invocation::Print(text) => panic!("expected a configuration, got {text}"),
         }
@@ -448,6 +514,47 @@ mod tests {
         assert!(!config.rocketmq.auto_create_topics);
         assert_eq!(run(&["--config", path]).unwrap().data_dir, "from-file");
         assert_eq!(run(&["--data-dir", "first", "--set", "data_dir=last"]).unwrap().data_dir, "last");
+    }
+
+    #[test]
+    fn variables_win_over_the_file_and_arguments_over_them() {
+        let file = file("[amqp]\nheartbeat = 10\nchannel_max = 10\n[log]\nformat = 'text'\n");
+        let path = file.path().to_str().unwrap();
+        let variables = [
+            ("DASSIE_AMQP_HEARTBEAT", "20"),
+            ("DASSIE_AMQP_CHANNEL_MAX", "20"),
+            ("DASSIE_LOG_FORMAT", "json"),
+        ];
+        let config = run_with(&variables, &["--set", "amqp.heartbeat=30", "--config", path]).unwrap();
+        assert_eq!((config.amqp.heartbeat, config.amqp.channel_max), (30, 20));
+        assert_eq!(config.log_format, LogFormat::Json);
+        assert_eq!(run_with(&[("DASSIE_DATA_DIR", "d")], &[]).unwrap().data_dir, "d");
+    }
+
+    #[test]
+    fn every_key_has_a_variable_of_its_own() {
+        let mut names: Vec<_> = KEYS.iter().map(keys::Key::variable).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), KEYS.len());
+        assert!(names.contains(&"DASSIE_ROCKETMQ_NAME_SERVER_LISTEN".to_owned()));
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named_and_others_variables_are_left_alone() {
+        let text = run_with(&[("DASSIE_AMQP_HEARTBEAT", "no")], &[]).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "bad value 'no' for configuration key 'amqp.heartbeat' in environment variable DASSIE_AMQP_HEARTBEAT: expected a number of seconds from 0 to 65535"
+        );
+        let text = run_with(&[("DASSIE_AMQP_HEARTBEATS", "1")], &[]).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "unknown environment variable 'DASSIE_AMQP_HEARTBEATS'; nearest known one: 'DASSIE_AMQP_HEARTBEAT'"
+        );
+        for others in ["DASSIE_BIN", "PATH", "DASSIE_AMQP_SERVICE_HOST", "DASSIE_AMQP_PORT_5672_TCP_ADDR"] {
+            assert!(run_with(&[(others, "tcp://10.0.0.1:5672")], &[]).is_ok(), "{others}");
+        }
     }
 
     #[test]
@@ -531,7 +638,7 @@ mod tests {
     fn wrong_arguments_are_one_line_and_help_and_version_are_no_error() {
         assert!(complaint(&["--port", "1"]).starts_with("unexpected argument '--port'"));
         assert!(complaint(&["--set", "amqp.listen"]).contains("has no '='"));
-        let print = |argument: &str| match load(["dassie".into(), argument.into()]) {
+        let print = |argument: &str| match load(["dassie".into(), argument.into()], []) {
             Ok(Invocation::Print(text)) => text,
             other => panic!("{other:?}"),
         };

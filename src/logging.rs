@@ -1,7 +1,7 @@
 //! What a person reads while the broker runs.
 //!
 //! Owns: the subscriber, its format and filter, and how a panic looks in the log.
-//! Promises: one line per event on standard error, coloured only on a terminal; libraries speak from `warn` up unless
+//! Promises: one line per event on standard error, as text (coloured only on a terminal) or as one JSON object; libraries speak from `warn` up unless
 //! `log.level` is `trace`. Does not know: who logs what.
 
 use std::io::{IsTerminal, stderr};
@@ -10,15 +10,20 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
-use crate::config::LogLevel;
+use crate::config::{LogFormat, LogLevel};
 
 /// Installs the subscriber and the panic hook. Only the first call of a process counts.
-pub fn init(level: LogLevel) {
+pub fn init(level: LogLevel, format: LogFormat) {
     let lines = tracing_subscriber::fmt::layer()
-        .compact()
         .with_writer(stderr)
-        .with_ansi(stderr().is_terminal())
+        .with_ansi(format == LogFormat::Text && stderr().is_terminal())
         .with_target(matches!(level, LogLevel::Debug | LogLevel::Trace));
+    let lines = match format {
+        LogFormat::Text => lines.compact().boxed(),
+        LogFormat::Json => {
+            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+        }
+    };
     // A second call (tests in one process) finds a subscriber in place, which is what it wanted.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter(level))).try_init();
     std::panic::set_hook(Box::new(|panic| {

@@ -30,10 +30,10 @@ fn main() -> ExitCode {
 
 fn start() -> Result<(), Failure> {
     let clock = SystemClock::new();
-    match config::load(std::env::args_os()).map_err(Failure::usage)? {
+    match config::load(std::env::args_os(), std::env::vars_os()).map_err(Failure::usage)? {
         Invocation::Print(text) => print(&text),
         Invocation::Run(config) => {
-            logging::init(config.log_level);
+            logging::init(config.log_level, config.log_format);
             let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;
             runtime.block_on(run(&config, &clock))
         }

@@ -127,6 +127,22 @@ fn a_wrong_key_value_file_or_argument_is_one_line_and_exit_code_2() {
 }
 
 #[test]
+fn the_environment_configures_and_a_wrong_variable_is_one_line() {
+    let directory = directory();
+    let (code, line) = complaint(dassie(&directory, &[]).env("DASSIE_AMQP_HEARTBEAT", "never"));
+    assert_eq!(code, Some(2), "{line}");
+    assert!(line.contains("DASSIE_AMQP_HEARTBEAT"), "{line}");
+    let mut command = dassie(&directory, &[]);
+    command.env("DASSIE_LOG_FORMAT", "json");
+    let mut running = Running::start(command);
+    running.signal("TERM");
+    let text = running.wait_for("ended");
+    for line in text.lines() {
+        assert!(line.starts_with('{') && line.ends_with('}') && line.contains("\"message\":"), "{line}");
+    }
+}
+
+#[test]
 fn help_version_and_the_list_of_keys_go_to_standard_output() {
     for (argument, wanted) in
         [("--help", "Usage: dassie"), ("--version", "dassie "), ("--list-keys", "| `data_dir` |")]

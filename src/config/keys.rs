@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::{Address, Derived, Draft, LogLevel};
+use super::{Address, Derived, Draft, LogFormat, LogLevel};
 
 /// One key.
 #[derive(Debug)]
@@ -39,9 +39,12 @@ enum Kind {
     Number { unit: &'static str, min: u64, max: u64, place: fn(&mut Draft) -> &mut u64 },
     /// Bytes, with or without KiB, MiB, GiB, both bounds included, a multiple of `step`.
     Size { min: u64, max: u64, step: u64, place: fn(&mut Draft) -> &mut u64 },
-    /// One of five words.
-    Level(fn(&mut Draft) -> &mut LogLevel),
+    /// One of these words; its number in the list is what is put.
+    Word { words: &'static [&'static str], put: fn(&mut Draft, usize) -> Option<()> },
 }
+
+/// What the environment's variables for us begin with.
+pub(super) const VARIABLE_PREFIX: &str = "DASSIE_";
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -154,8 +157,27 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "log.level",
         default: "info",
-        meaning: "How much goes to standard error. `debug` adds each connection, `trace` is for developers.",
-        kind: Kind::Level(|d| &mut d.config.log_level),
+        meaning: "How much goes to standard error. `debug` and `trace` are for developers: a release build has no more than `info`.",
+        kind: Kind::Word {
+            words: &["error", "warn", "info", "debug", "trace"],
+            put: |d, word| {
+                use LogLevel::{Debug, Error, Info, Trace, Warn};
+                d.config.log_level = *[Error, Warn, Info, Debug, Trace].get(word)?;
+                Some(())
+            },
+        },
+    },
+    Key {
+        name: "log.format",
+        default: "text",
+        meaning: "`text` is for people; `json` is one object a line, with the same fields, for log collectors.",
+        kind: Kind::Word {
+            words: &["text", "json"],
+            put: |d, word| {
+                d.config.log_format = *[LogFormat::Text, LogFormat::Json].get(word)?;
+                Some(())
+            },
+        },
     },
     Key {
         name: "storage.segment_size",
@@ -254,7 +276,18 @@ impl fmt::Display for Given {
     }
 }
 
+/// The environment's name of a key or section.
+pub(super) fn variable(name: &str) -> String {
+    format!("{VARIABLE_PREFIX}{}", name.to_ascii_uppercase().replace('.', "_"))
+}
+
 impl Key {
+    /// Its environment variable: `DASSIE_AMQP_LISTEN` for `amqp.listen`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        variable(self.name)
+    }
+
     /// Puts a value in its place.
     ///
     /// # Errors
@@ -292,7 +325,10 @@ impl Kind {
                 *place(draft) =
                     given.size().filter(|n| (min..=max).contains(&n) && n.is_multiple_of(*step))?;
             }
-            Self::Level(place) => *place(draft) = level(given.text()?)?,
+            Self::Word { words, put } => {
+                let text = given.text()?;
+                put(draft, words.iter().position(|word| *word == text)?)?;
+            }
         }
         Some(())
     }
@@ -316,7 +352,10 @@ impl Kind {
                 bytes(*max),
                 bytes(*step)
             ),
-            Self::Level(_) => "error, warn, info, debug or trace".to_owned(),
+            Self::Word { words, .. } => match words {
+                [all @ .., last] => format!("{} or {last}", all.join(", ")),
+                [] => String::new(),
+            },
         }
     }
 }
@@ -356,17 +395,6 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAME_MAX && text.chars().all(is_part)
 }
 
-fn level(text: &str) -> Option<LogLevel> {
-    Some(match text {
-        "error" => LogLevel::Error,
-        "warn" => LogLevel::Warn,
-        "info" => LogLevel::Info,
-        "debug" => LogLevel::Debug,
-        "trace" => LogLevel::Trace,
-        _ => return None,
-    })
-}
-
 /// The known key that differs least from `name`.
 #[must_use]
 pub fn nearest(name: &str) -> &'static str {
@@ -402,9 +430,11 @@ pub fn reference() -> String {
     let mut text = String::from(
         "# Configuration\n\n\
         Printed by `dassie --list-keys` from the table in `src/config/keys.rs`; a test keeps this page equal to it.\n\n\
-        Defaults first, then the file of `--config`, then `--data-dir` and `--set section.key=value` in the order given.\n\
+        Defaults first, then the file of `--config`, then environment variables, then `--data-dir` and\n\
+        `--set section.key=value` in the order given. The variable of a key is its name in capitals with `_` for dots and\n\
+        `DASSIE_` before: `amqp.listen` is `DASSIE_AMQP_LISTEN`.\n\
         In the file a dot is a TOML table: `amqp.listen` is `listen` in `[amqp]`. Sizes are whole numbers of bytes, or\n\
-        text such as `\"64MiB\"`. A key, value, file or argument that is wrong ends the start with one line that names it\n\
+        text such as `\"64MiB\"`. A key, value, file, variable or argument that is wrong ends the start with one line that names it\n\
         and exit code 2. Nothing is reloaded while running.\n\n\
         | key | default | value | meaning |\n|---|---|---|---|\n",
     );

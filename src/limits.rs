@@ -35,6 +35,14 @@ pub const QUEUES_MAX: usize = 1_000_000;
 pub const BINDINGS_MAX: usize = 2_000_000;
 /// Offset commits kept (group × message queue).
 pub const GROUP_OFFSETS_MAX: usize = 4_000_000;
+/// How long a queue lock of ordered consumption holds, in log time; clients renew it every 20 s. ms.
+pub const QUEUE_LOCK_MS: u64 = 60_000;
+/// Queues that one request locks.
+pub const LOCKED_QUEUES_MAX: usize = 4_096;
+/// Settings (named values of adapters) in one shard.
+pub const SETTINGS_MAX: usize = 200_000;
+/// Name and value of one setting together. Bytes.
+pub const SETTING_BYTES_MAX: usize = 32 * 1024;
 /// Longest shard turn before it lets others run, µs.
 pub const TURN_MAX_US: u64 = 3_000;
 

@@ -347,6 +347,38 @@ pub enum Op {
         /// Wants an answer.
         wait: bool,
     },
+    /// A client of a group wants these queues for itself; what others hold is missing in the answer.
+    LockQueues(LockQueues),
+    /// It gives them back.
+    UnlockQueues(LockQueues),
+    /// Remove a RocketMQ topic with its messages, offsets and locks. One that is not there is no error.
+    DeleteTopic {
+        /// Name.
+        topic: Arc<str>,
+    },
+    /// Keep a named value with the topology, or drop it. The core never reads it.
+    PutSetting {
+        /// Whose names.
+        space: Arc<str>,
+        /// Name.
+        name: Arc<str>,
+        /// `None`: drop it.
+        value: Option<Bytes>,
+    },
+    /// Where all queues of a topic are, and where a group is in them.
+    TopicStats {
+        /// Topic.
+        topic: Arc<str>,
+        /// Group.
+        group: Option<Arc<str>>,
+    },
+    /// Set a group's offsets in a topic.
+    ResetOffsets(ResetOffsets),
+    /// Forget all offsets of a group.
+    ForgetOffsets {
+        /// Group.
+        group: Arc<str>,
+    },
     /// Retention and diagnostics: one line of JSON about queues; used by status and metrics.
     Inspect,
     /// The connection is gone: release leases, remove exclusive queues, forget readers.
@@ -356,6 +388,43 @@ pub enum Op {
         /// Sum of their `weight`.
         bytes: u32,
     },
+}
+
+/// Queues of one client.
+#[derive(Debug, Clone)]
+pub struct LockQueues {
+    /// Group.
+    pub group: Arc<str>,
+    /// Client id.
+    pub client: Arc<str>,
+    /// Topic and message queue of each.
+    pub queues: Vec<(Arc<str>, u32)>,
+}
+
+/// Where a group shall go on.
+#[derive(Debug, Clone)]
+pub struct ResetOffsets {
+    /// Group.
+    pub group: Arc<str>,
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Only this message queue.
+    pub queue_id: Option<u32>,
+    /// Where.
+    pub to: ResetTo,
+    /// Also forwards; else only queues in which the group is further.
+    pub force: bool,
+}
+
+/// A place in a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetTo {
+    /// The first message stored at or after that time, ms since 1970.
+    Time(u64),
+    /// That offset.
+    Offset(Offset),
+    /// Behind the last message.
+    End,
 }
 
 /// basic.publish.
@@ -576,8 +645,29 @@ pub enum Reply {
         /// Next to be written.
         max: Offset,
     },
+    /// LockQueues: what the client holds now, of what it asked for.
+    Locked(Vec<(Arc<str>, u32)>),
+    /// TopicStats, by message queue.
+    Stats(Vec<QueueStats>),
+    /// ResetOffsets: message queue and the group's offset there, for every queue that was meant.
+    GroupOffsets(Vec<(u32, Offset)>),
     /// Inspect.
     Inspected(Arc<str>),
+}
+
+/// Where a message queue is, and a group in it. Times are ms since 1970, 0: there is no such message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueStats {
+    /// First retained.
+    pub min: Offset,
+    /// Next to be written.
+    pub max: Offset,
+    /// Store time of the last message.
+    pub latest: u64,
+    /// What the group has stored.
+    pub group: Option<Offset>,
+    /// Store time of the message before that.
+    pub reached: u64,
 }
 
 /// Result of a pull.

@@ -19,6 +19,7 @@ pub(crate) fn removes(change: &Change) -> bool {
             | Change::RemoveQueue(_)
             | Change::RemoveBinding(..)
             | Change::RemoveTopic(_)
+            | Change::RemoveSetting(..)
     )
 }
 
@@ -80,6 +81,17 @@ pub(crate) fn put(buf: &mut BytesMut, change: &Change) {
         }
         Change::RemoveTopic(name) => {
             buf.put_u8(8);
+            put_text(buf, name);
+        }
+        Change::Setting(space, name, value) => {
+            buf.put_u8(20);
+            put_text(buf, space);
+            put_text(buf, name);
+            put_blob(buf, value);
+        }
+        Change::RemoveSetting(space, name) => {
+            buf.put_u8(21);
+            put_text(buf, space);
             put_text(buf, name);
         }
     }
@@ -198,6 +210,8 @@ pub(crate) fn read(cursor: &mut Cursor<'_>) -> Result<Change, Malformed> {
             }
         }
         8 => Change::RemoveTopic(text(cursor)?),
+        20 => Change::Setting(text(cursor)?, text(cursor)?, blob(cursor)?),
+        21 => Change::RemoveSetting(text(cursor)?, text(cursor)?),
         _ => return Err(Malformed { at: cursor.at(), what: "unknown topology change" }),
     })
 }
@@ -243,6 +257,8 @@ mod tests {
             Change::RemoveBinding(0, binding),
             Change::Topic { topic },
             Change::RemoveTopic("t".into()),
+            Change::Setting("s".into(), "n".into(), Bytes::from_static(b"v")),
+            Change::RemoveSetting("s".into(), "n".into()),
         ] {
             let mut buf = BytesMut::new();
             put(&mut buf, &change);

@@ -153,6 +153,8 @@ pub(crate) struct Overlay {
     pub(crate) ordinal: u64,
     /// With everything in flight applied.
     pub(crate) topology: Topology,
+    /// Likewise.
+    pub(crate) locks: super::locks::Locks,
     /// Last sequence of this node's session that stands in a decided batch.
     pub(crate) previous: u64,
     pub(crate) builder: BatchBuilder,
@@ -630,6 +632,7 @@ impl Core {
             term,
             ordinal: self.state.ordinal,
             topology: self.state.topology.clone(),
+            locks: self.state.locks.clone(),
             previous: last.unwrap_or(0),
             builder: BatchBuilder::new(),
             closed: VecDeque::new(),
@@ -788,6 +791,14 @@ impl Core {
                 // What these answer was known when they were decided.
                 let messages = u64::from(pending.queue_id);
                 self.reply(connection, verb.request, Ok(Reply::Queue { messages, consumers: 0 }));
+            }
+            Op::LockQueues(_) => {
+                let reply = self.locked(&verb.op);
+                self.reply(connection, verb.request, Ok(reply));
+            }
+            Op::ResetOffsets(reset) => {
+                let reply = self.group_offsets(&reset);
+                self.reply(connection, verb.request, Ok(reply));
             }
             _ => self.reply(connection, verb.request, Ok(Reply::Ok)),
         }

@@ -27,7 +27,7 @@ use crate::limits;
 const REFERENCE_OVERHEAD: usize = 256;
 
 /// What a topology verb leads to.
-enum Outcome {
+pub(crate) enum Outcome {
     /// Answer now.
     Answer(Result<Reply, Refusal>),
     /// Make these changes; `messages` goes into the answer.
@@ -37,7 +37,7 @@ enum Outcome {
 }
 
 /// What deciding a verb again came to.
-enum Redone {
+pub(crate) enum Redone {
     /// Its records are in the open batch.
     Written,
     /// There is nothing to write any more; it is answered as done.
@@ -65,6 +65,7 @@ impl Core {
             | Op::QueueOffsets { .. }
             | Op::SearchOffset { .. }
             | Op::GroupOffset { .. }
+            | Op::TopicStats { .. }
             | Op::Inspect
             | Op::Drained { .. } => self.read(id, verb),
             Op::CommitOffset { group, topic, queue_id, offset, wait } => {
@@ -76,6 +77,8 @@ impl Core {
                 let sequence = self.number(Work::Verb { connection: id, verb: kept, weight: 0 });
                 self.write_offset(sequence, &group, queue, offset);
             }
+            Op::LockQueues(_) | Op::UnlockQueues(_) => self.lock_queues(id, verb),
+            Op::ResetOffsets(_) | Op::ForgetOffsets { .. } => self.set_offsets(id, verb),
             Op::Disconnected => self.disconnected(id),
             _ => self.change_topology(id, verb),
         }
@@ -154,6 +157,14 @@ impl Core {
                 self.write_offset(sequence, group, queue, *offset);
                 Redone::Written
             }
+            Op::LockQueues(_) | Op::UnlockQueues(_) => {
+                if self.redo_locks(sequence, &verb.op) {
+                    Redone::Written
+                } else {
+                    Redone::Answer(Ok(self.locked(&verb.op)))
+                }
+            }
+            Op::ResetOffsets(_) | Op::ForgetOffsets { .. } => self.redo_offsets(sequence, verb),
             _ => match self.topology_outcome(id, verb) {
                 Outcome::Changes(changes, _) => {
                     self.write_changes(sequence, &changes);
@@ -582,7 +593,7 @@ impl Core {
         self.finished(id, &verb);
     }
 
-    fn write_offset(&mut self, sequence: u64, group: &str, queue: QueueUid, offset: u64) {
+    pub(crate) fn write_offset(&mut self, sequence: u64, group: &str, queue: QueueUid, offset: u64) {
         self.record(sequence, Kind::OffsetCommit, 64 + group.len(), |buf, _| {
             buf.put_u64_le(queue);
             buf.put_u64_le(offset);
@@ -687,7 +698,7 @@ impl Core {
 
     // ---- topology
 
-    fn vhost_name(&self, vhost: VhostId) -> Arc<str> {
+    pub(crate) fn vhost_name(&self, vhost: VhostId) -> Arc<str> {
         self.state.topology.vhost_name(vhost)
     }
 
@@ -770,11 +781,13 @@ impl Core {
                     None => answer(Ok(Reply::Ok)),
                 }
             }
+            Op::DeleteTopic { topic } => self.delete_topic(topic),
+            Op::PutSetting { space, name, value } => self.put_setting(space, name, value.as_ref()),
             _ => answer(Err(Refusal::Invalid("not a topology verb".into()))),
         }
     }
 
-    fn decided(&self) -> &Topology {
+    pub(crate) fn decided(&self) -> &Topology {
         self.overlay.as_ref().map_or(&self.state.topology, |o| &o.topology)
     }
 
@@ -821,7 +834,7 @@ impl Core {
     }
 
     /// The change, and the removal of every auto-delete exchange that loses its last binding by it.
-    fn with_auto_delete(&self, vhost: VhostId, change: Change) -> Vec<Change> {
+    pub(crate) fn with_auto_delete(&self, vhost: VhostId, change: Change) -> Vec<Change> {
         let mut topology = self.decided().clone();
         let mut changes = vec![change];
         let mut at = 0;
@@ -836,6 +849,10 @@ impl Core {
                 }),
                 Change::RemoveExchange(_, name) => {
                     let destination = Destination::Exchange(Arc::clone(name));
+                    topology.bindings_to(vhost, &destination).map(|b| Arc::clone(&b.spec.source)).collect()
+                }
+                Change::RemoveTopic(name) => {
+                    let destination = Destination::Exchange(format!("{TOPIC_EXCHANGE_PREFIX}{name}").into());
                     topology.bindings_to(vhost, &destination).map(|b| Arc::clone(&b.spec.source)).collect()
                 }
                 Change::RemoveBinding(_, spec) => vec![Arc::clone(&spec.source)],
@@ -1128,7 +1145,7 @@ impl Core {
     }
 }
 
-fn answer(result: Result<Reply, Refusal>) -> Outcome {
+pub(crate) fn answer(result: Result<Reply, Refusal>) -> Outcome {
     Outcome::Answer(result)
 }
 

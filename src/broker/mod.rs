@@ -1,5 +1,6 @@
 //! The core of one shard set: what both protocols call, and nothing else.
 
+mod admin;
 pub mod api;
 mod change;
 pub mod core;
@@ -7,6 +8,7 @@ mod cursor;
 mod decide;
 mod index;
 pub mod link;
+mod locks;
 mod memory;
 pub mod message;
 pub mod pattern;

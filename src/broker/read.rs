@@ -72,6 +72,10 @@ impl Core {
                 let result = self.with_topic_queue(&verb, &place, |core, uid| core.group_offset(&group, uid));
                 self.answer_look(id, verb, result);
             }
+            Op::TopicStats { topic, group } => {
+                let result = self.topic_stats(&verb, topic, group.as_deref());
+                self.answer_look(id, verb, result);
+            }
             Op::Inspect => {
                 let text = self.inspect();
                 self.reply(id, verb.request, Ok(Reply::Inspected(text)));
@@ -456,7 +460,7 @@ impl Core {
         }
     }
 
-    fn bounds(&self, uid: QueueUid) -> (u64, u64) {
+    pub(crate) fn bounds(&self, uid: QueueUid) -> (u64, u64) {
         self.state.queues.get(&uid).map_or((0, 0), |q| (q.index.head(), q.index.next()))
     }
 
@@ -471,7 +475,7 @@ impl Core {
         Reply::GroupOffset { offset, min, max }
     }
 
-    fn store_time(&mut self, uid: QueueUid, offset: u64) -> u64 {
+    pub(crate) fn store_time(&mut self, uid: QueueUid, offset: u64) -> u64 {
         let Some(entry) = self.entry(uid, offset) else { return 0 };
         let delivery = located(offset, &entry, false, 0);
         match resolve(&delivery.message, &*self.log, &mut self.cache) {
@@ -482,6 +486,10 @@ impl Core {
 
     /// First offset stored at or after `timestamp`: store times never decrease along a queue.
     fn search(&mut self, uid: QueueUid, timestamp: u64) -> Reply {
+        Reply::Offset(self.offset_at(uid, timestamp))
+    }
+
+    pub(crate) fn offset_at(&mut self, uid: QueueUid, timestamp: u64) -> u64 {
         let (mut low, mut high) = self.bounds(uid);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -491,7 +499,7 @@ impl Core {
                 high = middle;
             }
         }
-        Reply::Offset(low)
+        low
     }
 
     fn fetch(&mut self, id: ConnectionId, verb: Verb, fetch: Fetch) {

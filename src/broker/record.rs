@@ -34,6 +34,8 @@ pub(crate) enum Kind {
     Removal = 8,
     /// A consumer group's offset.
     OffsetCommit = 9,
+    /// A client of a group alone reads a queue, or not any more.
+    QueueLock = 10,
     /// A node's new incarnation.
     Session = 15,
 }
@@ -49,6 +51,7 @@ impl Kind {
             7 => Self::Definition,
             8 => Self::Removal,
             9 => Self::OffsetCommit,
+            10 => Self::QueueLock,
             15 => Self::Session,
             _ => return None,
         })

@@ -16,6 +16,7 @@ use super::api::{Offset, Position, QueueKind, QueueUid};
 use super::change;
 use super::cursor::Cursor;
 use super::index::{Entry, Pages, QueueIndex};
+use super::locks::{Held, LockChange, Locks, Place};
 use super::message::parse_reference;
 use super::record::{self, Kind, Malformed, Record, SectionHead};
 use super::topology::{Change, Topology};
@@ -199,6 +200,8 @@ pub(crate) struct State {
     pub(crate) queues: HashMap<QueueUid, QueueState, foldhash::fast::FixedState>,
     pub(crate) sessions: BTreeMap<u64, Session>,
     pub(crate) group_offsets: HashMap<Arc<str>, BTreeMap<QueueUid, Offset>, foldhash::fast::RandomState>,
+    /// Queue locks of ordered consumption.
+    pub(crate) locks: Locks,
     /// Live references into each segment of the log.
     pub(crate) segments: BTreeMap<u64, u64>,
     /// The membership that the last checkpoint keeps, opaque.
@@ -221,6 +224,7 @@ enum Thing {
     Queue(QueueUid),
     Binding(u64),
     Topic(Arc<str>),
+    Setting(Arc<str>, Arc<str>),
 }
 
 const KEY_META: &[u8] = b"m";
@@ -229,6 +233,9 @@ const KEY_DEFINITION: u8 = b'd';
 const KEY_QUEUE: u8 = b'q';
 const KEY_SESSION: u8 = b's';
 const KEY_OFFSET: u8 = b'o';
+const KEY_LOCK: u8 = b'l';
+/// The offset in an offset commit that forgets the group's offset.
+pub(crate) const FORGET: Offset = Offset::MAX;
 
 impl State {
     /// The state of an empty log.
@@ -243,6 +250,7 @@ impl State {
             queues: HashMap::default(),
             sessions: BTreeMap::new(),
             group_offsets: HashMap::default(),
+            locks: Locks::default(),
             segments: BTreeMap::new(),
             membership: None,
             segment_size,
@@ -385,7 +393,19 @@ impl State {
             Kind::OffsetCommit => {
                 let (queue, offset) = (cursor.u64()?, cursor.u64()?);
                 let group = cursor.text()?;
-                self.commit_offset(group, queue, offset);
+                if offset == FORGET {
+                    self.forget_offset(group, queue);
+                } else if self.queues.contains_key(&queue) {
+                    // Its topic may have gone while the commit was on its way.
+                    self.commit_offset(group, queue, offset);
+                }
+            }
+            Kind::QueueLock => {
+                let change = LockChange::read(&mut cursor)?;
+                if self.queues.contains_key(&change.queue) {
+                    let touched = self.locks.apply(&change, self.log_time);
+                    self.keep_locks(&touched);
+                }
             }
             Kind::Session => {
                 let node = cursor.u64()?;
@@ -492,6 +512,23 @@ impl State {
         self.changed.insert(offset_key(&group, queue), Some(offset_value(&group, queue, offset)));
     }
 
+    fn forget_offset(&mut self, group: &str, queue: QueueUid) {
+        let Some(offsets) = self.group_offsets.get_mut(group) else { return };
+        if offsets.remove(&queue).is_some() {
+            self.changed.insert(offset_key(group, queue), None);
+        }
+        if offsets.is_empty() {
+            self.group_offsets.remove(group);
+        }
+    }
+
+    fn keep_locks(&mut self, places: &[Place]) {
+        for place in places {
+            let value = self.locks.get(place).map(|held| LockChange::of(place, held));
+            self.changed.insert(scoped_key(KEY_LOCK, &place.1, place.0), value);
+        }
+    }
+
     fn open_session(&mut self, session: u64, node: u64, out: &mut Applied) {
         let old: Vec<u64> = self.sessions.iter().filter(|(_, s)| s.node == node).map(|(id, _)| *id).collect();
         for id in &old {
@@ -569,6 +606,8 @@ impl State {
         self.freed_pages.extend(queue.index.disk_pages());
         self.freed_pages.append(&mut queue.index.take_freed());
         self.changed.insert(numbered_key(KEY_QUEUE, uid), None);
+        let unlocked = self.locks.forget(uid);
+        self.keep_locks(&unlocked);
         let groups: Vec<Arc<str>> = self
             .group_offsets
             .iter()
@@ -576,10 +615,7 @@ impl State {
             .map(|(g, _)| Arc::clone(g))
             .collect();
         for group in groups {
-            if let Some(offsets) = self.group_offsets.get_mut(&group) {
-                offsets.remove(&uid);
-            }
-            self.changed.insert(offset_key(&group, uid), None);
+            self.forget_offset(&group, uid);
         }
     }
 
@@ -616,6 +652,9 @@ impl State {
                 gone.extend(topology.binding(*vhost, spec).map(|b| Thing::Binding(b.uid)));
             }
             Change::Topic { topic } => gone.push(Thing::Topic(Arc::clone(&topic.name))),
+            Change::Setting(space, name, _) | Change::RemoveSetting(space, name) => {
+                gone.push(Thing::Setting(Arc::clone(space), Arc::clone(name)));
+            }
             Change::Exchange(..) | Change::Queue { .. } | Change::Binding { .. } => {}
         }
         for thing in gone {
@@ -631,6 +670,7 @@ impl State {
             Change::Queue { uid, .. } => Thing::Queue(*uid),
             Change::Binding { uid, .. } => Thing::Binding(*uid),
             Change::Topic { topic } => Thing::Topic(Arc::clone(&topic.name)),
+            Change::Setting(space, name, _) => Thing::Setting(Arc::clone(space), Arc::clone(name)),
             _ => return,
         };
         let mut value = BytesMut::new();
@@ -743,6 +783,11 @@ impl State {
                     let (queue, offset) = (cursor.u64()?, cursor.u64()?);
                     state.commit_offset(cursor.text()?, queue, offset);
                 }
+                (Some(KEY_LOCK), _) => {
+                    let lock = LockChange::read(&mut record::Cursor::new(&value, 0))?;
+                    let held = Held { client: lock.client, until: lock.until };
+                    state.locks.set((lock.queue, lock.group), held);
+                }
                 _ => return Err(Malformed { at: 0, what: "unknown object in the checkpoint" }),
             }
         }
@@ -777,6 +822,9 @@ impl State {
             for (queue, offset) in offsets {
                 digest.update(&offset_value(group, *queue, *offset));
             }
+        }
+        for (place, held) in self.locks.iter() {
+            digest.update(&LockChange::of(place, held));
         }
         for (segment, count) in &self.segments {
             digest.update(&[segment.to_le_bytes(), count.to_le_bytes()].concat());
@@ -882,8 +930,12 @@ fn session_key(id: u64) -> Bytes {
 
 /// Names can be longer than a key may be: the key holds a hash, the value the name.
 fn offset_key(group: &str, queue: QueueUid) -> Bytes {
+    scoped_key(KEY_OFFSET, group, queue)
+}
+
+fn scoped_key(tag: u8, group: &str, queue: QueueUid) -> Bytes {
     let mut key = BytesMut::with_capacity(21);
-    key.put_u8(KEY_OFFSET);
+    key.put_u8(tag);
     key.put_u64(queue);
     key.put_u64(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, group.as_bytes()));
     key.put_u32(crc32(group));

@@ -666,3 +666,166 @@ fn a_declare_that_somebody_else_made_meanwhile_is_answered_once() {
     }
     assert_eq!(h.core.state.queues.len(), 1);
 }
+
+fn topic(name: &str, queues: u32) -> Op {
+    Op::CreateTopic { topic: name.into(), write_queues: queues, read_queues: queues, permission: 6 }
+}
+
+fn wants(client: &str, queues: &[u32]) -> LockQueues {
+    let queues = queues.iter().map(|id| ("T".into(), *id)).collect();
+    LockQueues { group: "G".into(), client: client.into(), queues }
+}
+
+fn locked(reply: Result<Reply, Refusal>) -> Vec<u32> {
+    let Ok(Reply::Locked(queues)) = reply else { panic!("{reply:?}") };
+    queues.into_iter().map(|(_, id)| id).collect()
+}
+
+#[test]
+fn a_queue_is_locked_for_one_client_of_a_group_and_a_restart_keeps_that() {
+    let mut h = Harness::new();
+    let (mut a, mut b) = (h.client(1), h.client(2));
+    h.call(&mut a, topic("T", 4)).unwrap();
+    assert_eq!(locked(h.call(&mut a, Op::LockQueues(wants("a", &[0, 1, 9])))), [0, 1]);
+    assert_eq!(locked(h.call(&mut b, Op::LockQueues(wants("b", &[0, 1, 2])))), [2]);
+    h.call(&mut b, Op::UnlockQueues(wants("b", &[0, 1]))).unwrap();
+    assert_eq!(locked(h.call(&mut b, Op::LockQueues(wants("b", &[0])))), [0_u32; 0]);
+    let batches: Vec<Batch> = h.log.0.borrow().values().cloned().collect();
+    let mut again = Harness::restarted(78, &batches);
+    let (mut a, mut b) = (again.client(1), again.client(2));
+    assert_eq!(locked(again.call(&mut b, Op::LockQueues(wants("b", &[0, 1, 2, 3])))), [2, 3]);
+    again.call(&mut a, Op::UnlockQueues(wants("a", &[1]))).unwrap();
+    assert_eq!(locked(again.call(&mut b, Op::LockQueues(wants("b", &[0, 1])))), [1]);
+}
+
+#[test]
+fn locks_decided_in_one_turn_see_each_other_and_a_lost_batch_is_decided_again() {
+    let mut h = Harness::new();
+    let (mut a, mut b) = (h.client(1), h.client(2));
+    h.call(&mut a, topic("T", 2)).unwrap();
+    h.send(&mut a, Op::LockQueues(wants("a", &[0])));
+    h.send(&mut b, Op::LockQueues(wants("b", &[0, 1])));
+    h.propose();
+    assert!(!h.taken.is_empty() && a.take().is_empty() && b.take().is_empty(), "nothing before commit");
+    h.taken.clear();
+    h.core.refused(h.term);
+    h.core.lead(h.term);
+    h.run();
+    let answer = |client: &mut Client| match client.take().as_slice() {
+        [Event::Reply { result, .. }] => locked(result.clone()),
+        events => panic!("{events:?}"),
+    };
+    assert_eq!((answer(&mut a), answer(&mut b)), (vec![0], vec![1]));
+    assert_eq!(h.core.state.locks.iter().count(), 2);
+}
+
+#[test]
+fn a_new_term_goes_on_with_the_locks_that_were_applied() {
+    let mut h = Harness::new();
+    let (mut a, mut b) = (h.client(1), h.client(2));
+    h.call(&mut a, topic("T", 2)).unwrap();
+    assert_eq!(locked(h.call(&mut a, Op::LockQueues(wants("a", &[0])))), [0]);
+    h.send(&mut b, Op::LockQueues(wants("b", &[1])));
+    h.propose();
+    h.taken.clear();
+    h.start_term();
+    h.run();
+    assert_eq!(b.take().len(), 1);
+    assert_eq!(locked(h.call(&mut b, Op::LockQueues(wants("b", &[0, 1])))), [1]);
+    assert_eq!(locked(h.call(&mut a, Op::LockQueues(wants("a", &[0, 1])))), [0]);
+}
+
+#[test]
+fn a_removed_topic_takes_everything_along_and_a_new_one_of_that_name_begins_anew() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, topic("T", 1)).unwrap();
+    let message = Message {
+        origin: Origin::Amqp,
+        bytes: Bytes::from_static(b"x"),
+        prefix_len: 0,
+        body_len: 1,
+        tag_hash: 0,
+        persistent: true,
+    };
+    let send = || {
+        let messages = vec![SendMessage { message: message.clone(), tag: "".into() }];
+        Op::Send(Send { topic: "T".into(), queue_id: Some(0), create_queues: None, messages })
+    };
+    let commit = |wait| Op::CommitOffset {
+        group: "G".into(),
+        topic: "T".into(),
+        queue_id: 0,
+        offset: 1,
+        wait,
+    };
+    h.call(&mut c, send()).unwrap();
+    h.call(&mut c, commit(true)).unwrap();
+    h.call(&mut c, Op::LockQueues(wants("a", &[0]))).unwrap();
+    // A commit on its way behind the removal leaves nothing behind.
+    h.send(&mut c, Op::DeleteTopic { topic: "T".into() });
+    let mut other = h.client(2);
+    h.send(&mut other, commit(false));
+    h.run();
+    let state = &h.core.state;
+    assert!(state.queues.is_empty() && state.segments.is_empty() && state.group_offsets.is_empty());
+    assert_eq!((state.locks.iter().count(), state.topology.queue_count()), (0, 0));
+    assert!(matches!(h.call(&mut c, send()), Err(Refusal::NotFound { .. })));
+    h.call(&mut c, topic("T", 1)).unwrap();
+    let Ok(Reply::Sent { offsets, .. }) = h.call(&mut c, send()) else { panic!() };
+    assert_eq!(offsets, [0]);
+    let group = Op::GroupOffset { group: "G".into(), topic: "T".into(), queue_id: 0 };
+    assert!(matches!(h.call(&mut c, group), Ok(Reply::GroupOffset { offset: None, .. })));
+}
+
+#[test]
+fn a_group_is_moved_back_without_force_and_anywhere_with_it() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, topic("T", 2)).unwrap();
+    for _ in 0..3 {
+        h.send(&mut c, publish("amq.rmq.T", "", 0, b"m"));
+    }
+    h.run();
+    let reset = |to, force| {
+        Op::ResetOffsets(ResetOffsets { group: "G".into(), topic: "T".into(), queue_id: None, to, force })
+    };
+    let mut moved = |h: &mut Harness, op| match h.call(&mut c, op) {
+        Ok(Reply::GroupOffsets(offsets)) => offsets,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(moved(&mut h, reset(ResetTo::End, false)), [(0, 3), (1, 0)]);
+    assert_eq!(moved(&mut h, reset(ResetTo::Time(0), false)), [(0, 0), (1, 0)]);
+    assert_eq!(moved(&mut h, reset(ResetTo::Offset(2), false)), [(0, 0), (1, 0)]);
+    assert_eq!(moved(&mut h, reset(ResetTo::Offset(2), true)), [(0, 2), (1, 0)]);
+    let stats = Op::TopicStats { topic: "T".into(), group: Some("G".into()) };
+    let Ok(Reply::Stats(stats)) = h.call(&mut c, stats) else { panic!() };
+    assert_eq!((stats[0].min, stats[0].max, stats[0].group), (0, 3, Some(2)));
+    assert!(stats[0].latest > 0 && stats[0].reached > 0 && stats[1].latest == 0);
+    h.call(&mut c, Op::ForgetOffsets { group: "G".into() }).unwrap();
+    assert!(h.core.state.group_offsets.is_empty());
+}
+
+#[test]
+fn named_values_and_locks_are_in_a_checkpoint() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    let put = |name: &str, value: Option<&'static [u8]>| Op::PutSetting {
+        space: "s".into(),
+        name: name.into(),
+        value: value.map(Bytes::from_static),
+    };
+    for (name, value) in [("a", Some(b"1")), ("b", Some(b"2")), ("a", Some(b"3")), ("b", None)] {
+        h.call(&mut c, put(name, value.map(|v| &v[..]))).unwrap();
+    }
+    h.call(&mut c, topic("T", 2)).unwrap();
+    h.call(&mut c, Op::LockQueues(wants("a", &[0, 1]))).unwrap();
+    h.call(&mut c, Op::UnlockQueues(wants("a", &[1]))).unwrap();
+    let delta = h.core.state.begin_checkpoint(&mut |_| 0).unwrap();
+    let objects: BTreeMap<Bytes, Bytes> = delta.puts.into_iter().collect();
+    let (mut loaded, _) = State::load(1 << 20, delta.point, objects).unwrap();
+    assert_eq!(loaded.digest(&NoPages), h.core.state.digest(&NoPages));
+    assert_eq!(loaded.topology.setting("s", "a").map(|v| &v[..]), Some(&b"3"[..]));
+    assert_eq!(loaded.topology.settings("s").count(), 1);
+    assert_eq!(loaded.locks.iter().count(), 1);
+}

@@ -125,6 +125,10 @@ pub enum Change {
     },
     /// A topic goes, with its queues.
     RemoveTopic(Arc<str>),
+    /// A named value is kept for an adapter: space, name, value.
+    Setting(Arc<str>, Arc<str>, Bytes),
+    /// A named value goes: space, name.
+    RemoveSetting(Arc<str>, Arc<str>),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -145,6 +149,7 @@ pub struct Topology {
     vhosts: HashTrieMapSync<VhostId, Vhost>,
     queues: HashTrieMapSync<QueueUid, Arc<QueueDefinition>>,
     topics: RedBlackTreeMapSync<Arc<str>, Arc<Topic>>,
+    settings: RedBlackTreeMapSync<(Arc<str>, Arc<str>), Bytes>,
     bindings: usize,
 }
 
@@ -183,6 +188,7 @@ impl Topology {
             vhosts: HashTrieMapSync::new_sync(),
             queues: HashTrieMapSync::new_sync(),
             topics: RedBlackTreeMapSync::new_sync(),
+            settings: RedBlackTreeMapSync::new_sync(),
             bindings: 0,
         };
         let mut vhost = Vhost::default();
@@ -270,6 +276,28 @@ impl Topology {
         self.topics.values()
     }
 
+    /// A value that an adapter keeps here.
+    #[must_use]
+    pub fn setting(&self, space: &str, name: &str) -> Option<&Bytes> {
+        self.settings.get(&(Arc::from(space), Arc::from(name)))
+    }
+
+    /// All values of a space, by name.
+    pub fn settings(&self, space: &str) -> impl Iterator<Item = (&Arc<str>, &Bytes)> {
+        let space: Arc<str> = space.into();
+        let from = (Arc::clone(&space), Arc::from(""));
+        self.settings
+            .range(from..)
+            .take_while(move |((kept, _), _)| *kept == space)
+            .map(|((_, name), value)| (name, value))
+    }
+
+    /// How many values there are.
+    #[must_use]
+    pub fn setting_count(&self) -> usize {
+        self.settings.size()
+    }
+
     /// The binding that equals `spec`.
     #[must_use]
     pub fn binding(&self, vhost: VhostId, spec: &BindingSpec) -> Option<&Arc<Binding>> {
@@ -353,6 +381,12 @@ impl Topology {
             Change::RemoveBinding(vhost, spec) => self.remove_binding(*vhost, spec),
             Change::Topic { topic } => self.set_topic(topic),
             Change::RemoveTopic(name) => self.remove_topic(name),
+            Change::Setting(space, name, value) => {
+                self.settings.insert_mut((Arc::clone(space), Arc::clone(name)), value.clone());
+            }
+            Change::RemoveSetting(space, name) => {
+                self.settings.remove_mut(&(Arc::clone(space), Arc::clone(name)));
+            }
         }
     }
 
@@ -376,6 +410,9 @@ impl Topology {
             });
         }
         changes.extend(self.topics.values().map(|t| Change::Topic { topic: Topic::clone(t) }));
+        changes.extend(self.settings.iter().map(|((space, name), value)| {
+            Change::Setting(Arc::clone(space), Arc::clone(name), value.clone())
+        }));
         for (id, vhost) in self.vhosts.iter() {
             for bindings in vhost.by_destination.values() {
                 for binding in bindings.values() {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::api::{ConnectionId, Offset, Op, QueueStats, QueueUid, Refusal, Reply, ResetOffsets, ResetTo, Verb};
+use super::api::{
+    ConnectionId, Offset, Op, QueueStats, QueueUid, Refusal, Reply, ResetOffsets, ResetTo, Verb,
+};
 use super::core::{Core, Work};
 use super::decide::{Outcome, Redone, answer, not_found};
 use super::state::FORGET;
@@ -118,9 +120,9 @@ impl Core {
 
     fn reset_moves(&mut self, verb: &Verb, reset: &ResetOffsets) -> Result<Vec<Move>, Refusal> {
         let mut moves = Vec::new();
-        for (_, uid) in self.meant(reset).ok_or_else(|| {
-            not_found("topic", &reset.topic, &self.vhost_name(verb.vhost))
-        })? {
+        for (_, uid) in
+            self.meant(reset).ok_or_else(|| not_found("topic", &reset.topic, &self.vhost_name(verb.vhost)))?
+        {
             let (min, max) = self.bounds(uid);
             let wanted = match reset.to {
                 ResetTo::Time(time) => self.offset_at(uid, time),
@@ -139,7 +141,8 @@ impl Core {
     /// Message queue and identity of each queue that is meant; `None`: there is no such topic or queue.
     fn meant(&self, reset: &ResetOffsets) -> Option<Vec<(u32, QueueUid)>> {
         let topic = self.state.topology.topic(&reset.topic)?;
-        let all = (0..).zip(topic.queues.iter().copied()).take(topic.read_queues.max(topic.write_queues) as usize);
+        let all =
+            (0..).zip(topic.queues.iter().copied()).take(topic.read_queues.max(topic.write_queues) as usize);
         let meant: Vec<_> = all.filter(|(id, _)| reset.queue_id.is_none_or(|only| only == *id)).collect();
         (!meant.is_empty()).then_some(meant)
     }

@@ -752,13 +752,8 @@ fn a_removed_topic_takes_everything_along_and_a_new_one_of_that_name_begins_anew
         let messages = vec![SendMessage { message: message.clone(), tag: "".into() }];
         Op::Send(Send { topic: "T".into(), queue_id: Some(0), create_queues: None, messages })
     };
-    let commit = |wait| Op::CommitOffset {
-        group: "G".into(),
-        topic: "T".into(),
-        queue_id: 0,
-        offset: 1,
-        wait,
-    };
+    let commit =
+        |wait| Op::CommitOffset { group: "G".into(), topic: "T".into(), queue_id: 0, offset: 1, wait };
     h.call(&mut c, send()).unwrap();
     h.call(&mut c, commit(true)).unwrap();
     h.call(&mut c, Op::LockQueues(wants("a", &[0]))).unwrap();

@@ -14,7 +14,10 @@ mod offset_table;
 mod route;
 mod topic;
 
-pub use client::{CheckClient, ConsumeDirectlyResult, ConsumeOutcome, ConsumerList};
+pub use client::{
+    CheckClient, ClientConnection, ConsumeDirectlyResult, ConsumeOutcome, ConsumerConnections, ConsumerList,
+    ProducerConnections,
+};
 pub use group::{
     CustomizedRetry, ExponentialRetry, GroupConfig, GroupTable, RetryPolicy, SimpleSubscription,
 };

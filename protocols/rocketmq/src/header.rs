@@ -19,7 +19,9 @@ pub use callback::{
     CheckTransactionState, ConsumeMessageDirectly, GetConsumerRunningInfo, GetConsumerStatus,
     NotifyConsumerIdsChanged, ResetConsumerOffset,
 };
-pub use client::{ConsumerSendBack, GetConsumerList, HeartbeatAnswer, Routing, UnregisterClient};
+pub use client::{
+    ConsumerSendBack, GetConsumerList, GetProducers, HeartbeatAnswer, Routing, UnregisterClient,
+};
 pub use name_server::{
     AddWritePermissionAnswer, BrokerByName, DeleteRoute, GetKv, GetKvAnswer, GetRoute, ListKv, PutKv,
     TopicsByCluster, WipeWritePermissionAnswer,

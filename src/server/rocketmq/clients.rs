@@ -1,4 +1,5 @@
-//! What clients say of themselves: heartbeats, leaving, member lists, the check of a filter (codes 34, 35, 38, 46).
+//! What clients say of themselves, and what others may know of them: heartbeats, leaving, member lists, the check of a filter,
+//! connections, questions to a client (codes 34, 35, 38, 46, 203, 204, 307).
 //!
 //! Owns: the judgement of a heartbeat, and heartbeats that wait for topics.
 //! Promises: a heartbeat is answered when the retry topics of its groups exist, and its groups are known before that, so that the
@@ -8,14 +9,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use dassie_rocketmq::body::{
-    CheckClient, Consumer, ConsumerList, Heartbeat, Subscription as Wish, from_json, to_json,
+    CheckClient, ClientConnection, Consumer, ConsumerConnections, ConsumerList, Heartbeat,
+    ProducerConnections, Subscription as Wish, from_json, to_json,
 };
-use dassie_rocketmq::header::{GetConsumerList, HeartbeatAnswer, UnregisterClient};
+use dassie_rocketmq::header::{
+    GetConsumerList, GetConsumerRunningInfo, GetProducers, HeartbeatAnswer, UnregisterClient,
+};
 use dassie_rocketmq::message::{RETRY_PREFIX, TagFilter, check_group};
-use dassie_rocketmq::{Command, ResponseCode};
+use dassie_rocketmq::{Command, RequestCode, ResponseCode};
 
-use super::group::Subscription;
+use super::group::{Manner, Member, Notice, Push, Subscription, View};
 use super::refuse::{Refused, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::{Op, Refusal};
@@ -67,10 +72,25 @@ pub(super) fn on_heartbeat(
     for consumer in &heartbeat.consumer_data_set {
         groups.push((consumer, judge(session, consumer)?));
     }
+    for producer in &heartbeat.producer_data_set {
+        let group = &producer.group_name;
+        check_group(group).map_err(|error| {
+            refused(ResponseCode::InvalidParameter, format!("producer group [{group}]: {error}"))
+        })?;
+    }
+    (session.member.language, session.member.version) = (command.head.language, command.head.version);
+    for producer in &heartbeat.producer_data_set {
+        session.front.groups.produce(&producer.group_name, &heartbeat.client_id, &session.member);
+    }
     let mut missing = Vec::new();
     for (consumer, topics) in groups {
         let group = &consumer.group_name;
-        session.front.groups.join(group, &heartbeat.client_id, &session.member, topics);
+        let manner = Manner {
+            consume_type: consumer.consume_type,
+            message_model: consumer.message_model,
+            consume_from_where: consumer.consume_from_where,
+        };
+        session.front.groups.join(group, &heartbeat.client_id, &session.member, manner, topics);
         let retry = format!("{RETRY_PREFIX}{group}");
         if session.topology.topic(&retry).is_none() {
             missing.push(retry);
@@ -111,7 +131,7 @@ fn subscription(wish: &Wish) -> Result<Subscription, Refused> {
         BY_TAG => Some(tags(&wish.sub_string)?),
         _ => None,
     };
-    Ok(Subscription { version: wish.sub_version, tags })
+    Ok(Subscription { version: wish.sub_version, tags, wish: wish.clone() })
 }
 
 /// The hashes that a tag expression lets through; none: all.
@@ -151,13 +171,16 @@ pub(super) struct Leaving {
     group: Option<String>,
 }
 
-/// UNREGISTER_CLIENT. Producer groups are not kept: nothing is ever asked of a producer.
+/// UNREGISTER_CLIENT.
 pub(super) fn on_unregister(
     session: &mut Session,
     command: &Command<'_>,
     asked: Asked,
 ) -> Result<(), Refused> {
     let header: UnregisterClient<'_> = command.header()?;
+    if let Some(group) = header.producer_group.filter(|group| !group.is_empty()) {
+        session.front.groups.stop_producing(group, header.client_id, session.member.connection);
+    }
     let group = header.consumer_group.filter(|group| !group.is_empty()).map(str::to_owned);
     session.leave(asked, Leaving { client: header.client_id.to_owned(), group });
     Ok(())
@@ -180,6 +203,84 @@ pub(super) fn on_list(session: &mut Session, command: &Command<'_>, asked: Asked
         return Err(refused(ResponseCode::SystemError, format!("no consumer for this group, {group}")));
     }
     session.answer(asked, &(), &to_json(&ConsumerList { consumer_id_list }));
+    Ok(())
+}
+
+/// GET_CONSUMER_CONNECTION_LIST.
+pub(super) fn on_consumers(
+    session: &mut Session,
+    command: &Command<'_>,
+    asked: Asked,
+) -> Result<(), Refused> {
+    let GetConsumerList { consumer_group: group } = command.header()?;
+    authorize(&session.principal, Action::Read, Resource::Group(group))?;
+    let Some(View { members, manner: Some(manner), topics }) = session.front.groups.consumers(group) else {
+        let text = format!("the consumer group[{group}] not online");
+        return Err(refused(ResponseCode::ConsumerNotOnline, text));
+    };
+    let body = ConsumerConnections {
+        connection_set: members.into_iter().map(connection).collect(),
+        subscription_table: topics.into_iter().map(|s| (s.wish.topic.clone(), s.wish)).collect(),
+        consume_type: manner.consume_type,
+        message_model: manner.message_model,
+        consume_from_where: manner.consume_from_where,
+    };
+    session.answer(asked, &(), &to_json(&body));
+    Ok(())
+}
+
+/// GET_PRODUCER_CONNECTION_LIST.
+pub(super) fn on_producers(
+    session: &mut Session,
+    command: &Command<'_>,
+    asked: Asked,
+) -> Result<(), Refused> {
+    let GetProducers { producer_group: group } = command.header()?;
+    authorize(&session.principal, Action::Read, Resource::Group(group))?;
+    let Some(View { members, .. }) = session.front.groups.producers(group) else {
+        let text = format!("the producer group[{group}] not exist");
+        return Err(refused(ResponseCode::SystemError, text));
+    };
+    let connection_set = members.into_iter().map(connection).collect();
+    session.answer(asked, &(), &to_json(&ProducerConnections { connection_set }));
+    Ok(())
+}
+
+fn connection((client_id, member): (String, Member)) -> ClientConnection {
+    ClientConnection {
+        client_id,
+        client_addr: member.address.to_string(),
+        language: member.language.name().to_owned(),
+        version: member.version,
+    }
+}
+
+/// GET_CONSUMER_RUNNING_INFO: the client is asked, and its answer passed on unread.
+pub(super) fn on_running_info(
+    session: &mut Session,
+    command: &Command<'_>,
+    asked: Asked,
+) -> Result<(), Refused> {
+    let header: GetConsumerRunningInfo<'_> = command.header()?;
+    let (group, client) = (header.consumer_group, header.client_id);
+    authorize(&session.principal, Action::Read, Resource::Group(group))?;
+    let member = session
+        .front
+        .groups
+        .consumers(group)
+        .and_then(|view| view.members.into_iter().find(|(id, _)| id == client).map(|(_, member)| member));
+    let Some(member) = member else {
+        let text = format!("The Consumer <{group}> <{client}> not online");
+        return Err(refused(ResponseCode::SystemError, text));
+    };
+    let fields = vec![
+        ("consumerGroup", group.to_owned()),
+        ("clientId", client.to_owned()),
+        ("jstackEnable", header.jstack_enable.unwrap_or(false).to_string()),
+    ];
+    let back = Some(session.will_answer(asked));
+    let code = RequestCode::GetConsumerRunningInfo;
+    member.tell(Notice::Push(Push { code, fields, body: Bytes::new(), back }));
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::Front;
-use super::group::{Groups, Member};
+use super::group::{Groups, Member, Notice};
 use super::session::{OUTPUT_MAX, Session};
 use crate::broker::link::{Gate, Link, Shard};
 use crate::metrics::Metrics;
@@ -36,7 +36,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const FRAME_STRANGER: usize = 64 * 1024;
 /// Room for one read. Bytes.
 const READ: usize = 64 * 1024;
-/// Groups whose change waits to be told. One that finds no room is found by the client itself within 20 s.
+/// Changes and requests of others that wait to be told. One that finds no room is found by the client itself within 20 s.
 const NOTICES_MAX: usize = 1_024;
 
 /// Serves one connection to its end.
@@ -52,7 +52,7 @@ pub(super) async fn serve(
     metrics.connections.inc();
     metrics.connections_opened.inc();
     let (notices_in, notices) = mpsc::channel(NOTICES_MAX);
-    let member = Member { connection: link.id(), notices: notices_in };
+    let member = Member::new(link.id(), notices_in, peer);
     let left = Left { groups: Arc::clone(&front.groups), connection: link.id(), metrics };
     let session = Session::new(front, peer, link.topology(), Box::new(link.log().clone()), member);
     let gate = link.gate();
@@ -95,7 +95,7 @@ struct Task {
     session: Session,
     link: Link,
     gate: Gate,
-    notices: mpsc::Receiver<Arc<str>>,
+    notices: mpsc::Receiver<Notice>,
     /// Longest frame this peer may send. Bytes.
     frame_max: usize,
     /// When something was read or written last.
@@ -127,8 +127,8 @@ impl Task {
             let flow = tokio::select! {
                 biased;
                 events = self.link.events(), if self.takes_events() => self.on_events(events),
-                Some(group) = self.notices.recv(), if self.takes_events() => {
-                    self.session.notify(&group);
+                Some(notice) = self.notices.recv(), if self.takes_events() => {
+                    self.session.on_notice(notice);
                     Flow::Go
                 }
                 ready = self.stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {

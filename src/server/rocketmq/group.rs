@@ -1,4 +1,4 @@
-//! Consumer groups of this node: who is in, what they subscribe to.
+//! Groups of this node: who produces, who consumes, what consumers subscribe to.
 //!
 //! Owns: the registry, warmed by heartbeats and shared by all connections.
 //! Promises: a member is in the list as soon as its first heartbeat was read; whenever members or topics of a group change, all its
@@ -7,17 +7,75 @@
 //! Does not know: sockets, offsets, what telling looks like on the wire.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+use dassie_rocketmq::body::{ConsumeFromWhere, ConsumeType, MessageModel, Subscription as Wish};
+use dassie_rocketmq::{Language, RequestCode};
 use tokio::sync::mpsc;
 
-/// Where a connection hears of changes.
+/// What one connection has for another's client.
+#[derive(Debug, Clone)]
+pub(super) enum Notice {
+    /// The members of this group changed.
+    Changed(Arc<str>),
+    /// A request of ours.
+    Push(Push),
+    /// What the client asked another client of.
+    Answer(Answer),
+}
+
+/// A request for a client.
+#[derive(Debug, Clone)]
+pub(super) struct Push {
+    /// What.
+    pub(super) code: RequestCode,
+    /// Its header.
+    pub(super) fields: Vec<(&'static str, String)>,
+    /// Its body.
+    pub(super) body: Bytes,
+    /// Who wants the answer, and under which number; `None`: it is one-way.
+    pub(super) back: Option<(mpsc::Sender<Notice>, u64)>,
+}
+
+/// A client's answer to a [`Push`].
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    /// The push's number.
+    pub(super) number: u64,
+    /// As the client said.
+    pub(super) code: i32,
+    /// As the client said.
+    pub(super) remark: Option<String>,
+    /// As the client said.
+    pub(super) body: Bytes,
+}
+
+/// A connection as groups know it.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
     /// Its number.
     pub(super) connection: u64,
-    /// Takes the names of changed groups.
-    pub(super) notices: mpsc::Sender<Arc<str>>,
+    /// Where it hears of others.
+    pub(super) notices: mpsc::Sender<Notice>,
+    /// The client's address.
+    pub(super) address: SocketAddr,
+    /// As its last heartbeat said.
+    pub(super) language: Language,
+    /// Likewise.
+    pub(super) version: i32,
+}
+
+impl Member {
+    pub(super) fn new(connection: u64, notices: mpsc::Sender<Notice>, address: SocketAddr) -> Self {
+        Self { connection, notices, address, language: Language::Other, version: 0 }
+    }
+
+    /// Hands it something; no room: it has so much to tell already that its client will look anyway.
+    pub(super) fn tell(&self, notice: Notice) {
+        let _ = self.notices.try_send(notice);
+    }
 }
 
 /// What a group wants of a topic.
@@ -27,6 +85,16 @@ pub(super) struct Subscription {
     pub(super) version: i64,
     /// Wanted tag hashes; empty: all. `None`: not by tags (SQL92), which only a pull is refused for.
     pub(super) tags: Option<Arc<[u32]>>,
+    /// As the client said it.
+    pub(super) wish: Wish,
+}
+
+/// How a group consumes, as its members say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Manner {
+    pub(super) consume_type: ConsumeType,
+    pub(super) message_model: MessageModel,
+    pub(super) consume_from_where: Option<ConsumeFromWhere>,
 }
 
 /// How a look for a subscription ended.
@@ -37,10 +105,24 @@ pub(super) enum Found {
     Subscription(Subscription),
 }
 
+/// Members by connection and client id: two clients with one id do not push each other out.
+type Members = BTreeMap<(u64, String), Member>;
+
+/// A group as tools want it.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    /// Client id and connection of each member.
+    pub(super) members: Vec<(String, Member)>,
+    /// How it consumes; `None` for producers.
+    pub(super) manner: Option<Manner>,
+    /// What it wants.
+    pub(super) topics: Vec<Subscription>,
+}
+
 #[derive(Debug, Default)]
 struct Group {
-    /// By connection and client id: two clients with one id do not push each other out.
-    members: BTreeMap<(u64, String), mpsc::Sender<Arc<str>>>,
+    members: Members,
+    manner: Option<Manner>,
     topics: HashMap<String, Subscription>,
 }
 
@@ -55,6 +137,7 @@ struct State {
     groups: HashMap<Arc<str>, Group>,
     /// Groups by connection.
     joined: HashMap<u64, BTreeSet<Arc<str>>>,
+    producers: HashMap<Arc<str>, Members>,
 }
 
 impl Groups {
@@ -69,6 +152,7 @@ impl Groups {
         group: &str,
         client: &str,
         member: &Member,
+        manner: Manner,
         topics: Vec<(String, Subscription)>,
     ) {
         let mut state = self.state();
@@ -77,7 +161,8 @@ impl Groups {
         state.joined.entry(member.connection).or_default().insert(Arc::clone(&name));
         let entry = state.groups.entry(Arc::clone(&name)).or_default();
         let key = (member.connection, client.to_owned());
-        let mut changed = entry.members.insert(key, member.notices.clone()).is_none();
+        let mut changed = entry.members.insert(key, member.clone()).is_none();
+        entry.manner = Some(manner);
         let before = entry.topics.len();
         entry.topics.retain(|topic, _| topics.iter().any(|(wanted, _)| wanted == topic));
         changed |= entry.topics.len() != before;
@@ -93,6 +178,25 @@ impl Groups {
         }
         if changed {
             tell(&name, entry);
+        }
+    }
+
+    /// A heartbeat: `client` produces as `group`.
+    pub(super) fn produce(&self, group: &str, client: &str, member: &Member) {
+        let mut state = self.state();
+        let key = (member.connection, client.to_owned());
+        state.producers.entry(group.into()).or_default().insert(key, member.clone());
+    }
+
+    /// A client produces no more as `group`.
+    pub(super) fn stop_producing(&self, group: &str, client: &str, connection: u64) {
+        let mut state = self.state();
+        let key = (connection, client.to_owned());
+        if let Some(members) = state.producers.get_mut(group) {
+            members.remove(&key);
+            if members.is_empty() {
+                state.producers.remove(group);
+            }
         }
     }
 
@@ -116,6 +220,10 @@ impl Groups {
         for group in state.joined.remove(&connection).unwrap_or_default() {
             state.remove(&group, |(number, _)| *number == connection);
         }
+        state.producers.retain(|_, members| {
+            members.retain(|(number, _), _| *number != connection);
+            !members.is_empty()
+        });
     }
 
     /// The client ids of a group, in the order in which clients share queues.
@@ -123,6 +231,22 @@ impl Groups {
         let state = self.state();
         let Some(group) = state.groups.get(group) else { return Vec::new() };
         group.members.keys().map(|(_, client)| client.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// A group of consumers.
+    pub(super) fn consumers(&self, group: &str) -> Option<View> {
+        let state = self.state();
+        let group = state.groups.get(group)?;
+        let mut topics: Vec<Subscription> = group.topics.values().cloned().collect();
+        topics.sort_by(|a, b| a.wish.topic.cmp(&b.wish.topic));
+        Some(View { members: members(&group.members), manner: group.manner, topics })
+    }
+
+    /// A group of producers.
+    pub(super) fn producers(&self, group: &str) -> Option<View> {
+        let state = self.state();
+        let found = state.producers.get(group)?;
+        Some(View { members: members(found), manner: None, topics: Vec::new() })
     }
 
     /// What a group wants of a topic.
@@ -151,41 +275,63 @@ impl State {
 /// A connection with several members is told once.
 fn tell(name: &Arc<str>, group: &Group) {
     let mut last = None;
-    for ((connection, _), notices) in &group.members {
+    for ((connection, _), member) in &group.members {
         if last != Some(connection) {
-            // No room: the connection has so much to tell already that its client will look anyway.
-            let _ = notices.try_send(Arc::clone(name));
+            member.tell(Notice::Changed(Arc::clone(name)));
         }
         last = Some(connection);
     }
+}
+
+fn members(members: &Members) -> Vec<(String, Member)> {
+    members.iter().map(|((_, client), member)| (client.clone(), member.clone())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn member(connection: u64) -> (Member, mpsc::Receiver<Arc<str>>) {
+    const MANNER: Manner = Manner {
+        consume_type: ConsumeType::Passively,
+        message_model: MessageModel::Clustering,
+        consume_from_where: None,
+    };
+
+    /// A connection, and the groups it hears of.
+    struct Hears(mpsc::Receiver<Notice>);
+
+    impl Hears {
+        fn next(&mut self) -> Option<String> {
+            match self.0.try_recv() {
+                Ok(Notice::Changed(group)) => Some(group.to_string()),
+                _ => None,
+            }
+        }
+    }
+
+    fn member(connection: u64) -> (Member, Hears) {
         let (notices, receiver) = mpsc::channel(16);
-        (Member { connection, notices }, receiver)
+        (Member::new(connection, notices, "127.0.0.1:1".parse().unwrap()), Hears(receiver))
     }
 
     fn wants(topic: &str, version: i64) -> Vec<(String, Subscription)> {
-        vec![(topic.to_owned(), Subscription { version, tags: Some(Arc::from([])) })]
+        let wish = Wish { topic: topic.to_owned(), ..Wish::default() };
+        vec![(topic.to_owned(), Subscription { version, tags: Some(Arc::from([])), wish })]
     }
 
     #[test]
     fn everybody_is_told_when_one_comes_or_goes_and_nobody_when_nothing_changed() {
         let groups = Groups::default();
         let ((a, mut a_hears), (b, mut b_hears)) = (member(1), member(2));
-        groups.join("G", "a@1", &a, wants("T", 1));
-        assert_eq!(a_hears.try_recv().as_deref(), Ok("G"));
-        groups.join("G", "a@1", &a, wants("T", 1));
-        assert!(a_hears.try_recv().is_err());
-        groups.join("G", "b@2", &b, wants("T", 2));
-        assert_eq!((a_hears.try_recv().as_deref(), b_hears.try_recv().as_deref()), (Ok("G"), Ok("G")));
+        groups.join("G", "a@1", &a, MANNER, wants("T", 1));
+        assert_eq!(a_hears.next().as_deref(), Some("G"));
+        groups.join("G", "a@1", &a, MANNER, wants("T", 1));
+        assert_eq!(a_hears.next(), None);
+        groups.join("G", "b@2", &b, MANNER, wants("T", 2));
+        assert_eq!((a_hears.next().as_deref(), b_hears.next().as_deref()), (Some("G"), Some("G")));
         assert_eq!(groups.clients("G"), ["a@1", "b@2"]);
         groups.leave_all(2);
-        assert_eq!((a_hears.try_recv().as_deref(), groups.clients("G")), (Ok("G"), vec!["a@1".to_owned()]));
+        assert_eq!((a_hears.next().as_deref(), groups.clients("G")), (Some("G"), vec!["a@1".to_owned()]));
         groups.leave("G", "a@1", 1);
         assert_eq!(groups.subscription("G", "T"), Found::NoGroup);
     }
@@ -194,10 +340,10 @@ mod tests {
     fn the_later_subscription_counts_and_a_dropped_topic_is_forgotten() {
         let groups = Groups::default();
         let (a, _hears) = member(1);
-        groups.join("G", "a", &a, wants("T", 5));
-        groups.join("G", "a", &a, wants("T", 4));
+        groups.join("G", "a", &a, MANNER, wants("T", 5));
+        groups.join("G", "a", &a, MANNER, wants("T", 4));
         assert!(matches!(groups.subscription("G", "T"), Found::Subscription(s) if s.version == 5));
-        groups.join("G", "a", &a, wants("U", 6));
+        groups.join("G", "a", &a, MANNER, wants("U", 6));
         assert_eq!(groups.subscription("G", "T"), Found::NoTopic);
     }
 
@@ -205,9 +351,21 @@ mod tests {
     fn two_clients_with_one_id_do_not_push_each_other_out() {
         let groups = Groups::default();
         let ((a, _a_hears), (b, _b_hears)) = (member(1), member(2));
-        groups.join("G", "same", &a, Vec::new());
-        groups.join("G", "same", &b, Vec::new());
+        groups.join("G", "same", &a, MANNER, Vec::new());
+        groups.join("G", "same", &b, MANNER, Vec::new());
         groups.leave_all(1);
         assert_eq!(groups.clients("G"), ["same"]);
+    }
+
+    #[test]
+    fn producers_are_known_until_they_leave_or_their_connection_ends() {
+        let groups = Groups::default();
+        let ((a, _a_hears), (b, _b_hears)) = (member(1), member(2));
+        groups.produce("P", "a", &a);
+        groups.produce("P", "b", &b);
+        assert_eq!(groups.producers("P").unwrap().members.len(), 2);
+        groups.stop_producing("P", "a", 1);
+        groups.leave_all(2);
+        assert!(groups.producers("P").is_none());
     }
 }

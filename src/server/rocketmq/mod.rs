@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 mod clients;
 mod connection;
 mod group;
+mod lock;
 mod offsets;
 mod output;
 mod pull;

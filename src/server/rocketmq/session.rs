@@ -9,17 +9,20 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use dassie_rocketmq::code::{FLAG_RESPONSE, version};
 use dassie_rocketmq::command::Fields;
 use dassie_rocketmq::header::NotifyConsumerIdsChanged;
 use dassie_rocketmq::{Command, Head, HeaderCodec, Language, RequestCode, ResponseCode, encode, encode_head};
 
+use tokio::sync::mpsc;
+
 use super::Front;
 use super::clients::{self, Joins};
-use super::group::Member;
+use super::group::{Answer, Member, Notice, Push};
 use super::output::Output;
 use super::refuse::{Refused, refused, unsupported};
-use super::{offsets, pull, route, send, topics};
+use super::{lock, offsets, pull, route, send, topics};
 use crate::broker::api::{Event, Op, Refusal, Reply, Verb};
 use crate::broker::message::{Batches, Cache};
 use crate::broker::topology::Topology;
@@ -29,6 +32,9 @@ use crate::security::{Action, Denied, Principal, Resource, anonymous, authorize}
 const PENDING_MAX: usize = 8_192;
 /// Answers that wait to be written before more are made. Bytes.
 pub(super) const OUTPUT_MAX: usize = 4 * 1024 * 1024;
+
+/// Requests on their way from client to client, per connection and direction.
+const ASKING_MAX: usize = 256;
 
 /// What an answer needs to know of its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +58,8 @@ pub(super) enum Wait {
     Send(send::Sent),
     Pull(pull::Pulled),
     Offset(offsets::Wanted),
+    /// A lock, and the broker name that the client used.
+    Lock(String),
     /// An answer without fields.
     Done,
     /// A group's offset; nobody may wait for an answer, but leaving the group does.
@@ -87,6 +95,10 @@ pub(super) struct Session {
     leaving: Vec<(Asked, clients::Leaving)>,
     last_request: u64,
     last_opaque: i32,
+    /// Requests of others that this client was asked, by their opaque here: who wants the answer, and since when.
+    asking: HashMap<i32, (mpsc::Sender<Notice>, u64)>,
+    /// Requests of this client that another client is asked, by their number.
+    asked: HashMap<u64, Asked>,
     backlog: VecDeque<Event>,
     ending: bool,
 }
@@ -118,6 +130,8 @@ impl Session {
             leaving: Vec::new(),
             last_request: 0,
             last_opaque: 0,
+            asking: HashMap::new(),
+            asked: HashMap::new(),
             backlog: VecDeque::new(),
             ending: false,
         }
@@ -132,9 +146,8 @@ impl Session {
 
     /// Takes one command.
     pub(super) fn on_command(&mut self, command: &Command<'_>) {
-        // We ask clients nothing that they would answer.
         if command.head.is_response() {
-            return;
+            return self.on_answer(command);
         }
         let asked =
             Asked { opaque: command.head.opaque, codec: command.codec, one_way: command.head.is_one_way() };
@@ -162,6 +175,11 @@ impl Session {
             Some(RequestCode::GetMaxOffset) => offsets::on_max(self, command, asked),
             Some(RequestCode::GetMinOffset) => offsets::on_min(self, command, asked),
             Some(RequestCode::GetEarliestMsgStoretime) => offsets::on_earliest(self, command, asked),
+            Some(RequestCode::LockBatchMq) => lock::on_lock(self, command, asked),
+            Some(RequestCode::UnlockBatchMq) => lock::on_unlock(self, command, asked),
+            Some(RequestCode::GetConsumerConnectionList) => clients::on_consumers(self, command, asked),
+            Some(RequestCode::GetProducerConnectionList) => clients::on_producers(self, command, asked),
+            Some(RequestCode::GetConsumerRunningInfo) => clients::on_running_info(self, command, asked),
             Some(RequestCode::HeartBeat) => clients::on_heartbeat(self, command, asked),
             Some(RequestCode::UnregisterClient) => clients::on_unregister(self, command, asked),
             Some(RequestCode::GetConsumerListByGroup) => clients::on_list(self, command, asked),
@@ -286,6 +304,7 @@ impl Session {
             (_, Err(refusal)) => Err(refusal.into()),
             (Wait::Send(sent), Ok(reply)) => send::answer(self, asked, &sent, &reply),
             (Wait::Pull(pulled), Ok(reply)) => pull::answer(self, asked, &pulled, reply),
+            (Wait::Lock(broker), Ok(reply)) => lock::answer(self, asked, &broker, reply),
             (Wait::Offset(wanted), Ok(reply)) => offsets::answer(self, asked, wanted, &reply),
             (Wait::Done | Wait::Commit, Ok(_)) => {
                 self.answer(asked, &(), &[]);
@@ -342,13 +361,66 @@ impl Session {
         encode_head(&mut self.output.tail, asked.codec, &head(asked, code, remark), fields, body).is_ok()
     }
 
-    /// Tells the client that the members of a group changed.
-    pub(super) fn notify(&mut self, group: &str) {
+    /// Takes what the node's other connections have for this one's client.
+    pub(super) fn on_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Changed(group) => {
+                let fields = NotifyConsumerIdsChanged { consumer_group: &group };
+                self.request(RequestCode::NotifyConsumerIdsChanged, true, &fields, &[]);
+            }
+            Notice::Push(push) => self.push(&push),
+            Notice::Answer(answer) => {
+                let Some(asked) = self.asked.remove(&answer.number) else { return };
+                let code = ResponseCode::from_code(answer.code).unwrap_or(ResponseCode::SystemError);
+                self.answer_code(asked, code, answer.remark, &(), &answer.body);
+            }
+        }
+    }
+
+    fn push(&mut self, push: &Push) {
+        let fields: Vec<(&str, &str)> = push.fields.iter().map(|(name, value)| (*name, &**value)).collect();
+        let opaque = self.request(push.code, push.back.is_none(), &&fields[..], &push.body);
+        if let Some(back) = &push.back {
+            if self.asking.len() >= ASKING_MAX {
+                // Who asked gave up long ago.
+                self.asking.clear();
+            }
+            self.asking.insert(opaque, back.clone());
+        }
+    }
+
+    /// Sends the client a request of ours.
+    fn request(&mut self, code: RequestCode, one_way: bool, fields: &impl Fields, body: &[u8]) -> i32 {
         self.last_opaque = self.last_opaque.wrapping_add(1);
-        let code = RequestCode::NotifyConsumerIdsChanged;
-        let head = Head::request(code, Language::Java, version::V4_9_8, self.last_opaque).one_way();
-        let fields = NotifyConsumerIdsChanged { consumer_group: group };
-        let _ = encode(&mut self.output.tail, HeaderCodec::Json, &head, &fields, &[]);
+        let mut head = Head::request(code, Language::Java, version::V4_9_8, self.last_opaque);
+        if one_way {
+            head = head.one_way();
+        }
+        let _ = encode(&mut self.output.tail, HeaderCodec::Json, &head, fields, body);
+        self.last_opaque
+    }
+
+    /// The client answers what it was asked for another.
+    fn on_answer(&mut self, command: &Command<'_>) {
+        let Some((back, number)) = self.asking.remove(&command.head.opaque) else { return };
+        let answer = Answer {
+            number,
+            code: command.head.code,
+            remark: command.head.remark.as_deref().map(str::to_owned),
+            body: Bytes::copy_from_slice(command.body),
+        };
+        // No room: it is told so much that its own client waits in vain; that gives up by itself.
+        let _ = back.try_send(Notice::Answer(answer));
+    }
+
+    /// Remembers a request that is answered by [`Notice::Answer`]; its number.
+    pub(super) fn will_answer(&mut self, asked: Asked) -> (mpsc::Sender<Notice>, u64) {
+        if self.asked.len() >= ASKING_MAX {
+            self.asked.clear();
+        }
+        self.last_request += 1;
+        self.asked.insert(self.last_request, asked);
+        (self.member.notices.clone(), self.last_request)
     }
 }
 
@@ -372,7 +444,6 @@ mod tests {
     use dassie_rocketmq::frame::MAX_FRAME;
     use dassie_rocketmq::header::{SendMessage, ShortNames};
     use dassie_rocketmq::{Split, split};
-    use tokio::sync::mpsc;
 
     use super::super::Settings;
     use super::super::group::Groups;
@@ -390,7 +461,7 @@ mod tests {
     /// A client's requests, and what came back.
     struct Test {
         session: Session,
-        notices: mpsc::Receiver<Arc<str>>,
+        notices: mpsc::Receiver<Notice>,
     }
 
     /// An answer: opaque, code, remark.
@@ -415,7 +486,7 @@ mod tests {
                 keys: 0.into(),
             });
             let (notices_in, notices) = mpsc::channel(8);
-            let member = Member { connection: 1, notices: notices_in };
+            let member = Member::new(1, notices_in, peer.parse().unwrap());
             let topology = Arc::new(Topology::new());
             let session = Session::new(front, peer.parse().unwrap(), topology, Box::new(NoLog), member);
             Self { session, notices }
@@ -500,7 +571,7 @@ mod tests {
             panic!("{:?}", verbs[0].op)
         };
         assert_eq!(&**topic, "%RETRY%G");
-        assert_eq!(test.notices.try_recv().as_deref(), Ok("G"));
+        assert!(matches!(test.notices.try_recv(), Ok(Notice::Changed(group)) if &*group == "G"));
         test.asks(38, 2, &[("consumerGroup", "G")], &[]);
         let body = br#"{"consumerIdList":["a@1"]}"#;
         assert!(test.session.output.tail.ends_with(body) && from_json::<ConsumerList>(body).is_ok());

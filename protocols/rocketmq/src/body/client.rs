@@ -1,8 +1,9 @@
 //! Bodies about a group's clients: codes 38, 46 and 309.
 
-use super::heartbeat::Subscription;
+use super::heartbeat::{ConsumeFromWhere, ConsumeType, MessageModel, Subscription};
 use super::lenient;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The answer to GET_CONSUMER_LIST_BY_GROUP (38): who shares the group's queues. Clients sort it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -26,6 +27,49 @@ pub struct CheckClient {
     /// The namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+}
+
+/// A client of a group, for tools.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientConnection {
+    /// The client's id.
+    pub client_id: String,
+    /// Where it connected from, `host:port`.
+    pub client_addr: String,
+    /// Its language's name.
+    pub language: String,
+    /// Its version's ordinal.
+    #[serde(default, deserialize_with = "lenient::integer")]
+    pub version: i32,
+}
+
+/// The answer to GET_CONSUMER_CONNECTION_LIST (203).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsumerConnections {
+    /// The members.
+    #[serde(default, deserialize_with = "lenient::list::<_, _, 100_000>")]
+    pub connection_set: Vec<ClientConnection>,
+    /// What they subscribe to, by topic.
+    #[serde(default)]
+    pub subscription_table: BTreeMap<String, Subscription>,
+    /// How they get their messages.
+    pub consume_type: ConsumeType,
+    /// Whether they share them.
+    pub message_model: MessageModel,
+    /// Where they begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consume_from_where: Option<ConsumeFromWhere>,
+}
+
+/// The answer to GET_PRODUCER_CONNECTION_LIST (204).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProducerConnections {
+    /// The members.
+    #[serde(default, deserialize_with = "lenient::list::<_, _, 100_000>")]
+    pub connection_set: Vec<ClientConnection>,
 }
 
 lenient::named! {

@@ -60,4 +60,10 @@ headers! {
         /// The consumer group.
         consumer_group: &'a str = "consumerGroup",
     }
+
+    /// GET_PRODUCER_CONNECTION_LIST (204); answered by [`ProducerConnections`](crate::body::ProducerConnections).
+    pub struct GetProducers<'a> {
+        /// The producer group.
+        producer_group: &'a str = "producerGroup",
+    }
 }

@@ -195,12 +195,12 @@ impl Client {
         self.answer()
     }
 
-    /// Binds `queue` to `exchange`.
+    /// Binds `queue` to `exchange` with `routing_key`.
     ///
     /// # Errors
     /// The server refuses or is gone.
-    pub fn bind(&mut self, queue: &str, exchange: &str) -> Result<(), Error> {
-        QueueBind { queue, exchange, ..Default::default() }.encode_frame(CHANNEL, &mut self.out);
+    pub fn bind(&mut self, queue: &str, exchange: &str, routing_key: &str) -> Result<(), Error> {
+        QueueBind { queue, exchange, routing_key, ..Default::default() }.encode_frame(CHANNEL, &mut self.out);
         self.answer()
     }
 
@@ -356,7 +356,7 @@ impl Client {
 }
 
 /// Whether the socket works and only has nothing to do.
-fn is_pause(error: &io::Error) -> bool {
+pub(crate) fn is_pause(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 

@@ -11,6 +11,8 @@ pub const MESSAGE_MAX: u64 = 16 * 1024 * 1024;
 pub const BATCHES_IN_FLIGHT: usize = 4;
 /// Bytes a connection may have handed to the shard and not yet seen applied before its socket is no longer read.
 pub const CONNECTION_CREDIT: usize = 2 * 1024 * 1024;
+/// Bytes of publishes that uncommitted transactions of one connection hold.
+pub const UNCOMMITTED_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of deliveries handed to a connection and not yet written to its socket.
 pub const DELIVERY_CREDIT: usize = 1024 * 1024;
 /// Bytes of message contents that queues without durability may hold together, before they refuse.

@@ -255,6 +255,15 @@ pub enum Op {
     Unbind(BindingSpec),
     /// basic.publish. Answered by `Confirmed`, `Returned`, `PublishRefused` events, not by a reply.
     Publish(Publish),
+    /// May a message be published there? Answered by `PublishRefused` when not: a transaction learns it before its commit.
+    CheckPublish {
+        /// For the event.
+        channel: ChannelId,
+        /// Exchange, "" is the default one.
+        exchange: Arc<str>,
+    },
+    /// tx.commit: all of it or nothing.
+    Commit(Commit),
     /// basic.consume.
     Subscribe(Subscribe),
     /// basic.cancel: what the reader holds stays leased until settled.
@@ -425,6 +434,26 @@ pub enum ResetTo {
     Offset(Offset),
     /// Behind the last message.
     End,
+}
+
+/// Everything a transaction did.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// In their order; none wants a confirm.
+    pub publishes: Vec<Publish>,
+    /// In their order. An offset not held is ignored.
+    pub settlements: Vec<Settlement>,
+}
+
+/// Leases of one reader that end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// Holder.
+    pub reader: ReaderId,
+    /// Inclusive ranges, ascending.
+    pub ranges: Vec<(Offset, Offset)>,
+    /// What becomes of them.
+    pub how: Settle,
 }
 
 /// basic.publish.

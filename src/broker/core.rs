@@ -90,6 +90,8 @@ pub(crate) struct Connection {
     pub(crate) stalled: VecDeque<Verb>,
     /// Sequence whose outcome the stalled verbs wait for; `None` with stalled verbs: any batch.
     pub(crate) stalled_on: Option<u64>,
+    /// Sequence of its last publish that a record holds.
+    last_publish: u64,
     /// Weight of deliveries handed over and not written yet.
     pub(crate) outstanding: usize,
     pub(crate) readers: BTreeSet<ReaderId>,
@@ -114,6 +116,8 @@ pub(crate) enum Work {
     Piece { connection: ConnectionId, bytes: Bytes },
     /// A fan-out to more queues than one record names: the parts before the publish itself.
     Part { publish: Box<super::api::Publish>, targets: Vec<QueueUid> },
+    /// A transaction.
+    Commit(Box<super::tx::Committing>),
     /// A record that nobody waits for and whose loss changes nothing but a count.
     Unanswered,
 }
@@ -391,6 +395,7 @@ impl Core {
                     outbox: Vec::new(),
                     stalled: VecDeque::new(),
                     stalled_on: None,
+                    last_publish: 0,
                     outstanding: 0,
                     readers: BTreeSet::new(),
                     windows: Map::default(),
@@ -440,6 +445,26 @@ impl Core {
             connection.stalled.push_front(verb);
             self.stalled.insert(id);
         }
+    }
+
+    /// Verb `sequence` of this connection publishes.
+    pub(crate) fn published(&mut self, id: ConnectionId, sequence: u64) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.last_publish = sequence;
+        }
+    }
+
+    /// Are publishes of this connection on their way that are not applied yet?
+    pub(crate) fn publishes_in_flight(&self, id: ConnectionId) -> bool {
+        self.connections.get(&id).is_some_and(|connection| connection.last_publish >= self.first_pending)
+    }
+
+    /// Keeps `verb` until the connection's own publishes are applied.
+    pub(crate) fn stall_behind_publishes(&mut self, id: ConnectionId, verb: Verb) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.stalled_on = Some(connection.last_publish);
+        }
+        self.stall(id, verb);
     }
 
     /// Is a topology change on its way that is not applied yet?
@@ -771,7 +796,15 @@ impl Core {
         {
             runtime.settling = runtime.settling.saturating_sub(ranges.iter().map(|(_, n)| n).sum());
         }
-        let Work::Verb { connection, verb, weight } = pending.work else { return };
+        let (connection, verb, weight) = match pending.work {
+            Work::Verb { connection, verb, weight } => (connection, verb, weight),
+            Work::Commit(committing) => {
+                let connection = committing.connection();
+                self.committed(*committing);
+                return self.no_longer_stalled(connection, sequence);
+            }
+            _ => return,
+        };
         self.give(connection, weight);
         match verb.op {
             Op::Publish(publish) if publish.confirm > 0 => {
@@ -802,7 +835,11 @@ impl Core {
             }
             _ => self.reply(connection, verb.request, Ok(Reply::Ok)),
         }
-        if let Some(connection) = self.connections.get_mut(&connection)
+        self.no_longer_stalled(connection, sequence);
+    }
+
+    fn no_longer_stalled(&mut self, id: ConnectionId, sequence: u64) {
+        if let Some(connection) = self.connections.get_mut(&id)
             && connection.stalled_on == Some(sequence)
         {
             connection.stalled_on = None;

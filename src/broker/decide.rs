@@ -9,14 +9,15 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes};
 
 use super::api::{
-    BindingSpec, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Op, Origin, Publish,
-    QueueKind, QueueSpec, QueueUid, Refusal, Reply, Send, Settle, StoredMessage, Verb, VhostId,
+    BindingSpec, ChannelId, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Message, Op,
+    Origin, Publish, QueueKind, QueueSpec, QueueUid, Refusal, Reply, Send, Settle, StoredMessage, Verb,
+    VhostId,
 };
 use super::change;
 use super::core::{Core, Large, Work};
 use super::link::weight;
 use super::memory;
-use super::message::{Extent, put_reference};
+use super::message::{ENTRY, Extent, put_reference};
 use super::reader::Runtime;
 use super::record::{Kind, put_text};
 use super::state::put_ranges;
@@ -24,7 +25,7 @@ use super::topology::{Change, Owner, Route, TOPIC_EXCHANGE_PREFIX, Topic, Topolo
 use crate::limits;
 
 /// Bytes of a record beside its message.
-const REFERENCE_OVERHEAD: usize = 256;
+pub(crate) const REFERENCE_OVERHEAD: usize = 256;
 
 /// What a topology verb leads to.
 pub(crate) enum Outcome {
@@ -50,8 +51,19 @@ impl Core {
     /// Decides one verb. The node leads and its session is open.
     pub(crate) fn decide(&mut self, id: ConnectionId, verb: Verb) {
         match &verb.op {
+            // What counts or takes messages sees what the same client published before it.
+            Op::DeclareQueue(..) | Op::PurgeQueue { .. } | Op::DeleteQueue { .. }
+                if self.publishes_in_flight(id) =>
+            {
+                self.stall_behind_publishes(id, verb);
+            }
             Op::Publish(_) => self.publish(id, verb),
             Op::Send(_) => self.send(id, verb),
+            Op::Commit(_) => self.commit(id, verb),
+            Op::CheckPublish { channel, exchange } => {
+                let (channel, exchange) = (*channel, Arc::clone(exchange));
+                self.check_publish(id, verb, channel, &exchange);
+            }
             Op::Settle { reader, ranges, how } => {
                 let (reader, ranges, how) = (*reader, ranges.clone(), *how);
                 self.settle((id, reader), &ranges, how);
@@ -124,6 +136,13 @@ impl Core {
                 self.write_reference(sequence, publish, targets, &extents);
                 true
             }
+            Work::Commit(committing) => match self.redo_commit(sequence, committing, &extents) {
+                Ok(written) => written,
+                Err(refusal) => {
+                    self.abort(committing, refusal);
+                    false
+                }
+            },
             Work::Unanswered => false,
         };
         if let Some(pending) = self.pending(sequence) {
@@ -249,16 +268,29 @@ impl Core {
         }
         self.write_reference(self.next_sequence(), publish, last, extents);
         let sequence = self.number(Work::Verb { connection: id, verb, weight });
+        self.published(id, sequence);
         self.keep_extents(sequence, extents);
     }
 
     /// The pieces of a large body are in the log whatever becomes of the reference to them.
-    fn keep_extents(&mut self, sequence: u64, extents: &[Extent]) {
+    pub(crate) fn keep_extents(&mut self, sequence: u64, extents: &[Extent]) {
         if let Some(pending) = self.pending(sequence)
             && !extents.is_empty()
         {
             pending.extents = extents.to_vec();
         }
+    }
+
+    fn check_publish(&mut self, id: ConnectionId, verb: Verb, channel: ChannelId, exchange: &Arc<str>) {
+        let (name, vhost) = (Arc::clone(exchange), self.vhost_name(verb.vhost));
+        let refusal = match self.decided().exchange(verb.vhost, exchange) {
+            _ if name.is_empty() => return,
+            None if self.topology_in_flight() => return self.stall(id, verb),
+            None => Refusal::NotFound { kind: "exchange", name, vhost },
+            Some(known) if known.spec.internal => Refusal::Internal { name, vhost },
+            Some(_) => return,
+        };
+        self.event(id, Event::PublishRefused { channel, refusal });
     }
 
     fn no_exchange(&mut self, id: ConnectionId, verb: Verb) {
@@ -305,17 +337,14 @@ impl Core {
 
     /// A body too large for one batch goes first in pieces, each its own verb; the reference follows when they are applied (D5).
     /// The connection waits meanwhile, so that nothing overtakes.
-    fn put_large(&mut self, id: ConnectionId, verb: Verb) {
-        let message = match &verb.op {
-            Op::Publish(publish) => &publish.message,
-            Op::Send(send) => &send.messages[0].message,
+    pub(crate) fn put_large(&mut self, id: ConnectionId, verb: Verb) {
+        let size = self.batch_bytes - REFERENCE_OVERHEAD;
+        let pieces: Vec<Bytes> = match &verb.op {
+            Op::Publish(publish) => pieces(&publish.message, size).collect(),
+            Op::Send(send) => pieces(&send.messages[0].message, size).collect(),
+            Op::Commit(commit) => commit.publishes.iter().flat_map(|p| pieces(&p.message, size)).collect(),
             _ => return,
         };
-        let (start, len) = (message.prefix_len as usize, message.body_len as usize);
-        let body = message.bytes.slice(start..start + len);
-        let size = self.batch_bytes - REFERENCE_OVERHEAD;
-        let pieces: Vec<Bytes> =
-            (0..len).step_by(size).map(|at| body.slice(at..len.min(at + size))).collect();
         let left = pieces.len();
         self.large.insert(id, Large { verb, left, extents: Vec::with_capacity(left) });
         let mut last = 0;
@@ -353,6 +382,7 @@ impl Core {
             return self.stall(id, large.verb);
         }
         match &large.verb.op {
+            Op::Commit(_) => self.complete_commit(id, large.verb, large.extents),
             Op::Publish(publish) => {
                 let Some(route) =
                     self.route(large.verb.vhost, &publish.exchange, &publish.routing_key, &publish.message)
@@ -394,7 +424,7 @@ impl Core {
     }
 
     /// Durable queues of a route, and one message queue of each topic it reaches.
-    fn durable_targets(&mut self, route: &Route, publish: &Publish) -> Vec<QueueUid> {
+    pub(crate) fn durable_targets(&mut self, route: &Route, publish: &Publish) -> Vec<QueueUid> {
         let Some(overlay) = self.overlay.as_ref() else { return Vec::new() };
         let topology = &overlay.topology;
         let mut targets: Vec<QueueUid> = Vec::with_capacity(route.queues.len() + route.topics.len());
@@ -414,35 +444,48 @@ impl Core {
 
     /// Hands a message to the memory queues of a route; false: their budget is used up, and none got it.
     fn push_to_memory(&mut self, route: &Route, publish: &Publish) -> bool {
-        let Some(overlay) = self.overlay.as_ref().filter(|_| !self.again) else { return true };
-        let memory: Vec<QueueUid> = route
-            .queues
-            .iter()
-            .copied()
-            .filter(|uid| overlay.topology.queue_by_uid(*uid).is_some_and(|q| q.in_memory()))
-            .collect();
+        if self.again {
+            return true;
+        }
+        let memory = self.memory_targets(route);
         if memory.is_empty() {
             return true;
         }
-        let message = StoredMessage {
-            origin: publish.message.origin,
-            // A copy of its own: a small message must not pin the whole read it came with.
-            bytes: Bytes::copy_from_slice(&publish.message.bytes),
-            prefix_len: publish.message.prefix_len,
-            body_len: publish.message.body_len,
-            body: None,
-            store_time: self.stamp(),
-        };
+        let message = self.stored_in_memory(&publish.message);
         let cost = memory::cost(&message) * memory.len();
         if self.memory_used + cost > limits::MEMORY_QUEUES_MAX {
             return false;
         }
         for uid in memory {
-            self.runtime(uid).memory.get_or_insert_default().push(message.clone());
-            self.memory_used += memory::cost(&message);
-            self.list(uid);
+            self.push_one_to_memory(uid, message.clone());
         }
         true
+    }
+
+    /// Queues in memory of a route.
+    pub(crate) fn memory_targets(&self, route: &Route) -> Vec<QueueUid> {
+        let Some(overlay) = self.overlay.as_ref() else { return Vec::new() };
+        let in_memory = |uid: &QueueUid| overlay.topology.queue_by_uid(*uid).is_some_and(|q| q.in_memory());
+        route.queues.iter().copied().filter(in_memory).collect()
+    }
+
+    /// A message as queues in memory keep it.
+    pub(crate) fn stored_in_memory(&self, message: &Message) -> StoredMessage {
+        StoredMessage {
+            origin: message.origin,
+            // A copy of its own: a small message must not pin the whole read it came with.
+            bytes: Bytes::copy_from_slice(&message.bytes),
+            prefix_len: message.prefix_len,
+            body_len: message.body_len,
+            body: None,
+            store_time: self.stamp(),
+        }
+    }
+
+    pub(crate) fn push_one_to_memory(&mut self, uid: QueueUid, message: StoredMessage) {
+        self.memory_used += memory::cost(&message);
+        self.runtime(uid).memory.get_or_insert_default().push(message);
+        self.list(uid);
     }
 
     fn write_reference(
@@ -456,17 +499,21 @@ impl Core {
         self.write_one(sequence, &publish.message, targets, extents, 0, now);
     }
 
-    fn write_one(
+    pub(crate) fn write_one(
         &mut self,
         sequence: u64,
-        message: &super::api::Message,
+        message: &Message,
         targets: &[QueueUid],
         extents: &[Extent],
         queue_id: u32,
         now: u64,
     ) {
         let semantics = Arc::clone(&self.semantics);
-        let size = message.bytes.len() + REFERENCE_OVERHEAD + targets.len() * 24;
+        let elsewhere = if extents.is_empty() { 0 } else { message.body_len as usize };
+        let size = message.bytes.len() - elsewhere
+            + REFERENCE_OVERHEAD
+            + targets.len() * ENTRY
+            + size_of_val(extents);
         self.record(sequence, Kind::Reference, size, |buf, record| {
             let content = put_reference(buf, record, message, targets, extents, now);
             if message.origin == Origin::Rocketmq {
@@ -604,9 +651,28 @@ impl Core {
     // ---- settling
 
     fn settle(&mut self, key: (ConnectionId, u32), ranges: &[(u64, u64)], how: Settle) {
+        let Some((queue, taken)) = self.take_leases(key, ranges) else { return };
+        match how {
+            Settle::Requeue => self.requeue(queue, &taken),
+            Settle::Ack | Settle::Discard => {
+                let count = taken.iter().map(|(_, n)| n).sum();
+                self.counters.settled += count;
+                self.unleased(queue, count);
+                self.settle_in(queue, taken);
+            }
+        }
+        self.list(queue);
+    }
+
+    /// Takes leases away from a reader: its queue, and (first, count) ranges of what it held.
+    pub(crate) fn take_leases(
+        &mut self,
+        key: (ConnectionId, u32),
+        ranges: &[(u64, u64)],
+    ) -> Option<(QueueUid, Vec<(u64, u64)>)> {
         let mut taken = Vec::new();
         let mut count = 0;
-        let Some(reader) = self.readers.get_mut(&key) else { return };
+        let reader = self.readers.get_mut(&key)?;
         for (first, last) in ranges {
             count += reader.take(*first, *last, &mut taken);
         }
@@ -619,15 +685,8 @@ impl Core {
             }
         }
         self.window_freed(key.0, channel, count);
-        match how {
-            Settle::Requeue => self.requeue(queue, &taken),
-            Settle::Ack | Settle::Discard => {
-                self.counters.settled += count as u64;
-                self.unleased(queue, count as u64);
-                self.settle_in(queue, taken);
-            }
-        }
         self.list(queue);
+        Some((queue, taken))
     }
 
     /// Settles (first, count) ranges of a queue that nobody holds any more.
@@ -654,13 +713,13 @@ impl Core {
         }
     }
 
-    fn write_settlement(&mut self, sequence: u64, queue: QueueUid, ranges: &[(u64, u64)]) {
+    pub(crate) fn write_settlement(&mut self, sequence: u64, queue: QueueUid, ranges: &[(u64, u64)]) {
         self.record(sequence, Kind::Settlement, 32 + ranges.len() * 16, |buf, _| {
             put_ranges(buf, queue, ranges)
         });
     }
 
-    fn requeue(&mut self, queue: QueueUid, ranges: &[(u64, u64)]) {
+    pub(crate) fn requeue(&mut self, queue: QueueUid, ranges: &[(u64, u64)]) {
         let count: u64 = ranges.iter().map(|(_, n)| n).sum();
         self.unleased(queue, count);
         let quorum = self.state.queues.get(&queue).is_some_and(|q| q.kind == QueueKind::Quorum);
@@ -676,7 +735,7 @@ impl Core {
         }
     }
 
-    fn unleased(&mut self, queue: QueueUid, count: u64) {
+    pub(crate) fn unleased(&mut self, queue: QueueUid, count: u64) {
         if let Some(runtime) = self.runtimes.get_mut(&queue) {
             assert!(runtime.unacked >= count, "a queue has no more leases to give back than it gave");
             runtime.unacked -= count;
@@ -789,6 +848,11 @@ impl Core {
 
     pub(crate) fn decided(&self) -> &Topology {
         self.overlay.as_ref().map_or(&self.state.topology, |o| &o.topology)
+    }
+
+    /// Is that queue still there, as far as is decided?
+    pub(crate) fn decided_queue(&self, uid: QueueUid) -> bool {
+        self.decided().queue_by_uid(uid).is_some()
     }
 
     fn declare_exchange(&mut self, vhost: VhostId, spec: &ExchangeSpec, passive: bool) -> Outcome {
@@ -1143,6 +1207,13 @@ impl Core {
             None => Runtime { memory: Some(memory::MemoryQueue::default()), ..Runtime::default() },
         })
     }
+}
+
+/// A body in pieces that fit into batches.
+fn pieces(message: &Message, size: usize) -> impl Iterator<Item = Bytes> + use<> {
+    let (start, len) = (message.prefix_len as usize, message.body_len as usize);
+    let body = message.bytes.slice(start..start + len);
+    (0..len).step_by(size).map(move |at| body.slice(at..len.min(at + size)))
 }
 
 pub(crate) fn answer(result: Result<Reply, Refusal>) -> Outcome {

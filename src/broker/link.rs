@@ -56,6 +56,7 @@ impl Credit {
 pub(crate) fn weight(verb: &Verb) -> usize {
     match &verb.op {
         Op::Publish(publish) => publish.message.bytes.len() + 256,
+        Op::Commit(commit) => commit.publishes.iter().map(|p| p.message.bytes.len() + 256).sum(),
         Op::Send(send) => send.messages.iter().map(|m| m.message.bytes.len() + 256).sum(),
         _ => 0,
     }

@@ -17,7 +17,12 @@ pub(crate) struct MemoryQueue {
 
 /// Bytes a message counts against the budget: itself and its share of the tables.
 pub(crate) fn cost(message: &StoredMessage) -> usize {
-    message.bytes.len() + 128
+    cost_of(message.bytes.len())
+}
+
+/// The same of a message with so many bytes.
+pub(crate) fn cost_of(bytes: usize) -> usize {
+    bytes + 128
 }
 
 impl MemoryQueue {

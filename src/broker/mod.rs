@@ -18,6 +18,7 @@ mod record;
 pub mod shard;
 mod state;
 pub mod topology;
+mod tx;
 
 #[cfg(test)]
 mod tests;

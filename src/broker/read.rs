@@ -365,6 +365,9 @@ impl Core {
             let Some((offset, redelivered)) = self.next_message(uid) else { break };
             delivery = self.load(uid, offset, redelivered, no_ack);
         }
+        if delivery.is_none() && self.publishes_in_flight(id) {
+            return self.stall_behind_publishes(id, verb);
+        }
         if let Some(delivery) = &delivery {
             let key = (id, reader);
             if !no_ack && !self.readers.contains_key(&key) {

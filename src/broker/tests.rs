@@ -20,6 +20,8 @@ use super::state::{OUTCOMES, State, TERM_START};
 use crate::clock::Clock;
 use crate::security::{self, Action, Resource};
 
+mod transactions;
+
 #[derive(Clone, Default)]
 struct MemoryLog(Rc<RefCell<BTreeMap<u64, Batch>>>);
 
@@ -617,6 +619,22 @@ fn an_automatically_acknowledged_get_does_not_count_as_ready() {
     let Ok(Reply::Got { delivery: Some(_), remaining }) = h.call(&mut c, get) else { panic!() };
     assert_eq!(remaining, 0);
     let Ok(Reply::Queue { messages: 0, .. }) = h.call(&mut c, queue("q", true)) else { panic!() };
+}
+
+#[test]
+fn a_client_finds_what_it_published_before_without_waiting_for_a_confirm() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    let get = || Op::Get { reader: 9, channel: 1, queue: "q".into(), no_ack: true };
+    h.send(&mut c, publish("", "q", 0, b"x"));
+    let Ok(Reply::Got { delivery: Some(_), .. }) = h.call(&mut c, get()) else { panic!() };
+    h.send(&mut c, publish("", "q", 0, b"y"));
+    let Ok(Reply::Queue { messages: 1, .. }) = h.call(&mut c, queue("q", true)) else { panic!() };
+    h.send(&mut c, publish("", "q", 0, b"z"));
+    let purged = h.call(&mut c, Op::PurgeQueue { name: "q".into() });
+    assert!(matches!(purged, Ok(Reply::Queue { messages: 2, .. })), "{purged:?}");
+    let Ok(Reply::Got { delivery: None, .. }) = h.call(&mut c, get()) else { panic!() };
 }
 
 #[test]

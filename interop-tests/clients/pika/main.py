@@ -7,6 +7,7 @@ import kit
 import publishing  # noqa: F401
 import routing  # noqa: F401
 import topology  # noqa: F401
+import transactions  # noqa: F401
 import tutorials  # noqa: F401
 
 kit.main()

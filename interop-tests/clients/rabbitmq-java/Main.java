@@ -13,6 +13,7 @@ public final class Main {
         Routing.register();
         Publishing.register();
         Consuming.register();
+        Transactions.register();
         Durability.register();
         Kit.main();
     }

@@ -55,6 +55,12 @@ pub(super) enum Owed {
     QueueUnbind,
     /// basic.recover-ok
     Recover,
+    /// tx.select-ok
+    TxSelect,
+    /// tx.commit-ok
+    TxCommit,
+    /// tx.rollback-ok
+    TxRollback,
 }
 
 /// An answer that is owed.

@@ -80,7 +80,9 @@ impl Session {
             confirm: channel.confirms.next(),
             message: self.arena.finish(partial),
         };
-        self.wish(key, 0, Op::Publish(publish));
+        if let Some(publish) = self.keep_for_commit(number, key, publish)? {
+            self.wish(key, 0, Op::Publish(publish));
+        }
         Ok(())
     }
 
@@ -93,6 +95,10 @@ impl Session {
     ) -> Result<(), Exception> {
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let unknown = |UnknownTag(tag)| precondition(format_args!("unknown delivery tag {tag}"));
+        if let Some(transaction) = &mut channel.transaction {
+            transaction.settle(how, channel.unacked.take_open(tag, multiple).map_err(unknown)?);
+            return Ok(());
+        }
         // One ack of one message is the common case: no list in between.
         if let Some(lease) = channel.unacked.take_one(tag, multiple).map_err(unknown)? {
             self.collect(how, [lease]);
@@ -202,6 +208,9 @@ impl Session {
 
     pub(super) fn confirm_select(&mut self, number: u16, m: &ConfirmSelect) -> Result<(), Exception> {
         if let Some(channel) = self.channels.get_mut(&number) {
+            if channel.transaction.is_some() {
+                return Err(precondition("cannot switch from tx to confirm mode"));
+            }
             channel.confirms.enable();
             self.answer_now(number, ConfirmSelect::ID, m.nowait, Owed::ConfirmSelect);
         }

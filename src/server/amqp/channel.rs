@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 use super::answers::Answers;
 use super::confirms::Confirms;
 use super::publish::{Address, Partial};
+use super::transaction::Transaction;
 use super::unacked::Unacked;
 use crate::broker::api::{ChannelId, Delivery, ReaderId};
 use crate::security::Authorized;
@@ -30,6 +31,8 @@ pub(super) struct Channel {
     pub(super) unacked: Unacked,
     /// Published, not confirmed.
     pub(super) confirms: Confirms,
+    /// tx.select was seen: what is not committed.
+    pub(super) transaction: Option<Transaction>,
     /// Asked, not answered.
     pub(super) answers: Answers,
     /// Where the last publish went.
@@ -76,6 +79,7 @@ impl Channel {
             consumers: HashMap::new(),
             unacked: Unacked::default(),
             confirms: Confirms::default(),
+            transaction: None,
             answers: Answers::default(),
             last_address: None,
             publishing: None,

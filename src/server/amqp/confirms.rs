@@ -39,6 +39,11 @@ impl Confirms {
         self.enabled = true;
     }
 
+    /// confirm.select was seen.
+    pub(super) fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
     /// The number of the next publish; 0 without confirm mode.
     pub(super) fn next(&mut self) -> u64 {
         self.published += u64::from(self.enabled);

@@ -8,7 +8,7 @@ use dassie_amqp::method::{
     AccessRequestOk, BasicAck, BasicCancel, BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicNack,
     BasicPublish, BasicQosOk, BasicRecoverOk, ChannelFlowOk, ConfirmSelectOk, ExchangeBindOk,
     ExchangeDeclareOk, ExchangeDeleteOk, ExchangeUnbindOk, QueueBindOk, QueueDeclareOk, QueueDeleteOk,
-    QueuePurgeOk, QueueUnbindOk,
+    QueuePurgeOk, QueueUnbindOk, TxCommitOk, TxRollbackOk, TxSelectOk,
 };
 use dassie_amqp::reply::{Exception, ReplyCode};
 
@@ -318,6 +318,9 @@ fn write_plain(number: u16, owed: &Owed, reply: &Reply, out: &mut Vec<u8>) {
         Owed::QueuePurge => QueuePurgeOk { message_count: messages }.encode_frame(number, out),
         Owed::QueueUnbind => QueueUnbindOk {}.encode_frame(number, out),
         Owed::Recover => BasicRecoverOk {}.encode_frame(number, out),
+        Owed::TxSelect => TxSelectOk {}.encode_frame(number, out),
+        Owed::TxCommit => TxCommitOk {}.encode_frame(number, out),
+        Owed::TxRollback => TxRollbackOk {}.encode_frame(number, out),
         // Written where they are taken apart; a reply of another kind to them would be a defect of the shard.
         Owed::Cancel(..) | Owed::Close | Owed::Consume(..) | Owed::Get { .. } => {
             tracing::error!("the shard answered {owed:?} with {reply:?}");

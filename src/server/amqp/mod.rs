@@ -39,6 +39,7 @@ pub(super) mod publish;
 mod refusals;
 mod session;
 mod settlements;
+mod transaction;
 mod unacked;
 
 /// Serves all connections of a listener until `stop`. `most`: connections at once; `offer`: what connection.tune proposes.

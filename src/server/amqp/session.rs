@@ -60,6 +60,8 @@ pub(super) struct Session {
     pub(super) topology: Arc<Topology>,
     pub(super) log: Box<dyn Batches + Send>,
     pub(super) cache: Cache,
+    /// What the publishes of uncommitted transactions hold.
+    pub(super) uncommitted: usize,
     /// Weight of deliveries that were encoded and not reported as written.
     pub(super) undrained: u64,
 }
@@ -88,6 +90,7 @@ impl Session {
             topology,
             log,
             cache: Cache::default(),
+            uncommitted: 0,
             undrained: 0,
         }
     }
@@ -161,6 +164,9 @@ impl Session {
             Method::BasicRecover(m) => self.recover(number, m.requeue, Some(method::BasicRecover::ID)),
             Method::BasicRecoverAsync(m) => self.recover(number, m.requeue, None),
             Method::ConfirmSelect(m) => self.confirm_select(number, m),
+            Method::TxSelect(_) => self.tx_select(number),
+            Method::TxCommit(_) => self.tx_commit(number),
+            Method::TxRollback(_) => self.tx_rollback(number),
             Method::ChannelFlow(m) => self.flow(number, m.active),
             Method::ExchangeDeclare(m) => self.exchange_declare(number, m),
             Method::ExchangeDelete(m) => self.exchange_delete(number, m),
@@ -216,7 +222,11 @@ impl Session {
         for (_, reader) in channel.consumers.drain() {
             self.readers.remove(&reader);
         }
-        let returned: Vec<Lease> = channel.unacked.take_all().collect();
+        let mut returned: Vec<Lease> = channel.unacked.take_all().collect();
+        if let Some(transaction) = channel.transaction.take() {
+            self.uncommitted -= transaction.bytes();
+            returned.extend(transaction.leases());
+        }
         let owed = channel.answers.drain().filter_map(|answer| match answer.owed {
             Owed::Cancel(_, Some(reader)) => Some(reader),
             _ => None,
@@ -362,7 +372,7 @@ mod tests {
     use dassie_amqp::method::{
         BasicAck, BasicCancel, BasicConsume, BasicGet, BasicPublish, BasicQos, BasicRecover, ChannelClose,
         ChannelCloseOk, ChannelOpen, ConfirmSelect, ConnectionOpen, ConnectionStartOk, ConnectionTuneOk,
-        QueueDeclare, TxSelect,
+        QueueDeclare,
     };
 
     use super::super::greeting::{Greeting, Progress};
@@ -673,11 +683,8 @@ mod tests {
     fn what_is_not_supported_ends_the_connection_by_name() {
         for (write, text) in [
             (
-                (|out: &mut Vec<u8>| TxSelect {}.encode_frame(1, out)) as fn(&mut Vec<u8>),
-                "connection.close NOT_IMPLEMENTED - tx.select is not supported",
-            ),
-            (
-                |out| BasicQos { prefetch_size: 1, ..Default::default() }.encode_frame(1, out),
+                (|out: &mut Vec<u8>| BasicQos { prefetch_size: 1, ..Default::default() }.encode_frame(1, out))
+                    as fn(&mut Vec<u8>),
                 "connection.close NOT_IMPLEMENTED - prefetch_size!=0 (1)",
             ),
             (

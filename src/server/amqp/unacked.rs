@@ -18,11 +18,19 @@ pub(super) struct Lease {
     pub(super) offset: Offset,
 }
 
+/// A delivery that is not settled, under its tag.
 #[derive(Debug, Clone, Copy)]
-struct Open {
+pub(super) struct Open {
     tag: u64,
     lease: Lease,
     settled: bool,
+}
+
+impl Open {
+    /// What its tag stands for.
+    pub(super) fn lease(&self) -> Lease {
+        self.lease
+    }
 }
 
 /// See the module.
@@ -83,6 +91,31 @@ impl Unacked {
         self.holes -= (at + 1) - (into.len() - before);
         self.tidy();
         Ok(())
+    }
+
+    /// As [`Unacked::take`], but with their tags, so that they can come back.
+    pub(super) fn take_open(&mut self, tag: u64, multiple: bool) -> Result<Vec<Open>, UnknownTag> {
+        let (first, last) = match (tag, multiple) {
+            (0, true) => (0, self.open.len()),
+            (tag, true) => (0, self.find(tag).ok_or(UnknownTag(tag))? + 1),
+            (tag, false) => {
+                let at = self.find(tag).ok_or(UnknownTag(tag))?;
+                (at, at + 1)
+            }
+        };
+        let taken: Vec<Open> = self.open.range(first..last).filter(|entry| !entry.settled).copied().collect();
+        self.open.range_mut(first..last).for_each(|entry| entry.settled = true);
+        self.holes += taken.len();
+        self.tidy();
+        Ok(taken)
+    }
+
+    /// What was taken with its tags is open again.
+    pub(super) fn put_back(&mut self, deliveries: impl Iterator<Item = Open>) {
+        self.open.retain(|entry| !entry.settled);
+        self.holes = 0;
+        self.open.extend(deliveries);
+        self.open.make_contiguous().sort_unstable_by_key(|entry| entry.tag);
     }
 
     /// Takes out everything, in order of delivery.
@@ -154,6 +187,20 @@ mod tests {
         assert_eq!(take(&mut unacked, 0, true), Ok(vec![104, 105]));
         assert_eq!(take(&mut unacked, 0, true), Ok(vec![]));
         assert_eq!(take(&mut unacked, 0, false), Err(UnknownTag(0)));
+    }
+
+    #[test]
+    fn what_was_taken_with_its_tags_comes_back_under_them() {
+        let mut unacked = with(6);
+        let mut taken = unacked.take_open(2, false).unwrap();
+        assert_eq!(take(&mut unacked, 1, false), Ok(vec![101]));
+        taken.extend(unacked.take_open(4, true).unwrap());
+        assert_eq!(unacked.take_open(4, true).unwrap_err(), UnknownTag(4));
+        unacked.put_back(taken.into_iter());
+        assert_eq!(unacked.len(), 5);
+        assert_eq!(take(&mut unacked, 3, false), Ok(vec![103]));
+        let all: Vec<u64> = unacked.take_open(0, true).unwrap().iter().map(|o| o.lease().offset).collect();
+        assert_eq!(all, [102, 104, 105, 106]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod kit;
 mod publishing;
 mod routing;
 mod topology;
+mod transactions;
 mod tutorials;
 
 #[tokio::main]
@@ -18,6 +19,7 @@ async fn main() -> std::process::ExitCode {
         routing::scenarios(),
         publishing::scenarios(),
         consuming::scenarios(),
+        transactions::scenarios(),
         durability::scenarios(),
     ];
     kit::run(modules.into_iter().flatten().collect()).await

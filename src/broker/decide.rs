@@ -382,7 +382,7 @@ impl Core {
             return self.stall(id, large.verb);
         }
         match &large.verb.op {
-            Op::Commit(_) => self.complete_commit(id, large.verb, large.extents),
+            Op::Commit(_) => self.complete_commit(id, large.verb, &large.extents),
             Op::Publish(publish) => {
                 let Some(route) =
                     self.route(large.verb.vhost, &publish.exchange, &publish.routing_key, &publish.message)

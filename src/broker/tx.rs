@@ -74,11 +74,11 @@ impl Core {
         if goes_in_pieces(commit, self.commit_max()) && targets.iter().any(|t| !t.durable.is_empty()) {
             return self.put_large(id, verb);
         }
-        self.decide_commit(id, verb, &targets, Vec::new());
+        self.decide_commit(id, verb, &targets, &[]);
     }
 
     /// The bodies of a commit are in the log.
-    pub(crate) fn complete_commit(&mut self, id: ConnectionId, verb: Verb, extents: Vec<Extent>) {
+    pub(crate) fn complete_commit(&mut self, id: ConnectionId, verb: Verb, extents: &[Extent]) {
         let Op::Commit(commit) = &verb.op else { return };
         match self.commit_routes(verb.vhost, commit) {
             Ok(routes) => {
@@ -122,7 +122,7 @@ impl Core {
         targets.collect()
     }
 
-    fn decide_commit(&mut self, id: ConnectionId, verb: Verb, targets: &[Targets], extents: Vec<Extent>) {
+    fn decide_commit(&mut self, id: ConnectionId, verb: Verb, targets: &[Targets], extents: &[Extent]) {
         let (request, vhost, weight) = (verb.request, verb.vhost, weight(&verb));
         let Op::Commit(commit) = &verb.op else { return };
         let memory_cost = commit
@@ -136,8 +136,7 @@ impl Core {
             return self.refuse_commit(id, verb, Refusal::Limit(text));
         }
         let durable: Vec<&[QueueUid]> = targets.iter().map(|t| &t.durable[..]).collect();
-        if let Err(refusal) =
-            fits(&commit.publishes, &durable, &extents, ranges_of(commit), self.commit_max())
+        if let Err(refusal) = fits(&commit.publishes, &durable, extents, ranges_of(commit), self.commit_max())
         {
             return self.refuse_commit(id, verb, refusal);
         }
@@ -183,9 +182,9 @@ impl Core {
         }
         let in_memory = !committing.to_memory.is_empty();
         let sequence = self.next_sequence();
-        self.write_commit(sequence, &committing, &durable, &extents);
+        self.write_commit(sequence, &committing, &durable, extents);
         self.number(Work::Commit(Box::new(committing)));
-        self.keep_extents(sequence, &extents);
+        self.keep_extents(sequence, extents);
         self.published(id, sequence);
         if in_memory && let Some(connection) = self.connections.get_mut(&id) {
             // What it publishes next must not overtake what waits here.

@@ -74,3 +74,14 @@ pub const HANDED_PER_BATCH: usize = 1024;
 pub const TARGETS_PER_REFERENCE: usize = 20_000;
 /// Ranges in one settlement record.
 pub const RANGES_PER_SETTLEMENT: usize = 30_000;
+
+// Users and permissions
+
+/// Longest permission pattern. Bytes.
+pub const PATTERN_MAX: usize = 4096;
+/// Memory of one compiled permission pattern. Bytes.
+pub const PATTERN_COMPILED_MAX: usize = 1024 * 1024;
+/// Verdicts that one connection remembers for each of the three permissions.
+pub const VERDICTS_MAX: usize = 256;
+/// Users and virtual hosts whose connections are counted, before those without any are forgotten.
+pub const COUNTED_NAMES_SWEEP: usize = 4096;

@@ -12,6 +12,7 @@ use dassie::data_dir::{self, Identity};
 use dassie::metrics::Metrics;
 use dassie::node::{Node, NodeParts};
 use dassie::process::{self, Failure};
+use dassie::security::{Realm, users::Users};
 use dassie::server::health::Readiness;
 use dassie::server::semantics::Layouts;
 use dassie::server::{self, Stopper, amqp, http, rocketmq};
@@ -59,6 +60,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         wall_ms: clock.wall_ms(),
     };
     let store = data_dir::open(config.data_dir.as_ref(), identity).map_err(Failure::new)?;
+    let realm = Realm::new(Users::only_guest());
     let (stopper, stop) = Stopper::new();
     let metrics = Metrics::new();
     let ready = Readiness::new([
@@ -121,12 +123,13 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
             most,
             node.shard.clone(),
             offer,
+            Arc::clone(&realm),
             stop.clone(),
             Arc::clone(&metrics),
         ));
     }
     ready.up("amqp.listen");
-    let front = rocketmq_front(config, &rocketmq_listeners, clock).await;
+    let front = rocketmq_front(config, &rocketmq_listeners, Arc::clone(&realm), clock).await;
     for (key, listener) in rocketmq_listeners {
         if let Some(listener) = listener {
             let (shard, front, stop) = (node.shard.clone(), Arc::clone(&front), stop.clone());
@@ -160,6 +163,7 @@ async fn bind(address: Option<&Address>, key: &'static str) -> Result<Option<Tcp
 async fn rocketmq_front(
     config: &Config,
     listeners: &[(&'static str, Option<TcpListener>)],
+    realm: Arc<Realm>,
     clock: &SystemClock,
 ) -> Arc<rocketmq::Front> {
     // Every port answers every request: without a broker port, clients may come to another.
@@ -177,7 +181,7 @@ async fn rocketmq_front(
     };
     // The lower half of a random number is one.
     let [_, _, _, _, a, b, c, d] = random().to_be_bytes();
-    rocketmq::Front::new(settings, Arc::new(*clock), u32::from_be_bytes([a, b, c, d])).await
+    rocketmq::Front::new(settings, realm, Arc::new(*clock), u32::from_be_bytes([a, b, c, d])).await
 }
 
 /// A random number that is not 0, from the system's randomness that seeds hash maps.

@@ -83,9 +83,12 @@ struct Client {
     request: u64,
 }
 
+fn guest() -> security::Principal {
+    security::Realm::new(security::users::Users::only_guest()).anonymous("127.0.0.1".parse().unwrap())
+}
+
 fn key() -> security::Authorized {
-    security::authorize(&security::anonymous("127.0.0.1".parse().unwrap()), Action::Write, Resource::Own)
-        .unwrap()
+    security::authorize(&guest(), Action::Write, Resource::Own).unwrap()
 }
 
 impl Harness {

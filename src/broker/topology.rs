@@ -15,10 +15,10 @@ use super::api::{
 };
 use super::pattern;
 
-/// Prefix of the exchanges that stand for RocketMQ topics.
-pub const TOPIC_EXCHANGE_PREFIX: &str = "amq.rmq.";
 /// Name of the vhost with id 0.
-pub const DEFAULT_VHOST: &str = "/";
+pub use crate::security::DEFAULT_VHOST;
+/// Prefix of the exchanges that stand for RocketMQ topics.
+pub use crate::security::TOPIC_EXCHANGE_PREFIX;
 
 /// An exchange and what is bound to it.
 #[derive(Debug, Clone)]

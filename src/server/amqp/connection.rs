@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -25,7 +26,7 @@ use super::session::{Agreed, Session};
 use crate::broker::api::Op;
 use crate::broker::link::{Gate, Link, Shard};
 use crate::limits;
-use crate::security::Authorized;
+use crate::security::{Authorized, Realm};
 use crate::server::Stop;
 
 /// From the first byte to connection.open.
@@ -51,11 +52,12 @@ pub(super) async fn serve(
     peer: SocketAddr,
     shard: &Shard,
     offer: Limits,
+    realm: Arc<Realm>,
     stop: &Stop,
     presence: Presence,
 ) {
     let mut input = BytesMut::new();
-    let greeting = Greeting::new(Line::new(Connection::new(offer)), peer.ip());
+    let greeting = Greeting::new(Line::new(Connection::new(offer)), peer.ip(), realm);
     let deadline = Instant::now() + HANDSHAKE_TIME;
     let greeted = tokio::select! {
         greeted = timeout_at(deadline, greet(&mut stream, &mut input, greeting, shard)) => greeted,

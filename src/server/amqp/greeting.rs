@@ -18,7 +18,7 @@ use super::line::Line;
 use super::refusals;
 use super::session::Agreed;
 use crate::broker::topology::Topology;
-use crate::security::{Action, Authorized, Principal, Resource, authenticate, authorize};
+use crate::security::{Action, Authorized, LoginRefused, Principal, Realm, Resource, authorize};
 
 /// What this server can do that not every AMQP server can.
 const CAPABILITIES: [&str; 6] = [
@@ -35,6 +35,7 @@ pub(super) struct Greeting {
     /// The codec's state and what is to be written.
     pub(super) line: Line,
     peer: IpAddr,
+    realm: Arc<Realm>,
     principal: Option<Principal>,
     cancel_notify: bool,
 }
@@ -51,8 +52,8 @@ pub(super) enum Progress {
 
 impl Greeting {
     /// A peer that said nothing yet.
-    pub(super) fn new(line: Line, peer: IpAddr) -> Self {
-        Self { line, peer, principal: None, cancel_notify: false }
+    pub(super) fn new(line: Line, peer: IpAddr, realm: Arc<Realm>) -> Self {
+        Self { line, peer, realm, principal: None, cancel_notify: false }
     }
 
     /// One thing the peer said.
@@ -92,17 +93,25 @@ impl Greeting {
             AMQPLAIN => Credentials::from_amqplain(start_ok.response),
             _ => None,
         };
-        let principal = credentials.and_then(|credentials| {
-            let user = std::str::from_utf8(credentials.user).ok()?;
-            authenticate(user, credentials.password, self.peer)
-        });
         self.cancel_notify = declares(start_ok.client_properties, "consumer_cancel_notify");
-        if let Some(principal) = principal {
-            self.principal = Some(principal);
-            self.line.wire.tune(&mut self.line.output.bytes);
-            return Ok(Progress::Waiting);
+        let user = credentials.as_ref().and_then(|credentials| std::str::from_utf8(credentials.user).ok());
+        let login = match (&credentials, user) {
+            (Some(credentials), Some(user)) => self.realm.authenticate(user, credentials.password, self.peer),
+            _ => Err(LoginRefused::Invalid),
+        };
+        match login {
+            Ok(principal) => {
+                self.principal = Some(principal);
+                self.line.wire.tune(&mut self.line.output.bytes);
+                return Ok(Progress::Waiting);
+            }
+            Err(reason) => tracing::warn!(
+                "AMQP login of user {:?} from {} with mechanism {:?} refused: {reason}",
+                user.unwrap_or_default(),
+                self.peer,
+                start_ok.mechanism
+            ),
         }
-        tracing::warn!("AMQP login from {} with mechanism {:?} refused", self.peer, start_ok.mechanism);
         if declares(start_ok.client_properties, "authentication_failure_close") {
             let text = format_args!(
                 "Login was refused using authentication mechanism {}. For details see the broker logfile.",
@@ -114,11 +123,15 @@ impl Greeting {
     }
 
     fn open(&mut self, open: &ConnectionOpen<'_>, topology: &Topology) -> Result<Progress, Exception> {
-        let Some(principal) = self.principal.clone() else { return Ok(Progress::HangUp) };
+        let Some(mut principal) = self.principal.take() else { return Ok(Progress::HangUp) };
         let Some(vhost) = topology.vhost_id(open.virtual_host) else {
             let text = format_args!("vhost {} not found", open.virtual_host);
             return Err(Exception::new(ReplyCode::NotAllowed, text).during(ConnectionOpen::ID));
         };
+        principal.enter(open.virtual_host).map_err(|refused| {
+            tracing::warn!("AMQP connection from {}: {refused}", self.peer);
+            Exception::new(ReplyCode::NotAllowed, refused).during(ConnectionOpen::ID)
+        })?;
         let own =
             authorize(&principal, Action::Read, Resource::Own).map_err(|denied| refusals::denied(&denied))?;
         self.line.wire.open_ok(&mut self.line.output.bytes);

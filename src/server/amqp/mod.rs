@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::Stop;
 use crate::broker::link::Shard;
 use crate::metrics::Metrics;
+use crate::security::Realm;
 
 mod answers;
 mod arguments;
@@ -42,19 +43,21 @@ mod settlements;
 mod transaction;
 mod unacked;
 
-/// Serves all connections of a listener until `stop`. `most`: connections at once; `offer`: what connection.tune proposes.
+/// Serves all connections of a listener until `stop`. `most`: connections at once; `offer`: what connection.tune proposes; `realm`:
+/// who may log in.
 pub async fn listen(
     listener: TcpListener,
     most: usize,
     shard: Shard,
     offer: Limits,
+    realm: Arc<Realm>,
     stop: Stop,
     metrics: Arc<Metrics>,
 ) {
     let stop_each = stop.clone();
     let numbers = Arc::clone(&metrics);
     let connect = move |stream, peer| {
-        serve(stream, peer, shard.clone(), offer, stop_each.clone(), Arc::clone(&numbers))
+        serve(stream, peer, shard.clone(), offer, Arc::clone(&realm), stop_each.clone(), Arc::clone(&numbers))
     };
     super::serve(listener, "amqp.listen", most, stop, metrics, connect).await;
 }
@@ -65,8 +68,9 @@ pub async fn serve(
     peer: SocketAddr,
     shard: Shard,
     offer: Limits,
+    realm: Arc<Realm>,
     stop: Stop,
     metrics: Arc<Metrics>,
 ) {
-    connection::serve(stream, peer, &shard, offer, &stop, presence::Presence::new(metrics)).await;
+    connection::serve(stream, peer, &shard, offer, realm, &stop, presence::Presence::new(metrics)).await;
 }

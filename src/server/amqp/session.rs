@@ -29,7 +29,7 @@ use crate::security::{Action, Authorized, Principal, Resource, authorize};
 const OWED_MAX: usize = 65_536;
 
 /// What the handshake settled.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Agreed {
     /// Who.
     pub(super) principal: Principal,
@@ -378,6 +378,8 @@ mod tests {
     use super::super::greeting::{Greeting, Progress};
     use super::*;
     use crate::broker::api::{Delivery, Event, Located, Message, Origin, StoredMessage};
+    use crate::security::Realm;
+    use crate::security::users::Users;
 
     struct NoLog;
 
@@ -391,8 +393,11 @@ mod tests {
     struct Test(Session);
 
     fn open() -> Test {
-        let mut greeting =
-            Greeting::new(Line::new(Connection::new(Limits::default())), IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mut greeting = Greeting::new(
+            Line::new(Connection::new(Limits::default())),
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Realm::new(Users::only_guest()),
+        );
         let mut bytes = b"AMQP\x00\x00\x09\x01".to_vec();
         let start_ok = ConnectionStartOk {
             mechanism: "PLAIN",

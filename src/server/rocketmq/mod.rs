@@ -24,6 +24,7 @@ use super::Stop;
 use crate::broker::link::Shard;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::security::Realm;
 
 mod clients;
 mod connection;
@@ -61,6 +62,7 @@ pub struct Front {
     /// The advertised address inside message ids and records.
     store_host: SocketAddr,
     groups: Arc<group::Groups>,
+    realm: Arc<Realm>,
     clock: Arc<dyn Clock>,
     instance: u32,
     keys: AtomicU32,
@@ -69,14 +71,19 @@ pub struct Front {
 impl Front {
     /// Resolves the advertised host. A name without an address still stands in routes, but message ids then carry 127.0.0.1:
     /// only tools that connect to the address inside an id notice.
-    pub async fn new(settings: Settings, clock: Arc<dyn Clock>, instance: u32) -> Arc<Self> {
+    pub async fn new(
+        settings: Settings,
+        realm: Arc<Realm>,
+        clock: Arc<dyn Clock>,
+        instance: u32,
+    ) -> Arc<Self> {
         let target = (settings.advertised_host.as_str(), settings.advertised_port);
         let found: Vec<SocketAddr> = lookup_host(target).await.map_or_else(|_| Vec::new(), Iterator::collect);
         let fallback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), settings.advertised_port);
         let store_host =
             found.iter().find(|address| address.is_ipv4()).or(found.first()).copied().unwrap_or(fallback);
         let groups = Arc::new(group::Groups::default());
-        Arc::new(Self { settings, store_host, groups, clock, instance, keys: AtomicU32::new(0) })
+        Arc::new(Self { settings, store_host, groups, realm, clock, instance, keys: AtomicU32::new(0) })
     }
 
     /// A key for a message that came without one.

@@ -26,7 +26,7 @@ use super::{lock, offsets, pull, route, send, topics};
 use crate::broker::api::{Event, Op, Refusal, Reply, Verb};
 use crate::broker::message::{Batches, Cache};
 use crate::broker::topology::Topology;
-use crate::security::{Action, Denied, Principal, Resource, anonymous, authorize};
+use crate::security::{Action, Denied, Principal, Resource, authorize};
 
 /// Requests of one connection that may wait at once.
 const PENDING_MAX: usize = 8_192;
@@ -113,10 +113,11 @@ impl Session {
     ) -> Self {
         // An IPv4 peer of an IPv6 socket is written into records as IPv4.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let principal = front.realm.anonymous(peer.ip());
         Self {
             front,
             peer,
-            principal: anonymous(peer.ip()),
+            principal,
             output: Output::default(),
             topology,
             member,
@@ -438,6 +439,7 @@ fn head(asked: Asked, code: ResponseCode, remark: Option<String>) -> Head<'stati
 
 #[cfg(test)]
 mod tests {
+    use crate::security::{Realm, users::Users};
     use std::sync::Arc;
 
     use dassie_rocketmq::body::{ConsumerList, from_json};
@@ -481,6 +483,7 @@ mod tests {
                 settings,
                 store_host: "127.0.0.1:10911".parse().unwrap(),
                 groups: Arc::new(Groups::default()),
+                realm: Realm::new(Users::only_guest()),
                 clock: Arc::new(SystemClock::new()),
                 instance: 1,
                 keys: 0.into(),

@@ -138,10 +138,12 @@ pub struct Realm {
     /// Changes with every load.
     version: AtomicU64,
     /// By name; entries whose count is 0 go when they are next met.
-    counts: Mutex<HashMap<(Counted, Arc<str>), Arc<AtomicU32>>>,
+    counts: Mutex<Counts>,
     /// What unknown users are compared with: they cost as much time as others.
     nobody: PasswordHash,
 }
+
+type Counts = HashMap<(Counted, Arc<str>), Arc<AtomicU32>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Counted {

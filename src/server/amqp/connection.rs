@@ -67,7 +67,7 @@ pub(super) async fn serve(
     match greeted {
         Ok(Ok(Some((line, agreed, own)))) => {
             let link = shard.connect();
-            let session = Session::new(line, agreed, own, link.topology(), Box::new(link.log().clone()));
+            let session = Session::new(line, *agreed, own, link.topology(), Box::new(link.log().clone()));
             let task = Task::new(stream, input, session, link, presence);
             if let Err(error) = task.run(stop).await {
                 tracing::debug!("AMQP connection from {peer} ended: {error}");
@@ -80,7 +80,7 @@ pub(super) async fn serve(
 }
 
 /// What a handshake that succeeded leaves.
-type Greeted = (Line, Agreed, Authorized);
+type Greeted = (Line, Box<Agreed>, Authorized);
 
 async fn greet(
     stream: &mut TcpStream,

@@ -45,7 +45,7 @@ pub(super) enum Progress {
     /// The client's turn.
     Waiting,
     /// The connection is open. The key is for its own state.
-    Open(Agreed, Authorized),
+    Open(Box<Agreed>, Authorized),
     /// Close the socket without another word.
     HangUp,
 }
@@ -136,6 +136,7 @@ impl Greeting {
             authorize(&principal, Action::Read, Resource::Own).map_err(|denied| refusals::denied(&denied))?;
         self.line.wire.open_ok(&mut self.line.output.bytes);
         let vhost_name: Arc<str> = open.virtual_host.into();
-        Ok(Progress::Open(Agreed { principal, vhost, vhost_name, cancel_notify: self.cancel_notify }, own))
+        let agreed = Agreed { principal, vhost, vhost_name, cancel_notify: self.cancel_notify };
+        Ok(Progress::Open(Box::new(agreed), own))
     }
 }

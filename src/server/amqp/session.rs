@@ -415,7 +415,7 @@ mod tests {
                 Ok(Progress::Open(mut agreed, own)) => {
                     agreed.cancel_notify = true;
                     let mut test =
-                        Test(Session::new(greeting.line, agreed, own, Arc::new(topology), Box::new(NoLog)));
+                        Test(Session::new(greeting.line, *agreed, own, Arc::new(topology), Box::new(NoLog)));
                     test.written();
                     test.hear(|out| ChannelOpen::default().encode_frame(1, out));
                     test.written();

@@ -33,6 +33,10 @@ pub const ROUTE_CACHE_MAX: usize = 8192;
 pub const SESSIONS_MAX: usize = 1024;
 /// Queues in one shard.
 pub const QUEUES_MAX: usize = 1_000_000;
+/// Vhosts in one shard.
+pub const VHOSTS_MAX: usize = 10_000;
+/// Queues that go with a vhost in one batch.
+pub const VHOST_DELETE_QUEUES_MAX: usize = 20_000;
 /// Bindings in one shard.
 pub const BINDINGS_MAX: usize = 2_000_000;
 /// Offset commits kept (group × message queue).

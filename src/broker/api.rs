@@ -249,6 +249,16 @@ pub enum Op {
         /// Name.
         name: Arc<str>,
     },
+    /// Make a vhost, if it is missing. The verb's own vhost does not matter.
+    CreateVhost {
+        /// Name.
+        name: Arc<str>,
+    },
+    /// Remove a vhost and all that is in it. The verb's own vhost does not matter.
+    DeleteVhost {
+        /// Name.
+        name: Arc<str>,
+    },
     /// queue.bind, exchange.bind.
     Bind(BindingSpec),
     /// queue.unbind, exchange.unbind.

@@ -20,6 +20,7 @@ pub(crate) fn removes(change: &Change) -> bool {
             | Change::RemoveBinding(..)
             | Change::RemoveTopic(_)
             | Change::RemoveSetting(..)
+            | Change::RemoveVhost(_)
     )
 }
 
@@ -93,6 +94,15 @@ pub(crate) fn put(buf: &mut BytesMut, change: &Change) {
             buf.put_u8(21);
             put_text(buf, space);
             put_text(buf, name);
+        }
+        Change::Vhost(id, name) => {
+            buf.put_u8(9);
+            buf.put_u32_le(*id);
+            put_text(buf, name);
+        }
+        Change::RemoveVhost(id) => {
+            buf.put_u8(10);
+            buf.put_u32_le(*id);
         }
     }
 }
@@ -212,6 +222,8 @@ pub(crate) fn read(cursor: &mut Cursor<'_>) -> Result<Change, Malformed> {
         8 => Change::RemoveTopic(text(cursor)?),
         20 => Change::Setting(text(cursor)?, text(cursor)?, blob(cursor)?),
         21 => Change::RemoveSetting(text(cursor)?, text(cursor)?),
+        9 => Change::Vhost(cursor.u32()?, text(cursor)?),
+        10 => Change::RemoveVhost(cursor.u32()?),
         _ => return Err(Malformed { at: cursor.at(), what: "unknown topology change" }),
     })
 }
@@ -259,6 +271,8 @@ mod tests {
             Change::RemoveTopic("t".into()),
             Change::Setting("s".into(), "n".into(), Bytes::from_static(b"v")),
             Change::RemoveSetting("s".into(), "n".into()),
+            Change::Vhost(7, "staging".into()),
+            Change::RemoveVhost(7),
         ] {
             let mut buf = BytesMut::new();
             put(&mut buf, &change);

@@ -818,7 +818,12 @@ impl Core {
 
     fn topology_outcome(&mut self, id: ConnectionId, verb: &Verb) -> Outcome {
         let vhost = verb.vhost;
+        if !self.decided().has_vhost(vhost) {
+            return answer(Err(Refusal::Invalid("the vhost is gone".into())));
+        }
         match &verb.op {
+            Op::CreateVhost { name } => self.create_vhost(name),
+            Op::DeleteVhost { name } => self.delete_vhost(name),
             Op::DeclareExchange(spec, passive) => self.declare_exchange(vhost, spec, *passive),
             Op::DeleteExchange { name, if_unused } => self.delete_exchange(vhost, name, *if_unused),
             Op::DeclareQueue(spec, passive) => self.declare_queue(id, vhost, spec, *passive),
@@ -853,6 +858,43 @@ impl Core {
     /// Is that queue still there, as far as is decided?
     pub(crate) fn decided_queue(&self, uid: QueueUid) -> bool {
         self.decided().queue_by_uid(uid).is_some()
+    }
+
+    fn create_vhost(&self, name: &Arc<str>) -> Outcome {
+        if self.decided().vhost_id(name).is_some() {
+            return answer(Ok(Reply::Ok));
+        }
+        let free = VhostId::try_from(self.decided().next_uid).ok();
+        match free.filter(|_| self.decided().vhost_count() < limits::VHOSTS_MAX) {
+            Some(id) => Outcome::Changes(vec![Change::Vhost(id, Arc::clone(name))], 0),
+            None => {
+                answer(Err(Refusal::Limit(format!("a shard has at most {} vhosts", limits::VHOSTS_MAX))))
+            }
+        }
+    }
+
+    /// All of it goes in one batch: a vhost that is half gone is never seen.
+    fn delete_vhost(&self, name: &Arc<str>) -> Outcome {
+        let topology = self.decided();
+        let id = match topology.vhost_id(name) {
+            None => return answer(Ok(Reply::Ok)),
+            // Topics live there.
+            Some(0) => return answer(Err(Refusal::Invalid(format!("vhost '{name}' can not be deleted")))),
+            Some(id) => id,
+        };
+        if topology.queue_count_in(id) > limits::VHOST_DELETE_QUEUES_MAX {
+            let text = format!(
+                "vhost '{name}' has more than {} queues: delete queues first",
+                limits::VHOST_DELETE_QUEUES_MAX
+            );
+            return answer(Err(Refusal::Limit(text)));
+        }
+        let mut queues: Vec<QueueUid> =
+            topology.queues().filter(|queue| queue.vhost == id).map(|queue| queue.uid).collect();
+        queues.sort_unstable();
+        let mut changes: Vec<Change> = queues.into_iter().map(Change::RemoveQueue).collect();
+        changes.push(Change::RemoveVhost(id));
+        Outcome::Changes(changes, 0)
     }
 
     fn declare_exchange(&mut self, vhost: VhostId, spec: &ExchangeSpec, passive: bool) -> Outcome {

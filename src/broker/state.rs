@@ -225,6 +225,7 @@ enum Thing {
     Binding(u64),
     Topic(Arc<str>),
     Setting(Arc<str>, Arc<str>),
+    Vhost(u32),
 }
 
 const KEY_META: &[u8] = b"m";
@@ -569,7 +570,11 @@ impl State {
     fn change(&mut self, change: &Change, out: &mut Applied) {
         self.forget_definitions(change);
         match change {
-            Change::Queue { uid, spec, owner: None, .. } => self.add_queue(*uid, spec.kind),
+            Change::Queue { uid, vhost, spec, owner: None } => {
+                if self.topology.has_vhost(*vhost) {
+                    self.add_queue(*uid, spec.kind);
+                }
+            }
             Change::Topic { topic } => {
                 for uid in
                     topic.queues.iter().filter(|u| !self.queues.contains_key(*u)).copied().collect::<Vec<_>>()
@@ -655,7 +660,13 @@ impl State {
             Change::Setting(space, name, _) | Change::RemoveSetting(space, name) => {
                 gone.push(Thing::Setting(Arc::clone(space), Arc::clone(name)));
             }
-            Change::Exchange(..) | Change::Queue { .. } | Change::Binding { .. } => {}
+            Change::RemoveVhost(id) => {
+                for (_, exchange) in topology.exchanges().filter(|(vhost, _)| vhost == id) {
+                    exchange_goes(*id, &exchange.spec.name);
+                }
+                gone.push(Thing::Vhost(*id));
+            }
+            Change::Exchange(..) | Change::Queue { .. } | Change::Binding { .. } | Change::Vhost(..) => {}
         }
         for thing in gone {
             if let Some(version) = self.definitions.remove(&thing) {
@@ -671,6 +682,7 @@ impl State {
             Change::Binding { uid, .. } => Thing::Binding(*uid),
             Change::Topic { topic } => Thing::Topic(Arc::clone(&topic.name)),
             Change::Setting(space, name, _) => Thing::Setting(Arc::clone(space), Arc::clone(name)),
+            Change::Vhost(id, _) => Thing::Vhost(*id),
             _ => return,
         };
         let mut value = BytesMut::new();

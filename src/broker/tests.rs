@@ -81,6 +81,7 @@ struct Client {
     id: ConnectionId,
     events: mpsc::UnboundedReceiver<Vec<Event>>,
     request: u64,
+    vhost: u32,
 }
 
 fn guest() -> security::Principal {
@@ -165,12 +166,12 @@ impl Harness {
     fn client(&mut self, id: ConnectionId) -> Client {
         let (events_in, events) = mpsc::unbounded_channel();
         self.core.input(Input::Connected(id, events_in, Arc::new(Credit::default())));
-        Client { id, events, request: 0 }
+        Client { id, events, request: 0, vhost: 0 }
     }
 
     fn send(&mut self, client: &mut Client, op: Op) {
         client.request += 1;
-        let verb = Verb { key: key(), request: client.request, vhost: 0, op };
+        let verb = Verb { key: key(), request: client.request, vhost: client.vhost, op };
         self.core.input(Input::Verbs(client.id, vec![verb]));
     }
 
@@ -844,4 +845,39 @@ fn named_values_and_locks_are_in_a_checkpoint() {
     assert_eq!(loaded.topology.setting("s", "a").map(|v| &v[..]), Some(&b"3"[..]));
     assert_eq!(loaded.topology.settings("s").count(), 1);
     assert_eq!(loaded.locks.iter().count(), 1);
+#[test]
+fn a_vhost_is_a_world_of_its_own_and_takes_everything_with_it() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, Op::CreateVhost { name: "staging".into() }).unwrap();
+    h.call(&mut c, Op::CreateVhost { name: "staging".into() }).unwrap();
+    let id = h.core.state.topology.vhost_id("staging").unwrap();
+    h.call(&mut c, queue("q", true)).unwrap();
+    c.vhost = id;
+    let missing = h.call(&mut c, Op::PurgeQueue { name: "q".into() }).unwrap_err();
+    assert_eq!(missing.to_string(), "no queue 'q' in vhost 'staging'");
+    h.call(&mut c, queue("q", true)).unwrap();
+    let spec = BindingSpec {
+        source: "amq.direct".into(),
+        destination: Destination::Queue("q".into()),
+        key: "k".into(),
+        arguments: Bytes::new(),
+    };
+    h.call(&mut c, Op::Bind(spec)).unwrap();
+    assert_eq!(h.core.state.topology.queue_count_in(id), 1);
+    let batches: Vec<Batch> = h.log.0.borrow().values().cloned().collect();
+    let replayed = Harness::restarted(78, &batches);
+    assert_eq!(replayed.core.state.topology.vhost_id("staging"), Some(id));
+    assert_eq!(replayed.core.state.topology.binding_count(), 1);
+
+    h.call(&mut c, Op::DeleteVhost { name: "staging".into() }).unwrap();
+    let topology = &h.core.state.topology;
+    assert_eq!((topology.vhost_id("staging"), topology.binding_count(), topology.queue_count()), (None, 0, 1));
+    let gone = h.call(&mut c, queue("q", true)).unwrap_err();
+    assert!(matches!(gone, Refusal::Invalid(_)), "{gone}");
+    c.vhost = 0;
+    h.call(&mut c, Op::CreateVhost { name: "staging".into() }).unwrap();
+    assert_ne!(h.core.state.topology.vhost_id("staging"), Some(id), "a number is never given twice");
+    let refused = h.call(&mut c, Op::DeleteVhost { name: "/".into() }).unwrap_err();
+    assert!(matches!(refused, Refusal::Invalid(_)), "{refused}");
 }

@@ -129,10 +129,15 @@ pub enum Change {
     Setting(Arc<str>, Arc<str>, Bytes),
     /// A named value goes: space, name.
     RemoveSetting(Arc<str>, Arc<str>),
+    /// A new vhost with its standard exchanges; the number comes from `next_uid`.
+    Vhost(VhostId, Arc<str>),
+    /// A vhost goes, with its exchanges and bindings. Its queues went before.
+    RemoveVhost(VhostId),
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Vhost {
+    name: Arc<str>,
     exchanges: HashTrieMapSync<Arc<str>, Arc<Exchange>>,
     queues: HashTrieMapSync<Arc<str>, QueueUid>,
     /// Bindings by destination, to find them when a queue or exchange goes.
@@ -147,6 +152,7 @@ pub struct Topology {
     /// Next identity for queues and bindings.
     pub next_uid: u64,
     vhosts: HashTrieMapSync<VhostId, Vhost>,
+    vhost_ids: HashTrieMapSync<Arc<str>, VhostId>,
     queues: HashTrieMapSync<QueueUid, Arc<QueueDefinition>>,
     topics: RedBlackTreeMapSync<Arc<str>, Arc<Topic>>,
     settings: RedBlackTreeMapSync<(Arc<str>, Arc<str>), Bytes>,
@@ -186,43 +192,49 @@ impl Topology {
             version: 0,
             next_uid: 1,
             vhosts: HashTrieMapSync::new_sync(),
+            vhost_ids: HashTrieMapSync::new_sync(),
             queues: HashTrieMapSync::new_sync(),
             topics: RedBlackTreeMapSync::new_sync(),
             settings: RedBlackTreeMapSync::new_sync(),
             bindings: 0,
         };
-        let mut vhost = Vhost::default();
-        for (name, kind) in [
-            ("amq.direct", ExchangeKind::Direct),
-            ("amq.fanout", ExchangeKind::Fanout),
-            ("amq.topic", ExchangeKind::Topic),
-            ("amq.headers", ExchangeKind::Headers),
-            ("amq.match", ExchangeKind::Headers),
-        ] {
-            let spec = ExchangeSpec {
-                name: name.into(),
-                kind,
-                durable: true,
-                auto_delete: false,
-                internal: false,
-                arguments: Bytes::new(),
-            };
-            vhost.exchanges.insert_mut(Arc::clone(&spec.name), Arc::new(Exchange::new(spec)));
-        }
-        topology.vhosts.insert_mut(0, vhost);
+        topology.add_vhost(0, &DEFAULT_VHOST.into());
         topology
     }
 
     /// The vhost of that name.
     #[must_use]
     pub fn vhost_id(&self, name: &str) -> Option<VhostId> {
-        (name == DEFAULT_VHOST).then_some(0)
+        self.vhost_ids.get(name).copied()
     }
 
-    /// Its name.
+    /// Its name; empty when it is gone.
     #[must_use]
-    pub fn vhost_name(&self, _vhost: VhostId) -> Arc<str> {
-        DEFAULT_VHOST.into()
+    pub fn vhost_name(&self, vhost: VhostId) -> Arc<str> {
+        self.vhosts.get(&vhost).map_or_else(|| "".into(), |vhost| Arc::clone(&vhost.name))
+    }
+
+    /// All vhosts.
+    pub fn vhosts(&self) -> impl Iterator<Item = (VhostId, &Arc<str>)> {
+        self.vhosts.iter().map(|(id, vhost)| (*id, &vhost.name))
+    }
+
+    /// Is there such a vhost?
+    #[must_use]
+    pub fn has_vhost(&self, vhost: VhostId) -> bool {
+        self.vhosts.contains_key(&vhost)
+    }
+
+    /// How many vhosts there are.
+    #[must_use]
+    pub fn vhost_count(&self) -> usize {
+        self.vhosts.size()
+    }
+
+    /// How many queues a vhost holds, topics' message queues not counted.
+    #[must_use]
+    pub fn queue_count_in(&self, vhost: VhostId) -> usize {
+        self.vhosts.get(&vhost).map_or(0, |vhost| vhost.queues.size())
     }
 
     /// An exchange by name.
@@ -387,6 +399,8 @@ impl Topology {
             Change::RemoveSetting(space, name) => {
                 self.settings.remove_mut(&(Arc::clone(space), Arc::clone(name)));
             }
+            Change::Vhost(id, name) => self.add_vhost(*id, name),
+            Change::RemoveVhost(id) => self.remove_vhost(*id),
         }
     }
 
@@ -395,6 +409,9 @@ impl Topology {
     pub fn as_changes(&self) -> Vec<Change> {
         let mut changes = Vec::new();
         for (id, vhost) in self.vhosts.iter() {
+            if *id != 0 {
+                changes.push(Change::Vhost(*id, Arc::clone(&vhost.name)));
+            }
             for exchange in vhost.exchanges.values() {
                 if !exchange.spec.name.starts_with("amq.") {
                     changes.push(Change::Exchange(*id, exchange.spec.clone(), exchange.session));
@@ -428,9 +445,30 @@ impl Topology {
     }
 
     fn with_vhost(&mut self, vhost: VhostId, act: impl FnOnce(&mut Vhost)) {
-        let mut changed = self.vhosts.get(&vhost).cloned().unwrap_or_default();
+        let Some(mut changed) = self.vhosts.get(&vhost).cloned() else { return };
         act(&mut changed);
         self.vhosts.insert_mut(vhost, changed);
+    }
+
+    fn add_vhost(&mut self, id: VhostId, name: &Arc<str>) {
+        if self.vhosts.contains_key(&id) || self.vhost_ids.contains_key(name) {
+            return;
+        }
+        if id > 0 {
+            self.next_uid = self.next_uid.max(u64::from(id) + 1);
+        }
+        self.vhosts.insert_mut(id, Vhost::new(name));
+        self.vhost_ids.insert_mut(Arc::clone(name), id);
+    }
+
+    fn remove_vhost(&mut self, id: VhostId) {
+        let Some(vhost) = self.vhosts.get(&id).filter(|vhost| id != 0 && vhost.queues.is_empty()) else {
+            return;
+        };
+        self.bindings -= vhost.exchanges.values().map(|exchange| exchange.bindings).sum::<usize>();
+        let name = Arc::clone(&vhost.name);
+        self.vhost_ids.remove_mut(&name);
+        self.vhosts.remove_mut(&id);
     }
 
     fn add_exchange(&mut self, vhost: VhostId, spec: &ExchangeSpec, session: Option<u64>) {
@@ -454,6 +492,9 @@ impl Topology {
     }
 
     fn add_queue(&mut self, uid: QueueUid, vhost: VhostId, spec: &QueueSpec, owner: Option<Owner>) {
+        if !self.vhosts.contains_key(&vhost) {
+            return;
+        }
         self.next_uid = self.next_uid.max(uid + 1);
         if spec.kind != QueueKind::Topic {
             self.with_vhost(vhost, |v| v.queues.insert_mut(Arc::clone(&spec.name), uid));
@@ -553,6 +594,36 @@ fn topic_exchange_spec(topic: &str) -> ExchangeSpec {
         auto_delete: false,
         internal: false,
         arguments: Bytes::new(),
+    }
+}
+
+impl Vhost {
+    /// As every vhost begins: with the standard exchanges.
+    fn new(name: &Arc<str>) -> Self {
+        let mut vhost = Self {
+            name: Arc::clone(name),
+            exchanges: HashTrieMapSync::new_sync(),
+            queues: HashTrieMapSync::new_sync(),
+            by_destination: HashTrieMapSync::new_sync(),
+        };
+        for (name, kind) in [
+            ("amq.direct", ExchangeKind::Direct),
+            ("amq.fanout", ExchangeKind::Fanout),
+            ("amq.topic", ExchangeKind::Topic),
+            ("amq.headers", ExchangeKind::Headers),
+            ("amq.match", ExchangeKind::Headers),
+        ] {
+            let spec = ExchangeSpec {
+                name: name.into(),
+                kind,
+                durable: true,
+                auto_delete: false,
+                internal: false,
+                arguments: Bytes::new(),
+            };
+            vhost.exchanges.insert_mut(Arc::clone(&spec.name), Arc::new(Exchange::new(spec)));
+        }
+        vhost
     }
 }
 

@@ -867,9 +867,7 @@ impl Core {
         let free = VhostId::try_from(self.decided().next_uid).ok();
         match free.filter(|_| self.decided().vhost_count() < limits::VHOSTS_MAX) {
             Some(id) => Outcome::Changes(vec![Change::Vhost(id, Arc::clone(name))], 0),
-            None => {
-                answer(Err(Refusal::Limit(format!("a shard has at most {} vhosts", limits::VHOSTS_MAX))))
-            }
+            None => answer(Err(Refusal::Limit(format!("a shard has at most {} vhosts", limits::VHOSTS_MAX)))),
         }
     }
 

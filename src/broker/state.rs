@@ -570,10 +570,8 @@ impl State {
     fn change(&mut self, change: &Change, out: &mut Applied) {
         self.forget_definitions(change);
         match change {
-            Change::Queue { uid, vhost, spec, owner: None } => {
-                if self.topology.has_vhost(*vhost) {
-                    self.add_queue(*uid, spec.kind);
-                }
+            Change::Queue { uid, vhost, spec, owner: None } if self.topology.has_vhost(*vhost) => {
+                self.add_queue(*uid, spec.kind);
             }
             Change::Topic { topic } => {
                 for uid in

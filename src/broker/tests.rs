@@ -845,6 +845,8 @@ fn named_values_and_locks_are_in_a_checkpoint() {
     assert_eq!(loaded.topology.setting("s", "a").map(|v| &v[..]), Some(&b"3"[..]));
     assert_eq!(loaded.topology.settings("s").count(), 1);
     assert_eq!(loaded.locks.iter().count(), 1);
+}
+
 #[test]
 fn a_vhost_is_a_world_of_its_own_and_takes_everything_with_it() {
     let mut h = Harness::new();
@@ -872,7 +874,10 @@ fn a_vhost_is_a_world_of_its_own_and_takes_everything_with_it() {
 
     h.call(&mut c, Op::DeleteVhost { name: "staging".into() }).unwrap();
     let topology = &h.core.state.topology;
-    assert_eq!((topology.vhost_id("staging"), topology.binding_count(), topology.queue_count()), (None, 0, 1));
+    assert_eq!(
+        (topology.vhost_id("staging"), topology.binding_count(), topology.queue_count()),
+        (None, 0, 1)
+    );
     let gone = h.call(&mut c, queue("q", true)).unwrap_err();
     assert!(matches!(gone, Refusal::Invalid(_)), "{gone}");
     c.vhost = 0;

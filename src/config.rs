@@ -24,6 +24,8 @@ pub struct Config {
     pub amqp: Amqp,
     /// `rocketmq.*`
     pub rocketmq: Rocketmq,
+    /// `tls.*`
+    pub tls: Tls,
     /// `http.listen`: health and, later, management.
     pub http_listen: Option<Address>,
     /// `metrics.listen`
@@ -68,6 +70,73 @@ pub struct Rocketmq {
     pub auto_create_topics: bool,
     /// `rocketmq.default_topic_queues`
     pub default_topic_queues: u64,
+    /// `rocketmq.tls`
+    pub tls: RocketmqTls,
+}
+
+/// `tls.*`. Paths are relative to the working directory; "" stands for none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tls {
+    /// `tls.listen`, with `auto` resolved.
+    pub listen: Option<Address>,
+    /// `tls.certificate`
+    pub certificate: String,
+    /// `tls.key`
+    pub key: String,
+    /// `tls.client_ca`
+    pub client_ca: String,
+    /// `tls.client_auth`
+    pub client_auth: ClientAuth,
+    /// `tls.min_version`
+    pub min_version: MinTls,
+    /// `tls.external_user_from`
+    pub external_user_from: UserFrom,
+}
+
+/// `tls.client_auth`: must clients show a certificate?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientAuth {
+    /// They are not asked.
+    #[default]
+    None,
+    /// They may; a wrong one is refused.
+    Optional,
+    /// They must.
+    Required,
+}
+
+/// `tls.min_version`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MinTls {
+    /// TLS 1.2
+    #[default]
+    V1_2,
+    /// TLS 1.3
+    V1_3,
+}
+
+/// `tls.external_user_from`: where in a client's certificate its login stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UserFrom {
+    /// The common name of the subject.
+    #[default]
+    CommonName,
+    /// The whole subject.
+    DistinguishedName,
+    /// The first DNS name.
+    SubjectAlternativeName,
+}
+
+/// `rocketmq.tls`, in the words of Apache's `tls.server.mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RocketmqTls {
+    /// Plaintext only.
+    Disabled,
+    /// Both on one port; plaintext only while there is no certificate.
+    #[default]
+    Permissive,
+    /// TLS only.
+    Enforcing,
 }
 
 /// `storage.*`
@@ -186,6 +255,9 @@ pub enum ConfigError {
         /// The parser's words.
         cause: String,
     },
+    /// Values that are right one by one and do not go together.
+    #[error("{0}")]
+    Contradiction(&'static str),
     /// The command line itself.
     #[error("{0} (dassie --help lists the arguments)")]
     Argument(String),
@@ -217,7 +289,7 @@ pub fn load(
     for setting in settings_in_order(&matches) {
         read_setting(&mut config, &setting)?;
     }
-    Ok(Invocation::Run(Box::new(resolve(config))))
+    Ok(Invocation::Run(Box::new(resolve(config)?)))
 }
 
 /// The configuration of a start without file or arguments, `auto` not yet resolved.
@@ -237,6 +309,7 @@ pub struct Draft {
     config: Config,
     vip_listen: Derived<Option<Address>>,
     advertised_host: Derived<String>,
+    tls_listen: Derived<Option<Address>>,
 }
 
 /// A value that is given, or follows from others.
@@ -249,8 +322,8 @@ pub enum Derived<T> {
     Given(T),
 }
 
-fn resolve(draft: Draft) -> Config {
-    let Draft { mut config, vip_listen, advertised_host } = draft;
+fn resolve(draft: Draft) -> Result<Config, ConfigError> {
+    let Draft { mut config, vip_listen, advertised_host, tls_listen } = draft;
     let listen = config.rocketmq.listen.clone();
     config.rocketmq.vip_listen = match vip_listen {
         Derived::Given(address) => address,
@@ -267,7 +340,31 @@ fn resolve(draft: Draft) -> Config {
             _ => "127.0.0.1".to_owned(),
         },
     };
-    config
+    config.tls.listen = match tls_listen {
+        Derived::Given(address) => address,
+        Derived::Auto => {
+            (!config.tls.certificate.is_empty()).then(|| Address { host: "127.0.0.1".to_owned(), port: 5671 })
+        }
+    };
+    match contradiction(&config) {
+        Some(text) => Err(ConfigError::Contradiction(text)),
+        None => Ok(config),
+    }
+}
+
+fn contradiction(config: &Config) -> Option<&'static str> {
+    let Tls { listen, certificate, key, client_ca, client_auth, .. } = &config.tls;
+    if certificate.is_empty() != key.is_empty() {
+        Some("configuration keys 'tls.certificate' and 'tls.key' go together: one of them is missing")
+    } else if certificate.is_empty() && listen.is_some() {
+        Some("configuration key 'tls.listen' needs 'tls.certificate' and 'tls.key'")
+    } else if certificate.is_empty() && config.rocketmq.tls == RocketmqTls::Enforcing {
+        Some("configuration key 'rocketmq.tls' = enforcing needs 'tls.certificate' and 'tls.key'")
+    } else if client_ca.is_empty() && *client_auth != ClientAuth::None {
+        Some("configuration key 'tls.client_auth' needs 'tls.client_ca': who may sign clients' certificates")
+    } else {
+        None
+    }
 }
 
 fn read_file(draft: &mut Draft, path: &Path) -> Result<(), ConfigError> {
@@ -554,6 +651,24 @@ mod tests {
         );
         for others in ["DASSIE_BIN", "PATH", "DASSIE_AMQP_SERVICE_HOST", "DASSIE_AMQP_PORT_5672_TCP_ADDR"] {
             assert!(run_with(&[(others, "tcp://10.0.0.1:5672")], &[]).is_ok(), "{others}");
+        }
+    }
+
+    #[test]
+    fn tls_listens_once_there_is_a_certificate_and_halves_of_it_are_refused() {
+        let certificate = ["--set", "tls.certificate=c.pem"];
+        let both = [&certificate[..], &["--set", "tls.key=k.pem"]].concat();
+        assert_eq!(run(&[]).unwrap().tls.listen, None);
+        assert_eq!(run(&both).unwrap().tls.listen.unwrap().to_string(), "127.0.0.1:5671");
+        assert_eq!(run(&[&both[..], &["--set", "tls.listen="]].concat()).unwrap().tls.listen, None);
+        for (arguments, named) in [
+            (&certificate[..], "'tls.key'"),
+            (&["--set", "tls.listen=127.0.0.1:1"], "'tls.listen'"),
+            (&["--set", "rocketmq.tls=enforcing"], "'rocketmq.tls'"),
+            (&[&both[..], &["--set", "tls.client_auth=required"]].concat(), "'tls.client_ca'"),
+        ] {
+            let text = complaint(arguments);
+            assert!(text.contains(named), "{text}");
         }
     }
 

@@ -72,6 +72,20 @@ pub const HTTP_GOODBYE_MS: u64 = 2_000;
 pub const SHUTDOWN_MS: u64 = 20_000;
 /// Client connections per listener of a message protocol.
 pub const CONNECTIONS_MAX: usize = 65_536;
+/// From the first byte of TLS to the end of the handshake, ms.
+pub const TLS_HANDSHAKE_MS: u64 = 5_000;
+/// Handshakes that are done at once; more wait, within their time. Each costs up to 80 KiB.
+pub const TLS_HANDSHAKES_MAX: usize = 512;
+/// Remembered sessions that clients may resume.
+pub const TLS_SESSIONS_MAX: usize = 4_096;
+/// Time that a peer gets to take our last words in TLS, ms.
+pub const TLS_GOODBYE_MS: u64 = 1_000;
+/// How often the files of `tls.*` are looked at, ms.
+pub const TLS_RELOAD_MS: u64 = 5_000;
+/// A certificate that ends sooner is warned about, days.
+pub const TLS_EXPIRES_SOON_DAYS: i64 = 14;
+/// Wait for the first byte where it tells TLS from plaintext, ms: Apache's idle time.
+pub const FIRST_BYTE_MS: u64 = 120_000;
 /// Delivered-through marks that ride in one batch.
 pub const HANDED_PER_BATCH: usize = 1024;
 /// Queues named by one reference record; a fan-out to more stores the body once per so many.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dassie::clock::{Clock, SystemClock};
-use dassie::config::{self, Address, Config, Invocation};
+use dassie::config::{self, Address, Config, Invocation, RocketmqTls};
 use dassie::data_dir::{self, Identity};
 use dassie::metrics::Metrics;
 use dassie::node::{Node, NodeParts};
@@ -15,9 +15,11 @@ use dassie::process::{self, Failure};
 use dassie::security::{Realm, users::Users};
 use dassie::server::health::Readiness;
 use dassie::server::semantics::Layouts;
-use dassie::server::{self, Stopper, amqp, http, rocketmq};
+use dassie::server::tls::{Entrance, Tls};
+use dassie::server::{self, Door, Stop, Stopper, amqp, http, rocketmq};
 use dassie::{limits, logging};
 use tokio::net::TcpListener;
+use tokio::signal::unix::Signal;
 
 fn main() -> ExitCode {
     match start() {
@@ -52,6 +54,7 @@ fn print(text: &str) -> Result<(), Failure> {
 
 async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let asked = process::termination().map_err(Failure::new)?;
+    let hangups = process::hangups().map_err(Failure::new)?;
     tracing::info!("dassie {} with data in {}", env!("CARGO_PKG_VERSION"), config.data_dir);
     let identity = Identity {
         node: 1,
@@ -66,6 +69,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let ready = Readiness::new([
         "the log",
         "amqp.listen",
+        "tls.listen",
         "rocketmq.listen",
         "rocketmq.vip_listen",
         "rocketmq.name_server_listen",
@@ -73,6 +77,14 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         "metrics.listen",
     ]);
     let mut servers = tokio::task::JoinSet::new();
+    let tls = match config.tls.certificate.as_str() {
+        "" => None,
+        _ => Some(Tls::load(config.tls.clone()).map_err(Failure::new)?),
+    };
+    match &tls {
+        Some(tls) => servers.spawn(Arc::clone(tls).keep_current(hangups, stop.clone())),
+        None => servers.spawn(hear_hangups(hangups, stop.clone())),
+    };
     if let Some(address) = &config.http_listen {
         let listener = server::bind(address, "http.listen").await.map_err(Failure::new)?;
         tracing::info!("health on http://{address}/health/ready");
@@ -86,7 +98,15 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     }
     ready.up("metrics.listen");
     // Ports are taken before the log is opened: a busy one must not cost a recovery.
-    let amqp = bind(config.amqp.listen.as_ref(), "amqp.listen").await?;
+    let mut amqp_doors = Vec::new();
+    let encrypted = tls.clone().map_or(Entrance::PlainOnly, Entrance::TlsOnly);
+    for (key, address, entrance) in
+        [("amqp.listen", &config.amqp.listen, Entrance::Open), ("tls.listen", &config.tls.listen, encrypted)]
+    {
+        if let Some(listener) = bind(address.as_ref(), key).await? {
+            amqp_doors.push(Door { listener, key, most: limits::CONNECTIONS_MAX, entrance });
+        }
+    }
     let rocketmq = [
         ("rocketmq.listen", &config.rocketmq.listen),
         ("rocketmq.vip_listen", &config.rocketmq.vip_listen),
@@ -110,31 +130,25 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         return Err(Failure::log("the shard ended while it started"));
     }
     ready.up("the log");
-    if let Some(listener) = amqp {
-        let offer = amqp::Limits {
-            frame_max: u32::try_from(config.amqp.frame_max).unwrap_or(u32::MAX),
-            channel_max: u16::try_from(config.amqp.channel_max).unwrap_or(u16::MAX),
-            heartbeat: u16::try_from(config.amqp.heartbeat).unwrap_or(u16::MAX),
-            ..amqp::Limits::default()
-        };
-        let most = limits::CONNECTIONS_MAX;
-        servers.spawn(amqp::listen(
-            listener,
-            most,
-            node.shard.clone(),
-            offer,
-            Arc::clone(&realm),
-            stop.clone(),
-            Arc::clone(&metrics),
-        ));
+    let offer = amqp::Limits {
+        frame_max: u32::try_from(config.amqp.frame_max).unwrap_or(u32::MAX),
+        channel_max: u16::try_from(config.amqp.channel_max).unwrap_or(u16::MAX),
+        heartbeat: u16::try_from(config.amqp.heartbeat).unwrap_or(u16::MAX),
+        ..amqp::Limits::default()
+    };
+    for door in amqp_doors {
+        let (shard, realm) = (node.shard.clone(), Arc::clone(&realm));
+        servers.spawn(amqp::listen(door, shard, offer, realm, stop.clone(), Arc::clone(&metrics)));
     }
     ready.up("amqp.listen");
+    ready.up("tls.listen");
     let front = rocketmq_front(config, &rocketmq_listeners, Arc::clone(&realm), clock).await;
     for (key, listener) in rocketmq_listeners {
         if let Some(listener) = listener {
+            let entrance = rocketmq_entrance(config.rocketmq.tls, tls.as_ref());
+            let door = Door { listener, key, most: limits::CONNECTIONS_MAX, entrance };
             let (shard, front, stop) = (node.shard.clone(), Arc::clone(&front), stop.clone());
-            let most = limits::CONNECTIONS_MAX;
-            servers.spawn(rocketmq::listen(listener, key, most, shard, front, stop, Arc::clone(&metrics)));
+            servers.spawn(rocketmq::listen(door, shard, front, stop, Arc::clone(&metrics)));
         }
         ready.up(key);
     }
@@ -157,6 +171,24 @@ async fn bind(address: Option<&Address>, key: &'static str) -> Result<Option<Tcp
     let listener = server::bind(address, key).await.map_err(Failure::new)?;
     tracing::info!("{key} {address}");
     Ok(Some(listener))
+}
+
+fn rocketmq_entrance(wanted: RocketmqTls, tls: Option<&Arc<Tls>>) -> Entrance {
+    match (wanted, tls) {
+        (RocketmqTls::Disabled, _) | (_, None) => Entrance::PlainOnly,
+        (RocketmqTls::Permissive, Some(tls)) => Entrance::Either(Arc::clone(tls)),
+        (RocketmqTls::Enforcing, Some(tls)) => Entrance::TlsOnly(Arc::clone(tls)),
+    }
+}
+
+/// A SIGHUP without anything to reload is heard all the same: by default it would end the process.
+async fn hear_hangups(mut hangups: Signal, stop: Stop) {
+    loop {
+        tokio::select! {
+            () = stop.requested() => return,
+            _ = hangups.recv() => tracing::info!("SIGHUP: without TLS there is nothing to reload"),
+        }
+    }
 }
 
 /// What RocketMQ connections share. Routes name the port that really listens: the configured one may be 0.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Could not start, or could not go on: a busy port, an unreadable, foreign or used data directory.
 pub const EXIT_FAILED: u8 = 1;
@@ -60,6 +60,14 @@ pub fn die(why: &str) -> ! {
     eprintln!("dassie: {}", one_line(why));
     #[allow(clippy::exit)] // other threads must not get another turn
     std::process::exit(i32::from(EXIT_LOG))
+}
+
+/// SIGHUPs from now on: none of them ends the process any more.
+///
+/// # Errors
+/// The system refuses a handler.
+pub fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
 }
 
 /// Waits for SIGTERM or SIGINT and says which. The handlers stand when this returns, before the future is polled, so that a

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::{Address, Derived, Draft, LogFormat, LogLevel};
+use super::{Address, ClientAuth, Derived, Draft, LogFormat, LogLevel, MinTls, RocketmqTls, UserFrom};
 
 /// One key.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ enum Kind {
     DerivedHost(fn(&mut Draft) -> &mut Derived<String>),
     /// Anything but nothing.
     Path(fn(&mut Draft) -> &mut String),
+    /// A file, or "" for none.
+    File(fn(&mut Draft) -> &mut String),
     /// A name as RocketMQ takes them.
     Name(fn(&mut Draft) -> &mut String),
     /// true or false.
@@ -140,6 +142,82 @@ pub const KEYS: &[Key] = &[
             min: 1,
             max: crate::limits::TOPIC_QUEUES_MAX as u64,
             place: |d| &mut d.config.rocketmq.default_topic_queues,
+        },
+    },
+    Key {
+        name: "rocketmq.tls",
+        default: "permissive",
+        meaning: "TLS on the RocketMQ ports, all of them, as Apache's `tls.server.mode`: with `permissive` the first byte of a connection tells (plaintext only while `tls.certificate` is not set), `enforcing` turns plaintext away, `disabled` turns TLS away.",
+        kind: Kind::Word {
+            words: &["disabled", "permissive", "enforcing"],
+            put: |d, word| {
+                use RocketmqTls::{Disabled, Enforcing, Permissive};
+                d.config.rocketmq.tls = *[Disabled, Permissive, Enforcing].get(word)?;
+                Some(())
+            },
+        },
+    },
+    Key {
+        name: "tls.listen",
+        default: "auto",
+        meaning: "Where AMQP clients connect with TLS (amqps). `auto`: 127.0.0.1:5671 once `tls.certificate` is set, none before.",
+        kind: Kind::DerivedListen(|d| &mut d.tls_listen),
+    },
+    Key {
+        name: "tls.certificate",
+        default: "",
+        meaning: "PEM file with the broker's certificate, and behind it those that lead to the authority. Read again on SIGHUP and when it, the key or the authorities change: new connections get the new one, a broken one is logged and changes nothing.",
+        kind: Kind::File(|d| &mut d.config.tls.certificate),
+    },
+    Key {
+        name: "tls.key",
+        default: "",
+        meaning: "PEM file with its private key (PKCS#8, PKCS#1 or SEC1, without password).",
+        kind: Kind::File(|d| &mut d.config.tls.key),
+    },
+    Key {
+        name: "tls.client_ca",
+        default: "",
+        meaning: "PEM file with the authorities that sign clients' certificates.",
+        kind: Kind::File(|d| &mut d.config.tls.client_ca),
+    },
+    Key {
+        name: "tls.client_auth",
+        default: "none",
+        meaning: "Must clients of both protocols show a certificate of `tls.client_ca`? With `optional` they may; a wrong one is refused.",
+        kind: Kind::Word {
+            words: &["none", "optional", "required"],
+            put: |d, word| {
+                use ClientAuth::{None as Never, Optional, Required};
+                d.config.tls.client_auth = *[Never, Optional, Required].get(word)?;
+                Some(())
+            },
+        },
+    },
+    Key {
+        name: "tls.min_version",
+        default: "1.2",
+        meaning: "Oldest version of TLS that is spoken.",
+        kind: Kind::Word {
+            words: &["1.2", "1.3"],
+            put: |d, word| {
+                d.config.tls.min_version = *[MinTls::V1_2, MinTls::V1_3].get(word)?;
+                Some(())
+            },
+        },
+    },
+    Key {
+        name: "tls.external_user_from",
+        default: "common_name",
+        meaning: "Where in a client's verified certificate the login of SASL EXTERNAL stands: common name, whole subject (as RFC 4514 writes it), or first DNS name. RabbitMQ's `ssl_cert_login_from`.",
+        kind: Kind::Word {
+            words: &["common_name", "distinguished_name", "subject_alternative_name"],
+            put: |d, word| {
+                use UserFrom::{CommonName, DistinguishedName, SubjectAlternativeName};
+                d.config.tls.external_user_from =
+                    *[CommonName, DistinguishedName, SubjectAlternativeName].get(word)?;
+                Some(())
+            },
         },
     },
     Key {
@@ -316,6 +394,7 @@ impl Kind {
             Self::Path(place) => {
                 *place(draft) = given.text().filter(|t| !t.is_empty() && !t.contains('\0'))?.to_owned()
             }
+            Self::File(place) => *place(draft) = given.text().filter(|t| !t.contains('\0'))?.to_owned(),
             Self::Name(place) => *place(draft) = given.text().filter(|t| is_name(t))?.to_owned(),
             Self::Flag(place) => *place(draft) = given.flag()?,
             Self::Number { min, max, place, .. } => {
@@ -340,6 +419,7 @@ impl Kind {
             Self::DerivedListen(_) => "host:port, `auto`, or \"\" for no such listener".to_owned(),
             Self::DerivedHost(_) => "a host name or address without port, or `auto`".to_owned(),
             Self::Path(_) => "a path".to_owned(),
+            Self::File(_) => "a path, or \"\" for none".to_owned(),
             Self::Name(_) => format!("1 to {NAME_MAX} letters, digits, '-' or '_'"),
             Self::Flag(_) => "true or false".to_owned(),
             Self::Number { unit, min, max, .. } => format!("a number of {unit} from {min} to {max}"),
@@ -435,7 +515,7 @@ pub fn reference() -> String {
         `DASSIE_` before: `amqp.listen` is `DASSIE_AMQP_LISTEN`.\n\
         In the file a dot is a TOML table: `amqp.listen` is `listen` in `[amqp]`. Sizes are whole numbers of bytes, or\n\
         text such as `\"64MiB\"`. A key, value, file, variable or argument that is wrong ends the start with one line that names it\n\
-        and exit code 2. Nothing is reloaded while running.\n\n\
+        and exit code 2. Nothing but the files of `tls.*` is reloaded while running.\n\n\
         | key | default | value | meaning |\n|---|---|---|---|\n",
     );
     for key in KEYS {

@@ -12,6 +12,8 @@ pub mod health;
 pub mod http;
 pub mod rocketmq;
 pub mod semantics;
+pub mod tls;
+mod transport;
 
 use std::future::Future;
 use std::io;
@@ -61,6 +63,19 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(limits::ACCEPT_BACKLOG)
+}
+
+/// A listener of a message protocol.
+#[derive(Debug)]
+pub struct Door {
+    /// Bound.
+    pub listener: TcpListener,
+    /// What the configuration calls it.
+    pub key: &'static str,
+    /// Connections at once.
+    pub most: usize,
+    /// Who may come through it.
+    pub entrance: tls::Entrance,
 }
 
 /// Accepts until `stop`, runs `connection` in a task for each, then waits until all tasks have ended: they have a `Stop` of

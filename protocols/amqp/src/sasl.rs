@@ -13,6 +13,9 @@ pub const PLAIN: &str = "PLAIN";
 /// The mechanism of AMQP 0-8: a field table.
 pub const AMQPLAIN: &str = "AMQPLAIN";
 
+/// The mechanism of RFC 4422 that takes the login from the client's certificate; its response is not looked at.
+pub const EXTERNAL: &str = "EXTERNAL";
+
 /// A user name and a password, as bytes: nobody promises UTF-8.
 ///
 /// There is no `Debug`: secrets do not belong in logs.

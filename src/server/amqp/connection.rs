@@ -15,8 +15,7 @@ use bytes::{Buf, BytesMut};
 use dassie_amqp::connection::{Connection, Event, Limits, Phase};
 use dassie_amqp::frame::HEARTBEAT;
 use dassie_amqp::reply::{Exception, ReplyCode};
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
+use tokio::io::Interest;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::greeting::{Greeting, Progress};
@@ -28,6 +27,7 @@ use crate::broker::link::{Gate, Link, Shard};
 use crate::limits;
 use crate::security::{Authorized, Realm};
 use crate::server::Stop;
+use crate::server::transport::Transport;
 
 /// From the first byte to connection.open.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -47,8 +47,8 @@ const DRAIN_AT: u64 = (limits::DELIVERY_CREDIT / 4) as u64;
 const IDLE_TICK: Duration = Duration::from_secs(30);
 
 /// Serves one connection to its end.
-pub(super) async fn serve(
-    mut stream: TcpStream,
+pub(super) async fn serve<T: Transport>(
+    mut stream: T,
     peer: SocketAddr,
     shard: &Shard,
     offer: Limits,
@@ -57,7 +57,10 @@ pub(super) async fn serve(
     presence: Presence,
 ) {
     let mut input = BytesMut::new();
-    let greeting = Greeting::new(Line::new(Connection::new(offer)), peer.ip(), realm);
+    let tls = stream.facts().map(|facts| facts.session.clone());
+    let certificate = stream.facts().and_then(|facts| facts.client.clone());
+    let subject = certificate.as_ref().map(|certificate| certificate.subject.clone());
+    let greeting = Greeting::new(Line::new(Connection::new(offer)), peer.ip(), realm, certificate);
     let deadline = Instant::now() + HANDSHAKE_TIME;
     let greeted = tokio::select! {
         greeted = timeout_at(deadline, greet(&mut stream, &mut input, greeting, shard)) => greeted,
@@ -65,46 +68,66 @@ pub(super) async fn serve(
         () = stop.requested() => return,
     };
     match greeted {
-        Ok(Ok(Some((line, agreed, own)))) => {
+        Ok(Ok(Greeted::Open(line, agreed, own))) => {
             let link = shard.connect();
-            let session = Session::new(line, *agreed, own, link.topology(), Box::new(link.log().clone()));
-            let task = Task::new(stream, input, session, link, presence);
+            let session = Session::new(*line, *agreed, own, link.topology(), Box::new(link.log().clone()));
+            let (user, vhost) =
+                (Arc::clone(&session.agreed.principal.name), Arc::clone(&session.agreed.vhost_name));
+            tracing::info!(%peer, ?user, ?vhost, tls, certificate = subject, "AMQP connection opened");
+            let mut task = Task::new(stream, input, session, link, presence);
             if let Err(error) = task.run(stop).await {
-                tracing::debug!("AMQP connection from {peer} ended: {error}");
+                task.session.line.end(|| error.to_string());
             }
+            tracing::info!(%peer, ?user, ?vhost, "AMQP connection closed: {}", task.session.line.why_ended());
         }
-        Ok(Ok(None)) => {}
-        Ok(Err(error)) => tracing::debug!("AMQP handshake with {peer} ended: {error}"),
+        Ok(Ok(Greeted::Left(why))) => {
+            tracing::info!(%peer, tls, "AMQP connection closed before it was open: {why}");
+        }
+        Ok(Ok(Greeted::Silent)) => {}
+        Ok(Err(error)) => tracing::info!(%peer, tls, "AMQP connection closed before it was open: {error}"),
         Err(_) => tracing::warn!("AMQP handshake with {peer} took longer than {HANDSHAKE_TIME:?}"),
     }
 }
 
-/// What a handshake that succeeded leaves.
-type Greeted = (Line, Box<Agreed>, Authorized);
+/// What a handshake leaves.
+enum Greeted {
+    /// An open connection.
+    Open(Box<Line>, Box<Agreed>, Authorized),
+    /// None, and who ended it why.
+    Left(String),
+    /// Somebody looked whether there is anybody.
+    Silent,
+}
 
-async fn greet(
-    stream: &mut TcpStream,
+async fn greet<T: Transport>(
+    stream: &mut T,
     input: &mut BytesMut,
     mut greeting: Greeting,
     shard: &Shard,
-) -> io::Result<Option<Greeted>> {
+) -> io::Result<Greeted> {
+    let mut said_anything = false;
     loop {
         let progress = hear_greeting(input, &mut greeting, shard);
         let bytes = std::mem::take(greeting.line.bytes());
         stream.write_all(&bytes).await?;
         match progress {
-            Progress::Open(agreed, own) => return Ok(Some((greeting.line, agreed, own))),
-            Progress::HangUp => return Ok(None),
+            Progress::Open(agreed, own) => return Ok(Greeted::Open(Box::new(greeting.line), agreed, own)),
+            Progress::HangUp => return Ok(Greeted::Left("login refused".to_owned())),
             Progress::Waiting => {}
         }
         match greeting.line.wire.phase() {
-            Phase::Closed => return Ok(None),
-            Phase::Closing => return linger(stream, greeting.line).await.map(|()| None),
+            Phase::Closed => return Ok(Greeted::Left(greeting.line.why_ended().to_owned())),
+            Phase::Closing => {
+                let why = greeting.line.why_ended().to_owned();
+                return linger(stream, greeting.line).await.map(|()| Greeted::Left(why));
+            }
             _ => {}
         }
         if receive(stream, input, READ_STRANGER).await? == 0 {
-            return Ok(None);
+            let left = Greeted::Left(greeting.line.why_ended().to_owned());
+            return Ok(if said_anything { left } else { Greeted::Silent });
         }
+        said_anything = true;
     }
 }
 
@@ -131,7 +154,7 @@ fn hear_greeting(input: &mut BytesMut, greeting: &mut Greeting, shard: &Shard) -
 }
 
 /// Lets a refused stranger read why.
-async fn linger(stream: &mut TcpStream, mut line: Line) -> io::Result<()> {
+async fn linger<T: Transport>(stream: &mut T, mut line: Line) -> io::Result<()> {
     let deadline = Instant::now() + BROKEN_TIME;
     let mut input = BytesMut::new();
     while line.wire.phase() != Phase::Closed {
@@ -147,9 +170,9 @@ async fn linger(stream: &mut TcpStream, mut line: Line) -> io::Result<()> {
     Ok(())
 }
 
-async fn receive(stream: &TcpStream, input: &mut BytesMut, room: usize) -> io::Result<usize> {
+async fn receive<T: Transport>(stream: &mut T, input: &mut BytesMut, room: usize) -> io::Result<usize> {
     loop {
-        stream.readable().await?;
+        stream.ready(Interest::READABLE).await?;
         if input.capacity() - input.len() < room / 4 {
             input.reserve(room);
         }
@@ -161,8 +184,8 @@ async fn receive(stream: &TcpStream, input: &mut BytesMut, room: usize) -> io::R
 }
 
 /// An open connection.
-struct Task {
-    stream: TcpStream,
+struct Task<T> {
+    stream: T,
     input: BytesMut,
     session: Session,
     link: Link,
@@ -195,8 +218,8 @@ enum Flow {
     Done,
 }
 
-impl Task {
-    fn new(stream: TcpStream, input: BytesMut, session: Session, link: Link, presence: Presence) -> Self {
+impl<T: Transport> Task<T> {
+    fn new(stream: T, input: BytesMut, session: Session, link: Link, presence: Presence) -> Self {
         let heartbeat = session.line.wire.tuning().heartbeat;
         let period =
             if heartbeat == 0 { IDLE_TICK } else { Duration::from_millis(u64::from(heartbeat) * 500) };
@@ -221,7 +244,7 @@ impl Task {
         }
     }
 
-    async fn run(mut self, stop: &Stop) -> io::Result<()> {
+    async fn run(&mut self, stop: &Stop) -> io::Result<()> {
         let stopped = stop.requested();
         tokio::pin!(stopped);
         let mut running = true;
@@ -262,7 +285,7 @@ impl Task {
     /// What we wait for on the socket.
     fn interest(&self) -> Option<Interest> {
         let may_read = self.gate.is_open() && self.session.line.output.buffered() < OUTPUT_MAX;
-        match (may_read, self.session.line.output.is_empty()) {
+        match (may_read, self.session.line.output.is_empty() && self.stream.is_flushed()) {
             (true, true) => Some(Interest::READABLE),
             (true, false) => Some(Interest::READABLE.add(Interest::WRITABLE)),
             (false, false) => Some(Interest::WRITABLE),
@@ -292,10 +315,7 @@ impl Task {
         let mut rest = &self.input[..];
         loop {
             match self.session.line.wire.next_event(&mut rest) {
-                Ok(Some(Event::Close(_))) => {
-                    let Line { wire, output } = &mut self.session.line;
-                    wire.close_ok(&mut output.bytes);
-                }
+                Ok(Some(Event::Close(close))) => self.session.line.close_ok(&close),
                 Ok(Some(event)) => self.session.on_heard(&event),
                 Ok(None) => break,
                 Err(exception) => {
@@ -354,19 +374,21 @@ impl Task {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let output = &mut self.session.line.output;
+        let (output, stream) = (&mut self.session.line.output, &mut self.stream);
         if output.is_empty() {
-            return Ok(());
+            return stream.try_flush();
         }
         self.wrote = true;
-        match output.write_to(|slices| self.stream.try_write_vectored(slices)) {
+        match output.write_to(|slices| stream.try_write_vectored(slices)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             done => done,
         }
     }
 
     fn is_over(&self) -> bool {
-        self.session.line.wire.phase() == Phase::Closed && self.session.line.output.is_empty()
+        self.session.line.wire.phase() == Phase::Closed
+            && self.session.line.output.is_empty()
+            && self.stream.is_flushed()
     }
 
     fn end(&mut self, code: ReplyCode, text: &str) {

@@ -11,7 +11,7 @@ use dassie_amqp::connection::{Event, declares};
 use dassie_amqp::frame::PROTOCOL_HEADER;
 use dassie_amqp::method::{ConnectionOpen, ConnectionStartOk};
 use dassie_amqp::reply::{Exception, ReplyCode};
-use dassie_amqp::sasl::{AMQPLAIN, Credentials, PLAIN};
+use dassie_amqp::sasl::{AMQPLAIN, Credentials, EXTERNAL, PLAIN};
 use dassie_amqp::table::TableBuilder;
 
 use super::line::Line;
@@ -19,7 +19,10 @@ use super::refusals;
 use super::session::Agreed;
 use crate::broker::topology::Topology;
 use crate::security::{Action, Authorized, LoginRefused, Principal, Realm, Resource, authorize};
+use crate::server::transport::ClientCertificate;
 
+/// What a client sends first who takes the port for one that speaks TLS.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// What this server can do that not every AMQP server can.
 const CAPABILITIES: [&str; 6] = [
     "publisher_confirms",
@@ -36,6 +39,8 @@ pub(super) struct Greeting {
     pub(super) line: Line,
     peer: IpAddr,
     realm: Arc<Realm>,
+    /// Verified; with it EXTERNAL is offered.
+    certificate: Option<ClientCertificate>,
     principal: Option<Principal>,
     cancel_notify: bool,
 }
@@ -52,18 +57,32 @@ pub(super) enum Progress {
 
 impl Greeting {
     /// A peer that said nothing yet.
-    pub(super) fn new(line: Line, peer: IpAddr, realm: Arc<Realm>) -> Self {
-        Self { line, peer, realm, principal: None, cancel_notify: false }
+    pub(super) fn new(
+        line: Line,
+        peer: IpAddr,
+        realm: Arc<Realm>,
+        certificate: Option<ClientCertificate>,
+    ) -> Self {
+        Self { line, peer, realm, certificate, principal: None, cancel_notify: false }
     }
 
     /// One thing the peer said.
     pub(super) fn on_heard(&mut self, event: &Event<'_>, topology: &Topology) -> Result<Progress, Exception> {
         match event {
             Event::ProtocolHeader => self.introduce()?,
-            Event::ForeignHeader(_) => self.line.bytes().extend_from_slice(&PROTOCOL_HEADER),
+            Event::ForeignHeader(seen) => {
+                // Header and close are the protocol's answer; who reads the log can be told more.
+                let what = if seen.first() == Some(&TLS_HANDSHAKE) {
+                    "TLS on a port that speaks plaintext only"
+                } else {
+                    "the client does not speak AMQP 0-9-1"
+                };
+                self.line.end(|| what.to_owned());
+                self.line.bytes().extend_from_slice(&PROTOCOL_HEADER);
+            }
             Event::StartOk(start_ok) => return self.log_in(start_ok),
             Event::Open(open) => return self.open(open, topology),
-            Event::Close(_) => self.line.wire.close_ok(&mut self.line.output.bytes),
+            Event::Close(close) => self.line.close_ok(close),
             // tune-ok and heartbeats need no answer; nothing else arrives in a handshake.
             _ => {}
         }
@@ -83,7 +102,8 @@ impl Greeting {
                 }
             });
         let table = properties.as_table().map_err(|error| Exception::new(ReplyCode::InternalError, error))?;
-        self.line.wire.start(table, &format!("{PLAIN} {AMQPLAIN}"), &mut self.line.output.bytes);
+        let external = if self.certificate.is_some() { format!(" {EXTERNAL}") } else { String::new() };
+        self.line.wire.start(table, &format!("{PLAIN} {AMQPLAIN}{external}"), &mut self.line.output.bytes);
         Ok(())
     }
 
@@ -93,10 +113,15 @@ impl Greeting {
             AMQPLAIN => Credentials::from_amqplain(start_ok.response),
             _ => None,
         };
+        let certificate = self.certificate.as_ref().filter(|_| start_ok.mechanism == EXTERNAL);
         self.cancel_notify = declares(start_ok.client_properties, "consumer_cancel_notify");
-        let user = credentials.as_ref().and_then(|credentials| std::str::from_utf8(credentials.user).ok());
-        let login = match (&credentials, user) {
-            (Some(credentials), Some(user)) => self.realm.authenticate(user, credentials.password, self.peer),
+        let named = credentials.as_ref().and_then(|credentials| std::str::from_utf8(credentials.user).ok());
+        let certified = certificate.and_then(|certificate| certificate.user.as_deref());
+        let login = match (&credentials, named, certified) {
+            (Some(credentials), Some(user), _) => {
+                self.realm.authenticate(user, credentials.password, self.peer)
+            }
+            (_, _, Some(user)) => self.realm.authenticate_external(user, self.peer),
             _ => Err(LoginRefused::Invalid),
         };
         match login {
@@ -106,10 +131,11 @@ impl Greeting {
                 return Ok(Progress::Waiting);
             }
             Err(reason) => tracing::warn!(
-                "AMQP login of user {:?} from {} with mechanism {:?} refused: {reason}",
-                user.unwrap_or_default(),
-                self.peer,
-                start_ok.mechanism
+                peer = %self.peer,
+                user = ?named.or(certified),
+                mechanism = ?start_ok.mechanism,
+                certificate = certificate.map(|certificate| certificate.subject.as_str()),
+                "AMQP login refused: {reason}"
             ),
         }
         if declares(start_ok.client_properties, "authentication_failure_close") {

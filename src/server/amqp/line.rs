@@ -4,6 +4,7 @@
 //! Does not know: what was closed, or why.
 
 use dassie_amqp::connection::Connection;
+use dassie_amqp::method::ConnectionClose;
 use dassie_amqp::reply::Exception;
 
 use super::deliver::Frames;
@@ -15,12 +16,14 @@ pub(super) struct Line {
     pub(super) wire: Connection,
     /// What is to be written.
     pub(super) output: Output,
+    /// Who ended the connection and why, for the log.
+    ended: Option<String>,
 }
 
 impl Line {
     /// A line on which nothing was said.
     pub(super) fn new(wire: Connection) -> Self {
-        Self { wire, output: Output::default() }
+        Self { wire, output: Output::default(), ended: None }
     }
 
     /// Where frames are appended.
@@ -43,8 +46,27 @@ impl Line {
     pub(super) fn close(&mut self, exception: &Exception) {
         if self.wire.close(exception, &mut self.output.bytes) {
             // The text may quote the client: it must not write lines of its own into the log.
-            tracing::info!("closing an AMQP connection: {}", exception.to_string().escape_debug());
+            self.end(|| format!("by the broker: {}", exception.to_string().escape_debug()));
         }
+    }
+
+    /// Keeps who ends the connection and why; the first word counts.
+    pub(super) fn end(&mut self, why: impl FnOnce() -> String) {
+        if self.ended.is_none() {
+            self.ended = Some(why());
+        }
+    }
+
+    /// Answers the client's connection.close.
+    pub(super) fn close_ok(&mut self, close: &ConnectionClose<'_>) {
+        let text = close.reply_text.escape_debug();
+        self.end(|| format!("by the client: {} {text}", close.reply_code));
+        self.wire.close_ok(&mut self.output.bytes);
+    }
+
+    /// Who ended the connection and why. Without a word of anybody: the socket's end.
+    pub(super) fn why_ended(&self) -> &str {
+        self.ended.as_deref().unwrap_or("the client left without a close")
     }
 
     /// Ends a channel.

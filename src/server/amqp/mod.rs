@@ -14,9 +14,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use dassie_amqp::connection::Limits;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
-use super::Stop;
+use super::tls::{Entered, Entrance};
+use super::{Door, Stop};
 use crate::broker::link::Shard;
 use crate::metrics::Metrics;
 use crate::security::Realm;
@@ -43,34 +44,43 @@ mod settlements;
 mod transaction;
 mod unacked;
 
-/// Serves all connections of a listener until `stop`. `most`: connections at once; `offer`: what connection.tune proposes; `realm`:
-/// who may log in.
+/// Serves all connections of a door until `stop`. `offer`: what connection.tune proposes; `realm`: who may log in.
 pub async fn listen(
-    listener: TcpListener,
-    most: usize,
+    door: Door,
     shard: Shard,
     offer: Limits,
     realm: Arc<Realm>,
     stop: Stop,
     metrics: Arc<Metrics>,
 ) {
-    let stop_each = stop.clone();
-    let numbers = Arc::clone(&metrics);
+    let Door { listener, key, most, entrance } = door;
+    let (stop_each, numbers) = (stop.clone(), Arc::clone(&metrics));
     let connect = move |stream, peer| {
-        serve(stream, peer, shard.clone(), offer, Arc::clone(&realm), stop_each.clone(), Arc::clone(&numbers))
+        let way = Way { key, entrance: entrance.clone(), peer, realm: Arc::clone(&realm) };
+        serve(stream, way, shard.clone(), offer, stop_each.clone(), Arc::clone(&numbers))
     };
-    super::serve(listener, "amqp.listen", most, stop, metrics, connect).await;
+    super::serve(listener, key, most, stop, metrics, connect).await;
 }
 
-/// Serves one connection from its first byte to its end. `offer`: what connection.tune proposes.
-pub async fn serve(
-    stream: TcpStream,
+/// How a connection came here.
+struct Way {
+    key: &'static str,
+    entrance: Entrance,
     peer: SocketAddr,
-    shard: Shard,
-    offer: Limits,
     realm: Arc<Realm>,
-    stop: Stop,
-    metrics: Arc<Metrics>,
-) {
-    connection::serve(stream, peer, &shard, offer, realm, &stop, presence::Presence::new(metrics)).await;
+}
+
+/// Serves one connection from its first byte to its end.
+async fn serve(stream: TcpStream, way: Way, shard: Shard, offer: Limits, stop: Stop, metrics: Arc<Metrics>) {
+    let Way { key, entrance, peer, realm } = way;
+    let Some(entered) = entrance.enter(key, stream, peer, &stop).await else { return };
+    let presence = presence::Presence::new(metrics);
+    match entered {
+        Entered::Plain(stream) => {
+            connection::serve(stream, peer, &shard, offer, realm, &stop, presence).await;
+        }
+        Entered::Encrypted(stream) => {
+            connection::serve(stream, peer, &shard, offer, realm, &stop, presence).await;
+        }
+    }
 }

@@ -397,6 +397,7 @@ mod tests {
             Line::new(Connection::new(Limits::default())),
             IpAddr::V4(Ipv4Addr::LOCALHOST),
             Realm::new(Users::only_guest()),
+            None,
         );
         let mut bytes = b"AMQP\x00\x00\x09\x01".to_vec();
         let start_ok = ConnectionStartOk {

@@ -14,8 +14,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use dassie_rocketmq::frame::MAX_FRAME;
 use dassie_rocketmq::{Command, Split, split};
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
+use tokio::io::Interest;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -25,6 +24,7 @@ use super::session::{OUTPUT_MAX, Session};
 use crate::broker::link::{Gate, Link, Shard};
 use crate::metrics::Metrics;
 use crate::server::Stop;
+use crate::server::transport::Transport;
 
 /// Silence in both directions after which a connection ends, as Apache's server does.
 const IDLE_MAX: Duration = Duration::from_secs(120);
@@ -40,8 +40,8 @@ const READ: usize = 64 * 1024;
 const NOTICES_MAX: usize = 1_024;
 
 /// Serves one connection to its end.
-pub(super) async fn serve(
-    stream: TcpStream,
+pub(super) async fn serve<T: Transport>(
+    stream: T,
     peer: SocketAddr,
     shard: &Shard,
     front: Arc<Front>,
@@ -57,7 +57,7 @@ pub(super) async fn serve(
     let session = Session::new(front, peer, link.topology(), Box::new(link.log().clone()), member);
     let gate = link.gate();
     let frame_max = if session.is_stranger() { FRAME_STRANGER } else { MAX_FRAME };
-    let task = Task {
+    let mut task = Task {
         stream,
         input: BytesMut::new(),
         session,
@@ -66,12 +66,19 @@ pub(super) async fn serve(
         notices,
         frame_max,
         last: Instant::now(),
+        heard: false,
         deadline: None,
     };
-    if let Err(error) = task.run(stop).await {
-        tracing::debug!("RocketMQ connection from {peer} ended: {error}");
-    }
+    let ended = task.run(stop).await;
+    let heard = task.heard;
+    drop(task);
     drop(left);
+    // Who says nothing only looked whether somebody listens.
+    match ended {
+        Ok(why) if heard => tracing::info!(%peer, "RocketMQ connection closed: {why}"),
+        Err(error) if heard => tracing::info!(%peer, "RocketMQ connection closed: {error}"),
+        _ => {}
+    }
 }
 
 /// Takes a connection's clients out of their groups however it ends, and it itself out of the count.
@@ -89,8 +96,8 @@ impl Drop for Left {
     }
 }
 
-struct Task {
-    stream: TcpStream,
+struct Task<T> {
+    stream: T,
     input: BytesMut,
     session: Session,
     link: Link,
@@ -100,19 +107,22 @@ struct Task {
     frame_max: usize,
     /// When something was read or written last.
     last: Instant,
+    /// It said something.
+    heard: bool,
     /// When the end is due.
     deadline: Option<Instant>,
 }
 
-/// Go on, or the connection's end was reached in good order.
+/// Go on, or the connection's end was reached in good order; who ended it and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Go,
-    Done,
+    Done(&'static str),
 }
 
-impl Task {
-    async fn run(mut self, stop: &Stop) -> io::Result<()> {
+impl<T: Transport> Task<T> {
+    /// Gives who ended it and why.
+    async fn run(&mut self, stop: &Stop) -> io::Result<&'static str> {
         let stopped = stop.requested();
         tokio::pin!(stopped);
         let mut ticks = interval(TICK);
@@ -120,7 +130,8 @@ impl Task {
         loop {
             self.settle_up()?;
             if self.is_over() {
-                return self.stream.shutdown().await;
+                self.stream.shutdown().await?;
+                return Ok("by the broker: it is ending");
             }
             let interest = self.interest();
             let deadline = self.deadline;
@@ -136,14 +147,14 @@ impl Task {
                 }
                 () = self.gate.ready(), if !self.gate.is_open() => Flow::Go,
                 _ = ticks.tick() => self.tick(),
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Flow::Done,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Flow::Done("by the broker: it is ending"),
                 () = &mut stopped, if deadline.is_none() => {
                     self.deadline = Some(Instant::now() + GOODBYE);
                     Flow::Go
                 }
             };
-            if flow == Flow::Done {
-                return Ok(());
+            if let Flow::Done(why) = flow {
+                return Ok(why);
             }
         }
     }
@@ -155,7 +166,7 @@ impl Task {
     /// What we wait for on the socket.
     fn interest(&self) -> Option<Interest> {
         let may_read = self.gate.is_open() && self.takes_events() && self.deadline.is_none();
-        match (may_read, self.session.output.is_empty()) {
+        match (may_read, self.session.output.is_empty() && self.stream.is_flushed()) {
             (true, true) => Some(Interest::READABLE),
             (true, false) => Some(Interest::READABLE.add(Interest::WRITABLE)),
             (false, false) => Some(Interest::WRITABLE),
@@ -169,9 +180,16 @@ impl Task {
             self.input.reserve(READ.max(self.input.len()));
         }
         match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(Flow::Done),
+            Ok(0) => Ok(Flow::Done("by the client")),
             Ok(_) => {
                 self.last = Instant::now();
+                if !self.heard {
+                    self.heard = true;
+                    let tls = self.stream.facts().map(|facts| facts.session.as_str());
+                    let certificate = self.stream.facts().and_then(|facts| facts.client.as_ref());
+                    let subject = certificate.map(|certificate| certificate.subject.as_str());
+                    tracing::info!(peer = %self.session.peer, tls, certificate = subject, "RocketMQ connection opened");
+                }
                 self.hear()?;
                 Ok(Flow::Go)
             }
@@ -199,7 +217,7 @@ impl Task {
     }
 
     fn on_events(&mut self, events: Option<Vec<crate::broker::api::Event>>) -> Flow {
-        let Some(events) = events else { return Flow::Done };
+        let Some(events) = events else { return Flow::Done("by the broker: it is ending") };
         self.session.on_events(events);
         while let Some(more) = self.link.try_events() {
             self.session.on_events(more);
@@ -214,10 +232,10 @@ impl Task {
             if !self.link.send(self.session.take_verbs()) {
                 return Err(io::Error::other("the broker is ending"));
             }
+            let (stream, last) = (&mut self.stream, &mut self.last);
             if self.session.output.is_empty() {
-                return Ok(());
+                return stream.try_flush();
             }
-            let (stream, last) = (&self.stream, &mut self.last);
             let written = self.session.output.write_to(|slices| {
                 let taken = stream.try_write_vectored(slices)?;
                 *last = Instant::now();
@@ -236,11 +254,12 @@ impl Task {
             && self.session.sends_waiting() == 0
             && self.session.is_idle()
             && self.session.output.is_empty()
+            && self.stream.is_flushed()
     }
 
     fn tick(&mut self) -> Flow {
         if self.last.elapsed() >= IDLE_MAX {
-            return Flow::Done;
+            return Flow::Done("by the broker: two minutes of silence");
         }
         if self.last.elapsed() >= TICK && self.input.is_empty() {
             self.input = BytesMut::new();

@@ -18,9 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dassie_rocketmq::message::UniqueKey;
-use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::net::{TcpStream, lookup_host};
 
-use super::Stop;
+use super::tls::{Entered, Entrance};
+use super::{Door, Stop};
 use crate::broker::link::Shard;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
@@ -106,31 +107,41 @@ impl Front {
     }
 }
 
-/// Serves all connections of a listener until `stop`. `key`: the listener's name in the configuration; `most`: connections at once.
-pub async fn listen(
-    listener: TcpListener,
-    key: &'static str,
-    most: usize,
-    shard: Shard,
-    front: Arc<Front>,
-    stop: Stop,
-    metrics: Arc<Metrics>,
-) {
-    let (stop_each, counts) = (stop.clone(), Arc::clone(&metrics));
+/// Serves all connections of a door until `stop`.
+pub async fn listen(door: Door, shard: Shard, front: Arc<Front>, stop: Stop, metrics: Arc<Metrics>) {
+    let Door { listener, key, most, entrance } = door;
+    let (stop_each, numbers) = (stop.clone(), Arc::clone(&metrics));
     let connect = move |stream, peer| {
-        serve(stream, peer, shard.clone(), Arc::clone(&front), stop_each.clone(), Arc::clone(&counts))
+        let way = Way { key, entrance: entrance.clone(), peer };
+        serve(stream, way, shard.clone(), Arc::clone(&front), stop_each.clone(), Arc::clone(&numbers))
     };
     super::serve(listener, key, most, stop, metrics, connect).await;
+}
+
+/// How a connection came here.
+struct Way {
+    key: &'static str,
+    entrance: Entrance,
+    peer: SocketAddr,
 }
 
 /// Serves one connection from its first byte to its end.
 async fn serve(
     stream: TcpStream,
-    peer: SocketAddr,
+    way: Way,
     shard: Shard,
     front: Arc<Front>,
     stop: Stop,
     metrics: Arc<Metrics>,
 ) {
-    connection::serve(stream, peer, &shard, front, &stop, metrics).await;
+    let Way { key, entrance, peer } = way;
+    match entrance.enter(key, stream, peer, &stop).await {
+        Some(Entered::Plain(stream)) => {
+            connection::serve(stream, peer, &shard, front, &stop, metrics).await;
+        }
+        Some(Entered::Encrypted(stream)) => {
+            connection::serve(stream, peer, &shard, front, &stop, metrics).await;
+        }
+        None => {}
+    }
 }

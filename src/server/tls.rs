@@ -294,7 +294,7 @@ fn build(settings: &Settings) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let chain = certificates("tls.certificate", certificate)?;
     let certified = certified_key(&provider, chain.clone(), certificate, key)?;
-    let fail = |cause: rustls::Error| error("tls.certificate", certificate, cause);
+    let fail = |cause: rustls::Error| error("tls.certificate", certificate, &cause);
     let versions = match min_version {
         MinTls::V1_2 => &[&TLS13, &TLS12][..],
         MinTls::V1_3 => &[&TLS13],
@@ -312,7 +312,7 @@ fn build(settings: &Settings) -> Result<Arc<ServerConfig>, TlsError> {
                 _ => verifier.allow_unauthenticated(),
             };
             builder.with_client_cert_verifier(
-                verifier.build().map_err(|why| error("tls.client_ca", client_ca, why))?,
+                verifier.build().map_err(|why| error("tls.client_ca", client_ca, &why))?,
             )
         }
     };
@@ -322,16 +322,16 @@ fn build(settings: &Settings) -> Result<Arc<ServerConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-fn error(key: &'static str, file: &str, cause: impl ToString) -> TlsError {
+fn error(key: &'static str, file: &str, cause: &dyn fmt::Display) -> TlsError {
     TlsError { key, file: file.to_owned(), cause: cause.to_string() }
 }
 
 fn certificates(key: &'static str, file: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = fs::read(file).map_err(|cause| error(key, file, cause))?;
+    let pem = fs::read(file).map_err(|cause| error(key, file, &cause))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let chain = chain.map_err(|cause| error(key, file, format!("it is not PEM: {cause}")))?;
+    let chain = chain.map_err(|cause| error(key, file, &format!("it is not PEM: {cause}")))?;
     if chain.is_empty() {
-        return Err(error(key, file, "it holds no certificate in PEM (-----BEGIN CERTIFICATE-----)"));
+        return Err(error(key, file, &"it holds no certificate in PEM (-----BEGIN CERTIFICATE-----)"));
     }
     Ok(chain)
 }
@@ -342,24 +342,24 @@ fn certified_key(
     certificate: &str,
     file: &str,
 ) -> Result<CertifiedKey, TlsError> {
-    let pem = fs::read(file).map_err(|cause| error("tls.key", file, cause))?;
+    let pem = fs::read(file).map_err(|cause| error("tls.key", file, &cause))?;
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         let wanted = "it holds no private key in PEM without password (PKCS#8, PKCS#1 or SEC1)";
-        error("tls.key", file, wanted)
+        error("tls.key", file, &wanted)
     })?;
     CertifiedKey::from_der(chain, key, provider).map_err(|cause| match cause {
         rustls::Error::InconsistentKeys(_) => {
-            error("tls.key", file, format!("it is not the key of the certificate in '{certificate}'"))
+            error("tls.key", file, &format!("it is not the key of the certificate in '{certificate}'"))
         }
-        rustls::Error::InvalidCertificate(_) => error("tls.certificate", certificate, cause),
-        cause => error("tls.key", file, cause),
+        rustls::Error::InvalidCertificate(_) => error("tls.certificate", certificate, &cause),
+        cause => error("tls.key", file, &cause),
     })
 }
 
 fn roots(file: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates("tls.client_ca", file)? {
-        roots.add(certificate).map_err(|cause| error("tls.client_ca", file, cause))?;
+        roots.add(certificate).map_err(|cause| error("tls.client_ca", file, &cause))?;
     }
     Ok(roots)
 }

@@ -161,6 +161,11 @@ public final class Kit {
         return String.join(":", address("INTEROP_NAME_SERVER"));
     }
 
+    /** The PEM file with the authority that signed the broker's certificate, or null: then everything is plaintext. */
+    public static String authority() {
+        return System.getenv("INTEROP_TLS_CA");
+    }
+
     private static String[] address(String variable) {
         String value = System.getenv(variable);
         check(value != null && value.contains(":"), variable + " must be host:port");

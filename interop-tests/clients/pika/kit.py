@@ -10,6 +10,7 @@ import os
 import pathlib
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -198,6 +199,8 @@ class Context:
     def parameters(self, **overrides):
         options = dict(host=self.address[0], port=self.address[1], socket_timeout=5, stack_timeout=10,
                        blocked_connection_timeout=30)
+        if authority := os.environ.get("INTEROP_TLS_CA"):
+            options["ssl_options"] = pika.SSLOptions(ssl.create_default_context(cafile=authority), self.address[0])
         return pika.ConnectionParameters(**{**options, **overrides})
 
     def connect(self, **overrides):

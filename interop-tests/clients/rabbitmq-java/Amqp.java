@@ -11,16 +11,24 @@ import com.rabbitmq.client.ConnectionFactory;
 import com.rabbitmq.client.GetResponse;
 import com.rabbitmq.client.Method;
 import com.rabbitmq.client.ShutdownSignalException;
-import interop.kit.Kit;
 import interop.kit.Kit.Action;
 import interop.kit.Kit.Closer;
+import interop.kit.Kit;
 import java.io.IOException;
+import java.io.InputStream;
 import java.net.Socket;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.GeneralSecurityException;
+import java.security.KeyStore;
+import java.security.cert.CertificateFactory;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.IntStream;
+import javax.net.ssl.SSLContext;
+import javax.net.ssl.TrustManagerFactory;
 
 /**
  * One scenario's view of the broker: connections that are closed and names that are deleted afterwards, so that
@@ -72,7 +80,26 @@ public final class Amqp {
         factory.setAutomaticRecoveryEnabled(false); // it would hide what the broker did
         factory.setConnectionTimeout(10_000);
         factory.setSocketConfigurator(sockets::add);
+        if (Kit.authority() != null) {
+            factory.useSslProtocol(trusting(Kit.authority()));
+            factory.enableHostnameVerification();
+        }
         return factory;
+    }
+
+    private static SSLContext trusting(String authority) {
+        try (InputStream pem = Files.newInputStream(Path.of(authority))) {
+            KeyStore store = KeyStore.getInstance(KeyStore.getDefaultType());
+            store.load(null, null);
+            store.setCertificateEntry("ca", CertificateFactory.getInstance("X.509").generateCertificate(pem));
+            TrustManagerFactory trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm());
+            trust.init(store);
+            SSLContext context = SSLContext.getInstance("TLS");
+            context.init(null, trust.getTrustManagers(), null);
+            return context;
+        } catch (IOException | GeneralSecurityException error) {
+            throw new IllegalStateException(error);
+        }
     }
 
     public Connection connect() throws Exception {

@@ -25,6 +25,15 @@ public final class Rocket {
     /** Marks the message that made a topic; nobody counts it. */
     public static final String SEED = "seed";
 
+    static {
+        // Apache's client reads these once, when its first connection is made.
+        if (Kit.authority() != null) {
+            System.setProperty("tls.enable", "true");
+            System.setProperty("tls.client.authServer", "true");
+            System.setProperty("tls.client.trustCertPath", Kit.authority());
+        }
+    }
+
     private Rocket() {}
 
     public static byte[] bytes(String text) {

@@ -121,6 +121,7 @@ class Broker:
 
     amqp = None
     name_server = None
+    authority = None  # the PEM file that clients must trust; None: plaintext
 
     def start(self):
         raise NotImplementedError
@@ -151,8 +152,28 @@ class RunningBroker(Broker):
     restart = None
 
 
+def certificates(directory):
+    """An authority and a certificate of it for loopback, made by openssl: ca.pem, server.pem, server.key."""
+    directory.mkdir()
+    new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes"]
+    extensions = directory / "extensions"
+    extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for command in [
+        [*new, "-x509", "-days", "30", "-subj", "/CN=interop authority", "-keyout", "ca.key", "-out", "ca.pem"],
+        [*new, "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr"],
+        ["openssl", "x509", "-req", "-days", "30", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+         "-CAcreateserial", "-extfile", extensions, "-out", "server.pem"],
+    ]:
+        done = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BrokerError(f"openssl {command[1]} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return directory
+
+
 class Dassie(Broker):
-    def __init__(self, directory):
+    """With `tls`, both protocols over TLS only: what slips through in plaintext fails."""
+
+    def __init__(self, directory, tls=False):
         binary = pathlib.Path(os.environ.get("DASSIE_BIN", REPOSITORY / "target/release/dassie"))
         if not binary.exists():
             raise BrokerError(f"no broker to test: {binary} does not exist (cargo build --release, or set DASSIE_BIN)")
@@ -167,6 +188,16 @@ class Dassie(Broker):
             "http.listen": f"127.0.0.1:{self.http}",
             "metrics.listen": f"127.0.0.1:{metrics}",
         }
+        if tls:
+            made = certificates(directory / "certificates")
+            self.authority = made / "ca.pem"
+            settings |= {
+                "amqp.listen": "",
+                "tls.listen": self.amqp,
+                "tls.certificate": made / "server.pem",
+                "tls.key": made / "server.key",
+                "rocketmq.tls": "enforcing",
+            }
         command = [binary, "--data-dir", directory / "data"]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]

@@ -242,7 +242,7 @@ mod tests {
         let mut out = vec![tag];
         match u8::try_from(length) {
             Ok(short @ ..0x80) => out.push(short),
-            _ => out.extend([0x82, (length >> 8) as u8, length as u8]),
+            _ => out.extend([&[0x82][..], &u16::try_from(length).unwrap().to_be_bytes()].concat()),
         }
         out.extend(content);
         out

@@ -15,6 +15,8 @@ pub const CONNECTION_CREDIT: usize = 2 * 1024 * 1024;
 pub const UNCOMMITTED_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of deliveries handed to a connection and not yet written to its socket.
 pub const DELIVERY_CREDIT: usize = 1024 * 1024;
+/// Bytes of direct replies that a connection may be behind, beside its other deliveries; further ones are dropped.
+pub const REPLIES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of message contents that queues without durability may hold together, before they refuse.
 pub const MEMORY_QUEUES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of deliveries given to one reader in one go.
@@ -88,6 +90,8 @@ pub const TLS_EXPIRES_SOON_DAYS: i64 = 14;
 pub const FIRST_BYTE_MS: u64 = 120_000;
 /// Delivered-through marks that ride in one batch.
 pub const HANDED_PER_BATCH: usize = 1024;
+/// Expired messages taken off the head of one queue in one turn.
+pub const EXPIRED_PER_TURN: usize = 4096;
 /// Queues named by one reference record; a fan-out to more stores the body once per so many.
 pub const TARGETS_PER_REFERENCE: usize = 20_000;
 /// Ranges in one settlement record.

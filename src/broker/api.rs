@@ -26,6 +26,11 @@ pub type VhostId = u32;
 /// Dense number of a message in its queue, from 0.
 pub type Offset = u64;
 
+/// The name under which clients consume direct replies.
+pub const REPLY_QUEUE: &str = "amq.rabbitmq.reply-to";
+/// What the keys of direct replies begin with.
+pub const REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
+
 /// Which layout a message's bytes have (D1: stored as born).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -51,6 +56,8 @@ pub struct Message {
     pub tag_hash: u32,
     /// AMQP delivery mode 2, or any RocketMQ message.
     pub persistent: bool,
+    /// How long it may wait in a queue, ms; `None`: for ever. Topics do not look at it.
+    pub ttl: Option<u64>,
 }
 
 impl Message {
@@ -276,6 +283,16 @@ pub enum Op {
     Commit(Commit),
     /// basic.consume.
     Subscribe(Subscribe),
+    /// basic.consume of direct replies: messages published to the default exchange under `key` come to this reader, settled. They
+    /// are kept nowhere: without the reader, or when its connection is too far behind, they are dropped.
+    SubscribeReplies {
+        /// Chosen by the connection, unused there.
+        reader: ReaderId,
+        /// Ends with this channel.
+        channel: ChannelId,
+        /// Begins with [`REPLY_PREFIX`], and nobody can guess the rest.
+        key: Arc<str>,
+    },
     /// basic.cancel: what the reader holds stays leased until settled.
     Unsubscribe {
         /// Which.
@@ -475,6 +492,8 @@ pub struct Publish {
     pub exchange: Arc<str>,
     /// Routing key.
     pub routing_key: Arc<str>,
+    /// Further routing keys (CC, BCC): the message goes wherever any of them leads, to each queue once.
+    pub also: Vec<Arc<str>>,
     /// Return when it reaches no queue.
     pub mandatory: bool,
     /// Number of this publish in its channel, from 1 (confirm mode counts it; 0: no confirm wanted).

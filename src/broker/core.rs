@@ -209,6 +209,12 @@ pub struct Core {
     pub(crate) waiters: Map<u64, Waiter>,
     pub(crate) deadlines: BTreeMap<(Duration, u64), ()>,
     next_waiter: u64,
+    /// Who takes direct replies, by key. Clients name keys freely, those that are not here too.
+    pub(crate) replies: HashMap<Arc<str>, super::reply::ReplyReader>,
+    /// Log time at which the head of a queue expires.
+    pub(crate) due: BTreeSet<(u64, QueueUid)>,
+    /// Found expired while its queue was served.
+    pub(crate) expired: Vec<u64>,
     /// Queues that may have something to hand out.
     pub(crate) work: VecDeque<QueueUid>,
     /// Queues whose readers moved on since the last delivered-through record.
@@ -315,6 +321,9 @@ impl Core {
             waiters: Map::default(),
             deadlines: BTreeMap::new(),
             next_waiter: 1,
+            replies: HashMap::new(),
+            due: BTreeSet::new(),
+            expired: Vec::new(),
             work: VecDeque::new(),
             handed: Vec::new(),
             flushes: Vec::new(),
@@ -698,7 +707,7 @@ impl Core {
         }
         self.pop_resolved();
         for enqueued in &applied.enqueued {
-            self.list(enqueued.queue);
+            self.arrived(*enqueued);
         }
         self.after_apply(&applied);
     }
@@ -753,6 +762,7 @@ impl Core {
         self.pop_resolved();
         let orphans = std::mem::take(&mut self.orphans);
         self.remove_owned(orphans);
+        self.watch_all();
         self.retry_stalled();
     }
 
@@ -916,6 +926,26 @@ impl Core {
         self.event(id, Event::Deliveries { reader, deliveries: vec![delivery] });
     }
 
+    /// Where a publish goes: by its routing key and all further ones.
+    pub(crate) fn route_publish(&mut self, vhost: u32, publish: &super::api::Publish) -> Option<Arc<Route>> {
+        let (exchange, message) = (&publish.exchange, &publish.message);
+        let first = self.route(vhost, exchange, &publish.routing_key, message)?;
+        if publish.also.is_empty() {
+            return Some(first);
+        }
+        let mut route = Route::clone(&first);
+        for key in &publish.also {
+            let other = self.route(vhost, exchange, key, message)?;
+            route.queues.extend(&other.queues);
+            route.topics.extend(other.topics.iter().cloned());
+        }
+        route.queues.sort_unstable();
+        route.queues.dedup();
+        route.topics.sort_unstable();
+        route.topics.dedup();
+        Some(Arc::new(route))
+    }
+
     /// Gives credit back to a connection's publisher side.
     pub(crate) fn give(&mut self, id: ConnectionId, bytes: usize) {
         if bytes > 0
@@ -969,7 +999,11 @@ impl Core {
     /// When the next wait ends.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.deadlines.keys().next().map(|(at, _)| *at)
+        let wait = self.deadlines.keys().next().map(|(at, _)| *at);
+        let Some((at, _)) = self.due.first().filter(|_| self.overlay.is_some()) else { return wait };
+        // Log time runs a little faster or slower than the clock: who comes too early waits once more.
+        let due = self.monotonic() + Duration::from_millis(at.saturating_sub(self.time).max(1));
+        Some(wait.map_or(due, |wait| wait.min(due)))
     }
 
     /// Number for a waiting pull.

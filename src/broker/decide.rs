@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes};
 
 use super::api::{
     BindingSpec, ChannelId, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Message, Op,
-    Origin, Publish, QueueKind, QueueSpec, QueueUid, Refusal, Reply, Send, Settle, StoredMessage, Verb,
+    Origin, Publish, QueueKind, QueueSpec, QueueUid, REPLY_QUEUE, Refusal, Reply, Send, Settle, StoredMessage, Verb,
     VhostId,
 };
 use super::change;
@@ -20,7 +20,8 @@ use super::memory;
 use super::message::{ENTRY, Extent, put_reference};
 use super::reader::Runtime;
 use super::record::{Kind, put_text};
-use super::state::put_ranges;
+use super::reply::is_reply_key;
+use super::state::{Enqueued, put_ranges};
 use super::topology::{Change, Owner, Route, TOPIC_EXCHANGE_PREFIX, Topic, Topology};
 use crate::limits;
 
@@ -57,6 +58,11 @@ impl Core {
             {
                 self.stall_behind_publishes(id, verb);
             }
+            Op::Publish(publish) if publish.exchange.is_empty() => {
+                if let Some(verb) = self.publish_replies(id, verb) {
+                    self.publish(id, verb);
+                }
+            }
             Op::Publish(_) => self.publish(id, verb),
             Op::Send(_) => self.send(id, verb),
             Op::Commit(_) => self.commit(id, verb),
@@ -69,6 +75,7 @@ impl Core {
                 self.settle((id, reader), &ranges, how);
             }
             Op::Subscribe(_)
+            | Op::SubscribeReplies { .. }
             | Op::Unsubscribe { .. }
             | Op::Get { .. }
             | Op::SetChannelWindow { .. }
@@ -155,7 +162,7 @@ impl Core {
         match &verb.op {
             Op::Publish(publish) => {
                 let Some(route) =
-                    self.route(verb.vhost, &publish.exchange, &publish.routing_key, &publish.message)
+                    self.route_publish(verb.vhost, publish)
                 else {
                     return Redone::Nothing;
                 };
@@ -223,7 +230,7 @@ impl Core {
 
     fn publish(&mut self, id: ConnectionId, verb: Verb) {
         let Op::Publish(publish) = &verb.op else { return };
-        let route = self.route(verb.vhost, &publish.exchange, &publish.routing_key, &publish.message);
+        let route = self.route_publish(verb.vhost, publish);
         let Some(route) = route else { return self.no_exchange(id, verb) };
         if self.is_internal(verb.vhost, &publish.exchange) {
             let refusal =
@@ -385,7 +392,7 @@ impl Core {
             Op::Commit(_) => self.complete_commit(id, large.verb, &large.extents),
             Op::Publish(publish) => {
                 let Some(route) =
-                    self.route(large.verb.vhost, &publish.exchange, &publish.routing_key, &publish.message)
+                    self.route_publish(large.verb.vhost, publish)
                 else {
                     return self.no_exchange(id, large.verb);
                 };
@@ -457,7 +464,8 @@ impl Core {
             return false;
         }
         for uid in memory {
-            self.push_one_to_memory(uid, message.clone());
+            let deadline = self.deadline(&publish.message, uid);
+            self.push_one_to_memory(uid, message.clone(), deadline);
         }
         true
     }
@@ -482,10 +490,10 @@ impl Core {
         }
     }
 
-    pub(crate) fn push_one_to_memory(&mut self, uid: QueueUid, message: StoredMessage) {
+    pub(crate) fn push_one_to_memory(&mut self, uid: QueueUid, message: StoredMessage, deadline: u64) {
         self.memory_used += memory::cost(&message);
-        self.runtime(uid).memory.get_or_insert_default().push(message);
-        self.list(uid);
+        let offset = self.runtime(uid).memory.get_or_insert_default().push(message, deadline);
+        self.arrived(Enqueued { queue: uid, offset, position: 0, deadline });
     }
 
     fn write_reference(
@@ -514,8 +522,15 @@ impl Core {
             + REFERENCE_OVERHEAD
             + targets.len() * ENTRY
             + size_of_val(extents);
+        // Most messages have none.
+        let deadlines: Vec<u64> = match message.ttl {
+            Some(_) => targets.iter().map(|uid| self.deadline(message, *uid)).collect(),
+            None => Vec::new(),
+        };
+        let mut deadlines = deadlines.into_iter();
+        let deadline = |_| deadlines.next().unwrap_or(0);
         self.record(sequence, Kind::Reference, size, |buf, record| {
-            let content = put_reference(buf, record, message, targets, extents, now);
+            let content = put_reference(buf, record, message, targets, extents, now, deadline);
             if message.origin == Origin::Rocketmq {
                 semantics.stamp(&mut buf[content..content + message.prefix_len as usize], queue_id, now);
             }
@@ -603,6 +618,7 @@ impl Core {
                 channel: 0,
                 exchange: Arc::clone(&exchange),
                 routing_key: Arc::clone(&message.tag),
+                also: Vec::new(),
                 mandatory: false,
                 confirm: 0,
                 message: message.message.clone(),
@@ -726,6 +742,7 @@ impl Core {
         if let Some(runtime) = self.runtimes.get_mut(&queue) {
             runtime.returned.extend(ranges.iter().flat_map(|(first, n)| *first..*first + *n));
         }
+        self.watch_head(queue);
         if quorum && self.overlay.is_some() && !ranges.is_empty() {
             let ranges = ranges.to_vec();
             let sequence = self.number(Work::Unanswered);
@@ -1000,6 +1017,10 @@ impl Core {
         passive: bool,
     ) -> Outcome {
         let vhost_name = self.vhost_name(vhost);
+        if &*spec.name == REPLY_QUEUE || self.takes_replies(&spec.name) {
+            return answer(Ok(Reply::Queue { messages: 0, consumers: 1 }));
+        }
+        let passive = passive || is_reply_key(&spec.name);
         let Some(known) = self.decided().queue(vhost, &spec.name).cloned() else {
             if passive {
                 return answer(Err(not_found("queue", &spec.name, &vhost_name)));
@@ -1168,6 +1189,7 @@ impl Core {
     /// A queue of this shard was removed: readers are told, its memory is freed.
     pub(crate) fn queue_gone(&mut self, uid: QueueUid) {
         let Some(runtime) = self.runtimes.remove(&uid) else { return };
+        self.due.remove(&(runtime.head_deadline, uid));
         self.memory_used -= runtime.memory.as_ref().map_or(0, memory::MemoryQueue::cost);
         let keys: Vec<_> = self.readers.iter().filter(|(_, r)| r.queue == uid).map(|(k, _)| *k).collect();
         for key in keys {
@@ -1211,6 +1233,7 @@ impl Core {
         for waiter in waiting {
             self.forget_waiter(waiter);
         }
+        self.end_replies(id, |_, _| true);
         self.remove_owned(owned);
         self.forget(id);
     }

@@ -32,14 +32,16 @@ pub(crate) struct Entry {
     /// Tag hash.
     pub(crate) tag: u32,
     /// Bits; see [`Entry::ELSEWHERE`].
-    pub(crate) flags: u32,
-    /// Reserved: 0.
-    pub(crate) reserved: u32,
+    pub(crate) flags: u16,
+    /// Log time at which the message is expired, ms since 1970, 48 bits; 0: never.
+    pub(crate) deadline: u64,
 }
 
 impl Entry {
     /// Parts of the body lie elsewhere: the queue's `elsewhere` table counts them.
-    pub(crate) const ELSEWHERE: u32 = 1;
+    pub(crate) const ELSEWHERE: u16 = 1;
+    /// Latest deadline: the year 10889.
+    pub(crate) const DEADLINE_MAX: u64 = (1 << 48) - 1;
 
     /// As on disk.
     pub(crate) fn put(&self, buf: &mut BytesMut) {
@@ -48,21 +50,15 @@ impl Entry {
         buf.put_u32_le(self.batch_back);
         buf.put_u32_le(self.len);
         buf.put_u32_le(self.tag);
-        buf.put_u32_le(self.flags);
-        buf.put_u32_le(self.reserved);
+        buf.put_u64_le(u64::from(self.flags) | self.deadline << 16);
     }
 
     /// From disk.
     pub(crate) fn read(cursor: &mut Cursor<'_>) -> Result<Self, Malformed> {
-        Ok(Self {
-            position: cursor.u64()?,
-            record_back: cursor.u32()?,
-            batch_back: cursor.u32()?,
-            len: cursor.u32()?,
-            tag: cursor.u32()?,
-            flags: cursor.u32()?,
-            reserved: cursor.u32()?,
-        })
+        let (position, record_back, batch_back) = (cursor.u64()?, cursor.u32()?, cursor.u32()?);
+        let (len, tag) = (cursor.u32()?, cursor.u32()?);
+        let (flags, deadline) = (cursor.u16()?, u64::from(cursor.u16()?) | u64::from(cursor.u32()?) << 16);
+        Ok(Self { position, record_back, batch_back, len, tag, flags, deadline })
     }
 }
 
@@ -311,7 +307,7 @@ mod tests {
     }
 
     fn entry(n: u64) -> Entry {
-        Entry { position: n * 100, record_back: 40, batch_back: 200, len: 64, tag: 3, flags: 0, reserved: 0 }
+        Entry { position: n * 100, record_back: 40, batch_back: 200, len: 64, tag: 3, flags: 1, deadline: n << 40 }
     }
 
     #[test]

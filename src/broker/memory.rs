@@ -11,8 +11,11 @@ use super::api::{Offset, StoredMessage};
 #[derive(Debug, Default)]
 pub(crate) struct MemoryQueue {
     base: Offset,
-    items: VecDeque<Option<StoredMessage>>,
+    /// Message and deadline (log time; 0: none).
+    items: VecDeque<Option<(StoredMessage, u64)>>,
     depth: u64,
+    /// A message with a deadline came in since it was empty last.
+    may_expire: bool,
 }
 
 /// Bytes a message counts against the budget: itself and its share of the tables.
@@ -36,14 +39,32 @@ impl MemoryQueue {
         self.depth
     }
 
-    pub(crate) fn push(&mut self, message: StoredMessage) {
-        self.items.push_back(Some(message));
+    /// Appends; its number.
+    pub(crate) fn push(&mut self, message: StoredMessage, deadline: u64) -> Offset {
+        let offset = self.next();
+        self.items.push_back(Some((message, deadline)));
         self.depth += 1;
+        self.may_expire |= deadline > 0;
+        offset
+    }
+
+    /// May a message in it have a deadline?
+    pub(crate) fn may_expire(&self) -> bool {
+        self.may_expire
+    }
+
+    /// Log time at which that message is expired; 0: never.
+    pub(crate) fn deadline(&self, offset: Offset) -> u64 {
+        self.item(offset).map_or(0, |(_, deadline)| *deadline)
+    }
+
+    fn item(&self, offset: Offset) -> Option<&(StoredMessage, u64)> {
+        let place = usize::try_from(offset.checked_sub(self.base)?).ok()?;
+        self.items.get(place)?.as_ref()
     }
 
     pub(crate) fn get(&self, offset: Offset) -> Option<&StoredMessage> {
-        let place = usize::try_from(offset.checked_sub(self.base)?).ok()?;
-        self.items.get(place)?.as_ref()
+        self.item(offset).map(|(message, _)| message)
     }
 
     /// First message at or above `from`.
@@ -60,8 +81,9 @@ impl MemoryQueue {
         let Some(place) = offset.checked_sub(self.base).and_then(|p| usize::try_from(p).ok()) else {
             return 0;
         };
-        let Some(message) = self.items.get_mut(place).and_then(Option::take) else { return 0 };
+        let Some((message, _)) = self.items.get_mut(place).and_then(Option::take) else { return 0 };
         self.depth -= 1;
+        self.may_expire &= self.depth > 0;
         while let Some(None) = self.items.front() {
             self.items.pop_front();
             self.base += 1;
@@ -74,7 +96,7 @@ impl MemoryQueue {
 
     /// Bytes counted by all messages.
     pub(crate) fn cost(&self) -> usize {
-        self.items.iter().flatten().map(cost).sum()
+        self.items.iter().flatten().map(|(message, _)| cost(message)).sum()
     }
 }
 
@@ -99,7 +121,10 @@ mod tests {
     #[test]
     fn numbers_stay_dense_when_messages_leave_out_of_order() {
         let mut queue = MemoryQueue::default();
-        (0..5).for_each(|_| queue.push(message()));
+        (0..5).for_each(|n| {
+            queue.push(message(), n % 2);
+        });
+        assert_eq!((queue.deadline(1), queue.deadline(2), queue.may_expire()), (1, 0, true));
         assert_eq!(queue.settle(2), 129);
         assert_eq!(queue.settle(2), 0);
         assert_eq!(queue.next_unsettled(2), 3);

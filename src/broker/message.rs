@@ -56,17 +56,19 @@ pub(crate) struct Reference<'a> {
 }
 
 impl Reference<'_> {
-    /// Queue of each entry and where in the record the entry stands.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (QueueUid, u32)> + '_ {
+    /// Queue of each entry, where in the record the entry stands, and the message's deadline in that queue.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (QueueUid, u32, u64)> + '_ {
         self.entries.chunks_exact(ENTRY).map(|entry| {
             let mut cursor = Cursor::new(entry, 0);
-            (cursor.u64().unwrap_or(0), cursor.u32().unwrap_or(0))
+            let (queue, back) = (cursor.u64().unwrap_or(0), cursor.u32().unwrap_or(0));
+            let _reserved = cursor.u32();
+            (queue, back, cursor.u64().unwrap_or(0))
         })
     }
 }
 
 /// Writes a reference record's body behind its 8-byte head; returns where the message bytes begin in `buf`.
-/// `record` is the record's first byte in `buf`.
+/// `record` is the record's first byte in `buf`, `deadline` says until when a queue keeps the message (log time, 0: for ever).
 pub(crate) fn put_reference(
     buf: &mut BytesMut,
     record: usize,
@@ -74,6 +76,7 @@ pub(crate) fn put_reference(
     queues: &[QueueUid],
     extents: &[Extent],
     store_time: u64,
+    mut deadline: impl FnMut(QueueUid) -> u64,
 ) -> usize {
     let entries = queues.len();
     buf.reserve(FIXED + entries * ENTRY + message.bytes.len() + 16);
@@ -91,7 +94,7 @@ pub(crate) fn put_reference(
         buf.put_u64_le(*queue);
         buf.put_u32_le(back);
         buf.put_u32_le(0);
-        buf.put_u64_le(0);
+        buf.put_u64_le(deadline(*queue));
     }
     for extent in extents {
         buf.put_u64_le(extent.position);
@@ -262,6 +265,7 @@ mod tests {
             body_len: 4,
             tag_hash: 7,
             persistent: true,
+            ttl: None,
         }
     }
 
@@ -269,9 +273,9 @@ mod tests {
     fn a_reference_names_its_queues_and_keeps_the_bytes() {
         let mut buf = BytesMut::new();
         buf.put_bytes(0, 8);
-        put_reference(&mut buf, 0, &message(), &[5, 9], &[], 77);
+        put_reference(&mut buf, 0, &message(), &[5, 9], &[], 77, |queue| queue * 10);
         let reference = parse_reference(&buf).unwrap();
-        assert_eq!(reference.entries().collect::<Vec<_>>(), [(5, 40), (9, 64)]);
+        assert_eq!(reference.entries().collect::<Vec<_>>(), [(5, 40, 50), (9, 64, 90)]);
         assert_eq!((reference.store_time, reference.tag_hash), (77, 7));
         assert_eq!(&buf[reference.content..][..reference.content_len], b"PREFbodySUF");
     }
@@ -281,7 +285,7 @@ mod tests {
         let mut buf = BytesMut::new();
         buf.put_bytes(0, 8);
         let extent = Extent { position: 4096, len: 4, batch_back: 128 };
-        put_reference(&mut buf, 0, &message(), &[5], &[extent], 77);
+        put_reference(&mut buf, 0, &message(), &[5], &[extent], 77, |_| 0);
         let reference = parse_reference(&buf).unwrap();
         assert_eq!(reference.extents, [extent]);
         assert_eq!(&buf[reference.content..][..reference.content_len], b"PREFSUF");
@@ -291,7 +295,7 @@ mod tests {
     fn a_cut_reference_is_refused_at_every_length() {
         let mut buf = BytesMut::new();
         buf.put_bytes(0, 8);
-        put_reference(&mut buf, 0, &message(), &[5], &[], 77);
+        put_reference(&mut buf, 0, &message(), &[5], &[], 77, |_| 0);
         for cut in 8..buf.len() {
             assert!(parse_reference(&buf[..cut]).is_err());
         }

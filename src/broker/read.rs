@@ -26,8 +26,13 @@ impl Core {
                 let subscribe = subscribe.clone();
                 self.subscribe(id, verb, &subscribe);
             }
+            Op::SubscribeReplies { reader, channel, key } => {
+                self.subscribe_replies(id, *reader, *channel, Arc::clone(key));
+                self.reply(id, verb.request, Ok(Reply::Subscribed));
+            }
             Op::Unsubscribe { reader } => {
                 let key = (id, *reader);
+                self.end_replies(id, |of, _| of == key.1);
                 let queue = self.readers.get(&key).map(|r| r.queue);
                 self.detach(key);
                 self.reply(id, verb.request, Ok(Reply::Ok));
@@ -152,6 +157,7 @@ impl Core {
     }
 
     fn close_channel(&mut self, id: ConnectionId, channel: u16) {
+        self.end_replies(id, |_, of| of == channel);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.windows.remove(&channel);
         let keys: Vec<ReaderKey> = connection.readers.iter().map(|r| (id, *r)).collect();
@@ -211,6 +217,9 @@ impl Core {
     pub(crate) fn serve_queue(&mut self, uid: QueueUid) {
         if self.overlay.is_none() {
             // Who does not lead hands nothing out; the queue is listed again when a term starts.
+            if let Some(runtime) = self.runtimes.get_mut(&uid) {
+                runtime.fresh = None;
+            }
             return;
         }
         self.wake_waiters(uid);
@@ -226,10 +235,15 @@ impl Core {
             self.take_lease(key, uid, offset, no_ack);
             self.hand_out(key, delivery);
         }
-        if given >= limits::DELIVERY_TURN {
-            self.list(uid);
-        }
         self.settle_auto_acked(uid);
+        self.settle_expired(uid);
+        if given >= limits::DELIVERY_TURN {
+            return self.list(uid);
+        }
+        if let Some(runtime) = self.runtimes.get_mut(&uid) {
+            runtime.fresh = None;
+        }
+        self.watch_head(uid);
     }
 
     /// The next reader that may get a message; readers take turns.
@@ -276,6 +290,10 @@ impl Core {
     fn load(&mut self, uid: QueueUid, offset: u64, redelivered: bool, in_memory: bool) -> Option<Delivery> {
         if let Some(memory) = self.runtimes.get(&uid).and_then(|r| r.memory.as_ref()) {
             let message = memory.get(offset)?.clone();
+            if self.is_expired(uid, offset, memory.deadline(offset)) {
+                self.expired.push(offset);
+                return None;
+            }
             let weight = u32::try_from(message.bytes.len()).unwrap_or(u32::MAX).saturating_add(64);
             return Some(Delivery {
                 offset,
@@ -290,6 +308,10 @@ impl Core {
             return None;
         }
         let entry = self.entry(uid, offset)?;
+        if self.is_expired(uid, offset, entry.deadline) {
+            self.expired.push(offset);
+            return None;
+        }
         let attempts = self.state.queues.get(&uid)?.attempts.get(&offset).copied().unwrap_or(0);
         let mut delivery = located(offset, &entry, redelivered, attempts);
         let hot = self.cache_holds(&entry);
@@ -307,7 +329,7 @@ impl Core {
         self.cache.position() == Some(entry.position - u64::from(entry.batch_back))
     }
 
-    fn entry(&mut self, uid: QueueUid, offset: u64) -> Option<Entry> {
+    pub(crate) fn entry(&mut self, uid: QueueUid, offset: u64) -> Option<Entry> {
         self.with_pages(|state, pages| {
             let queue = state.queues.get_mut(&uid)?;
             match queue.index.get(offset, uid, pages) {
@@ -365,6 +387,7 @@ impl Core {
             let Some((offset, redelivered)) = self.next_message(uid) else { break };
             delivery = self.load(uid, offset, redelivered, no_ack);
         }
+        self.settle_expired(uid);
         if delivery.is_none() && self.publishes_in_flight(id) {
             return self.stall_behind_publishes(id, verb);
         }
@@ -386,6 +409,7 @@ impl Core {
             self.counters.delivered += 1;
         }
         self.settle_auto_acked(uid);
+        self.watch_head(uid);
         let remaining = self.ready(uid);
         self.reply(id, verb.request, Ok(Reply::Got { delivery, remaining }));
     }
@@ -596,7 +620,7 @@ impl Core {
         }
     }
 
-    /// Ends waits whose time is up.
+    /// Ends waits whose time is up, and messages.
     pub fn expire(&mut self) {
         let now = self.monotonic();
         while let Some(((at, number), ())) = self.deadlines.first_key_value().map(|(k, ())| (*k, ())) {
@@ -606,6 +630,7 @@ impl Core {
             self.deadlines.remove(&(at, number));
             self.end_wait(number);
         }
+        self.expire_heads();
     }
 
     /// Answers a waiting pull with what is there.

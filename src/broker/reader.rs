@@ -82,6 +82,10 @@ pub(crate) struct Runtime {
     pub(crate) memory: Option<MemoryQueue>,
     /// Pulls that wait for a message.
     pub(crate) waiting: Vec<u64>,
+    /// Messages from here on came in since readers were served last: their deadlines do not count yet.
+    pub(crate) fresh: Option<Offset>,
+    /// Log time at which its head is looked at; 0: not by itself.
+    pub(crate) head_deadline: u64,
     /// In the work list.
     pub(crate) listed: bool,
     /// `next` moved since the last delivered-through record.

@@ -44,8 +44,13 @@ pub(crate) struct QueueState {
     elsewhere: BTreeMap<Offset, Vec<u64>>,
     /// How often messages of a quorum queue went back.
     pub(crate) attempts: BTreeMap<Offset, u32>,
+    /// A message with a deadline came in since it was empty last.
+    pub(crate) may_expire: bool,
     dirty: bool,
 }
+
+/// Bit of a kept queue's first byte.
+const MAY_EXPIRE: u8 = 0x80;
 
 impl QueueState {
     fn new(uid: QueueUid, kind: QueueKind) -> Self {
@@ -57,6 +62,7 @@ impl QueueState {
             segments: VecDeque::new(),
             elsewhere: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            may_expire: false,
             dirty: true,
         }
     }
@@ -72,7 +78,7 @@ impl QueueState {
     }
 
     fn put(&self, buf: &mut BytesMut, assigned: &dyn Fn(u64) -> Option<u32>) {
-        buf.put_u8(self.kind as u8);
+        buf.put_u8(self.kind as u8 | if self.may_expire { MAY_EXPIRE } else { 0 });
         self.index.put(buf, assigned);
         self.cursor.put(buf);
         buf.put_u32_le(u32::try_from(self.segments.len()).unwrap_or(u32::MAX));
@@ -95,13 +101,14 @@ impl QueueState {
 
     fn read(uid: QueueUid, bytes: &[u8]) -> Result<Self, Malformed> {
         let mut cursor = record::Cursor::new(bytes, 0);
-        let kind = match cursor.u8()? {
+        let first = cursor.u8()?;
+        let kind = match first & !MAY_EXPIRE {
             1 => QueueKind::Classic,
             2 => QueueKind::Quorum,
             3 => QueueKind::Topic,
             _ => return Err(Malformed { at: 0, what: "unknown queue type" }),
         };
-        let mut queue = Self { dirty: false, ..Self::new(uid, kind) };
+        let mut queue = Self { dirty: false, may_expire: first & MAY_EXPIRE != 0, ..Self::new(uid, kind) };
         queue.index = QueueIndex::read(&mut cursor)?;
         queue.cursor = Cursor::read(&mut cursor)?;
         for _ in 0..cursor.u32()? {
@@ -135,6 +142,8 @@ pub(crate) struct Enqueued {
     pub(crate) queue: QueueUid,
     pub(crate) offset: Offset,
     pub(crate) position: Position,
+    /// Log time at which it is expired; 0: never.
+    pub(crate) deadline: u64,
 }
 
 /// What a record did, for the front end that waits for it.
@@ -424,7 +433,7 @@ impl State {
         let segment = record_position / self.segment_size;
         let other: Vec<u64> = reference.extents.iter().map(|e| e.position / self.segment_size).collect();
         let first = out.enqueued.len();
-        for (uid, back) in reference.entries() {
+        for (uid, back, deadline) in reference.entries() {
             let Some(queue) = self.queues.get_mut(&uid) else {
                 // The section's topology version was checked: the leader saw this queue.
                 debug_assert!(false, "a reference names a queue that does not exist");
@@ -437,8 +446,9 @@ impl State {
                 len: u32::try_from(record.bytes.len()).unwrap_or(u32::MAX),
                 tag: reference.tag_hash,
                 flags: if other.is_empty() { 0 } else { Entry::ELSEWHERE },
-                reserved: 0,
+                deadline,
             };
+            queue.may_expire |= deadline != 0;
             let offset = queue.index.push(entry);
             count_up(queue, &mut self.segments, segment);
             for segment in &other {
@@ -448,7 +458,7 @@ impl State {
                 queue.elsewhere.insert(offset, other.clone());
             }
             mark(&mut self.dirty_queues, queue);
-            out.enqueued.push(Enqueued { queue: uid, offset, position: entry.position });
+            out.enqueued.push(Enqueued { queue: uid, offset, position: entry.position, deadline });
         }
         Ok(Done::Enqueued { first, count: out.enqueued.len() - first })
     }
@@ -488,6 +498,7 @@ impl State {
         queue.index.trim(floor);
         self.freed_pages.append(&mut queue.index.take_freed());
         queue.attempts = queue.attempts.split_off(&floor);
+        queue.may_expire &= floor < queue.index.next();
         mark(&mut self.dirty_queues, queue);
         assert!(queue.cursor.floor() <= queue.index.next(), "nothing is settled that was not enqueued");
     }

@@ -233,6 +233,7 @@ fn publish(exchange: &str, key: &str, confirm: u64, body: &'static [u8]) -> Op {
         channel: 1,
         exchange: exchange.into(),
         routing_key: key.into(),
+        also: Vec::new(),
         mandatory: false,
         confirm,
         message: Message {
@@ -242,6 +243,7 @@ fn publish(exchange: &str, key: &str, confirm: u64, body: &'static [u8]) -> Op {
             body_len: u32::try_from(body.len()).unwrap(),
             tag_hash: 0,
             persistent: true,
+            ttl: None,
         },
     })
 }
@@ -453,6 +455,7 @@ fn a_message_for_a_topic_reaches_its_queue_and_what_is_bound_to_it() {
             body_len: 1,
             tag_hash: 9,
             persistent: true,
+            ttl: None,
         },
         tag: tag.into(),
     };
@@ -590,6 +593,7 @@ fn a_first_batch_of_messages_for_a_new_topic_is_one_batch_or_refused() {
                 body_len: u32::try_from(each).unwrap(),
                 tag_hash: 0,
                 persistent: true,
+                ttl: None,
             },
             tag: "".into(),
         };
@@ -653,6 +657,7 @@ fn a_first_send_whose_batch_was_lost_makes_its_topic_again() {
             body_len: 1,
             tag_hash: 0,
             persistent: true,
+            ttl: None,
         },
         tag: "".into(),
     };
@@ -769,6 +774,7 @@ fn a_removed_topic_takes_everything_along_and_a_new_one_of_that_name_begins_anew
         body_len: 1,
         tag_hash: 0,
         persistent: true,
+        ttl: None,
     };
     let send = || {
         let messages = vec![SendMessage { message: message.clone(), tag: "".into() }];

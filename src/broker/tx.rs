@@ -105,7 +105,7 @@ impl Core {
     fn commit_routes(&mut self, vhost: VhostId, commit: &Commit) -> Result<Vec<Arc<Route>>, Refusal> {
         let mut routes = Vec::with_capacity(commit.publishes.len());
         for publish in &commit.publishes {
-            let route = self.route(vhost, &publish.exchange, &publish.routing_key, &publish.message);
+            let route = self.route_publish(vhost, publish);
             let Some(route) = route else {
                 return Err(not_found("exchange", &publish.exchange, &self.vhost_name(vhost)));
             };
@@ -243,7 +243,7 @@ impl Core {
         let mut targets = Vec::with_capacity(committing.publishes.len());
         for publish in &committing.publishes {
             let route =
-                self.route(committing.vhost, &publish.exchange, &publish.routing_key, &publish.message);
+                self.route_publish(committing.vhost, publish);
             targets.push(route.map_or_else(Vec::new, |route| self.durable_targets(&route, publish)));
         }
         let durable: Vec<&[QueueUid]> = targets.iter().map(|t| &t[..]).collect();
@@ -293,7 +293,8 @@ impl Core {
                     _ => self.stored_in_memory(&committing.publishes[at].message),
                 };
                 last = Some((at, message.clone()));
-                self.push_one_to_memory(uid, message);
+                let deadline = self.deadline(&committing.publishes[at].message, uid);
+                self.push_one_to_memory(uid, message, deadline);
             }
         }
         for (queue, ranges) in &committing.settled {

@@ -144,6 +144,7 @@ mod tests {
             body_len: 0,
             tag_hash: 0,
             persistent: true,
+            ttl: None,
         }
     }
 
@@ -173,6 +174,7 @@ mod tests {
             body_len: 4,
             tag_hash: 0,
             persistent: true,
+            ttl: None,
         }
     }
 

@@ -13,13 +13,13 @@ use dassie_amqp::reply::{Exception, ReplyCode};
 
 use super::answers::Owed;
 use super::arguments::{self, Place, precondition};
-use super::channel::{Publishing, Reader};
+use super::channel::{Channel, Publishing, Reader};
 use super::names;
 use super::properties;
 use super::publish::Address;
 use super::session::Session;
 use super::unacked::{Lease, UnknownTag};
-use crate::broker::api::{Op, Publish, ReaderId, Settle, Subscribe, Window};
+use crate::broker::api::{Op, Publish, REPLY_PREFIX, REPLY_QUEUE, ReaderId, Settle, Subscribe, Window};
 use crate::security::{Action, Resource};
 
 /// Bytes of a content header's payload before its properties: class, weight, body size.
@@ -34,7 +34,7 @@ impl Session {
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let exchange = names::strip_line_ends(m.exchange);
         channel.last_address = Some(Address::new(channel.last_address.as_ref(), &exchange, m.routing_key));
-        channel.publishing = Some(Publishing { key, mandatory: m.mandatory, partial: None });
+        channel.publishing = Some(Publishing { key, also: Vec::new(), mandatory: m.mandatory, partial: None });
         Ok(())
     }
 
@@ -46,14 +46,19 @@ impl Session {
     ) -> Result<(), Exception> {
         let header = ContentHeader { class_id: BasicPublish::ID.class, body_size, properties };
         let checked = properties::check(&header, &self.agreed.principal.name)?;
+        let also = properties::further_keys(properties)?;
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let (Some(address), Some(publishing)) = (&channel.last_address, &mut channel.publishing) else {
             return Ok(());
         };
+        publishing.also = also;
+        let reply_key = channel.replies.as_ref().map(|(_, key)| &**key);
+        let changed = properties::changed(properties, reply_key)?;
+        let block = changed.as_deref().unwrap_or(properties.as_bytes());
         let mut fixed = [0; HEADER_FIXED];
         fixed[..2].copy_from_slice(&header.class_id.to_be_bytes());
         fixed[4..].copy_from_slice(&body_size.to_be_bytes());
-        publishing.partial = Some(self.arena.begin(address, [&fixed, properties.as_bytes()], checked));
+        publishing.partial = Some(self.arena.begin(address, [&fixed, block], checked));
         if body_size == 0 { self.complete(number) } else { Ok(()) }
     }
 
@@ -68,7 +73,8 @@ impl Session {
 
     fn complete(&mut self, number: u16) -> Result<(), Exception> {
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
-        let Some(Publishing { key, mandatory, partial: Some(partial) }) = channel.publishing.take() else {
+        let Some(Publishing { key, also, mandatory, partial: Some(partial) }) = channel.publishing.take()
+        else {
             return Ok(());
         };
         let Some(address) = &channel.last_address else { return Ok(()) };
@@ -76,6 +82,7 @@ impl Session {
             channel: channel.slot,
             exchange: Arc::clone(&address.exchange),
             routing_key: Arc::clone(&address.routing_key),
+            also,
             mandatory,
             confirm: channel.confirms.next(),
             message: self.arena.finish(partial),
@@ -129,8 +136,8 @@ impl Session {
     }
 
     pub(super) fn consume(&mut self, number: u16, m: &BasicConsume<'_>) -> Result<(), Exception> {
-        if m.queue == "amq.rabbitmq.reply-to" {
-            return Err(not_implemented("direct reply-to"));
+        if m.queue == REPLY_QUEUE {
+            return self.consume_replies(number, m);
         }
         let queue = self.queue_name(number, m.queue)?;
         let key = self.allow(Action::Read, Resource::Queue(&queue))?;
@@ -138,14 +145,7 @@ impl Session {
         arguments::consume(m.arguments, Place { kind: "queue", name: &queue, vhost: &vhost_name })?;
         let reader: ReaderId = self.next_id();
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
-        let tag: Arc<str> = match m.consumer_tag {
-            "" => names::generate("amq.ctag-").into(),
-            given => given.into(),
-        };
-        if channel.consumers.contains_key(&tag) {
-            let text = format_args!("attempt to reuse consumer tag '{tag}'");
-            return Err(Exception::new(ReplyCode::NotAllowed, text));
-        }
+        let tag = new_tag(channel, m.consumer_tag)?;
         channel.consumers.insert(Arc::clone(&tag), reader);
         let window = Window { reader: channel.prefetch, channel: channel.slot };
         let known = Reader {
@@ -162,10 +162,40 @@ impl Session {
         Ok(())
     }
 
+    /// Direct reply-to: a consumer without a queue.
+    fn consume_replies(&mut self, number: u16, m: &BasicConsume<'_>) -> Result<(), Exception> {
+        let reader: ReaderId = self.next_id();
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        let tag = new_tag(channel, m.consumer_tag)?;
+        if channel.replies.is_some() {
+            return Err(precondition("reply consumer already set"));
+        }
+        if !m.no_ack {
+            return Err(precondition("reply consumer cannot acknowledge"));
+        }
+        let key: Arc<str> = names::generate(REPLY_PREFIX).into();
+        channel.replies = Some((reader, Arc::clone(&key)));
+        channel.consumers.insert(Arc::clone(&tag), reader);
+        let op = Op::SubscribeReplies { reader, channel: channel.slot, key };
+        let known = Reader {
+            channel: number,
+            tag: Arc::clone(&tag),
+            no_ack: true,
+            announced: false,
+            cancelled: false,
+            early: Vec::new(),
+        };
+        self.readers.insert(reader, known);
+        let owed = Owed::Consume(tag, reader);
+        self.ask(number, reader, BasicConsume::ID, m.nowait, owed, self.own(), op);
+        Ok(())
+    }
+
     pub(super) fn cancel(&mut self, number: u16, m: &BasicCancel<'_>) -> Result<(), Exception> {
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         match channel.consumers.remove(m.consumer_tag) {
             Some(reader) => {
+                channel.replies.take_if(|(of, _)| *of == reader);
                 // Deliveries on their way are still the consumer's: it ends with the answer.
                 let id = self.next_id();
                 let owed = Owed::Cancel(m.consumer_tag.into(), Some(reader));
@@ -224,6 +254,19 @@ impl Session {
         self.answer_now(number, ChannelFlow::ID, false, Owed::Flow);
         Ok(())
     }
+}
+
+/// The tag of a new consumer.
+fn new_tag(channel: &Channel, asked: &str) -> Result<Arc<str>, Exception> {
+    let tag: Arc<str> = match asked {
+        "" => names::generate("amq.ctag-").into(),
+        given => given.into(),
+    };
+    if channel.consumers.contains_key(&tag) {
+        let text = format_args!("attempt to reuse consumer tag '{tag}'");
+        return Err(Exception::new(ReplyCode::NotAllowed, text));
+    }
+    Ok(tag)
 }
 
 fn not_implemented(what: impl std::fmt::Display) -> Exception {

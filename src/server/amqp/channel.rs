@@ -25,6 +25,8 @@ pub(super) struct Channel {
     pub(super) default_queue: Option<Arc<str>>,
     /// For consumers to come; 0 = no limit.
     pub(super) prefetch: u16,
+    /// The consumer of direct replies, and the key that leads to it.
+    pub(super) replies: Option<(ReaderId, Arc<str>)>,
     /// By tag.
     pub(super) consumers: HashMap<Arc<str>, ReaderId>,
     /// Delivered, not settled.
@@ -46,6 +48,8 @@ pub(super) struct Channel {
 pub(super) struct Publishing {
     /// Proof that it may.
     pub(super) key: Authorized,
+    /// Further routing keys.
+    pub(super) also: Vec<Arc<str>>,
     /// Wants it back when no queue takes it.
     pub(super) mandatory: bool,
     /// The bytes, once the header was there.
@@ -76,6 +80,7 @@ impl Channel {
             slot,
             default_queue: None,
             prefetch: 0,
+            replies: None,
             consumers: HashMap::new(),
             unacked: Unacked::default(),
             confirms: Confirms::default(),

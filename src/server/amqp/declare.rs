@@ -86,7 +86,7 @@ impl Session {
         let vhost_name = Arc::clone(&self.agreed.vhost_name);
         let place = Place { kind: "queue", name: &name, vhost: &vhost_name };
         let mut kind = QueueKind::Classic;
-        if !m.passive {
+        if !m.passive && !names::is_reply(&name) {
             let exists = self.topology.queue(self.agreed.vhost, &name).is_some();
             if names::is_reserved(&name) && !server_named && !exists {
                 return Err(reserved("queue", &name));

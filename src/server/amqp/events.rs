@@ -133,6 +133,8 @@ impl Session {
         let envelope = Envelope {
             consumer_tag: &known.tag,
             delivery_tag: match known.no_ack {
+                // As RabbitMQ counts: replies have no place in the channel's deliveries.
+                true if channel.replies.as_ref().is_some_and(|(of, _)| *of == reader) => 1,
                 true => channel.unacked.skip(),
                 false => channel.unacked.push(Lease { reader, offset: delivery.offset }),
             },

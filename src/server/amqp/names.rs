@@ -5,6 +5,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use crate::broker::api::{REPLY_PREFIX, REPLY_QUEUE};
+
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 /// `prefix` and 22 random characters.
@@ -27,6 +29,11 @@ fn random() -> u64 {
 /// Only the server declares names that begin so.
 pub(super) fn is_reserved(name: &str) -> bool {
     name.starts_with("amq.")
+}
+
+/// Names of direct replies: no queues, but clients may ask for them as if they were.
+pub(super) fn is_reply(name: &str) -> bool {
+    name == REPLY_QUEUE || name.starts_with(REPLY_PREFIX)
 }
 
 /// RabbitMQ removes line ends from the names of queues and exchanges; clients that log them rely on it.

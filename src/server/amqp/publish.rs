@@ -112,6 +112,7 @@ impl Arena {
             body_len: partial.checked.body_len,
             tag_hash: partial.key_hash,
             persistent: partial.checked.persistent,
+            ttl: partial.checked.ttl,
         }
     }
 
@@ -148,7 +149,7 @@ mod tests {
 
     fn begin(arena: &mut Arena, body_len: u32) -> Partial {
         let address = Address::new(None, "ex", "key");
-        arena.begin(&address, [b"HEAD", b"ER"], Checked { persistent: true, body_len })
+        arena.begin(&address, [b"HEAD", b"ER"], Checked { persistent: true, ttl: None, body_len })
     }
 
     #[test]

@@ -501,6 +501,7 @@ mod tests {
             body_len,
             tag_hash: 0,
             persistent: false,
+            ttl: None,
         }
     }
 

@@ -13,7 +13,7 @@ use super::arguments::precondition;
 use super::session::Session;
 use super::settlements::Settlements;
 use super::unacked::{Lease, Open};
-use crate::broker::api::{Commit, Op, Publish, Settle, Settlement};
+use crate::broker::api::{Commit, Op, Publish, REPLY_PREFIX, Settle, Settlement};
 use crate::limits;
 use crate::security::Authorized;
 
@@ -115,6 +115,10 @@ impl Session {
     ) -> Result<Option<Publish>, Exception> {
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(None) };
         let Some(transaction) = channel.transaction.as_mut() else { return Ok(Some(publish)) };
+        if publish.exchange.is_empty() && publish.routing_key.starts_with(REPLY_PREFIX) {
+            // Direct replies do not wait for a commit, in RabbitMQ neither.
+            return Ok(Some(publish));
+        }
         let bytes = publish.message.bytes.len() + PUBLISH_OVERHEAD;
         if self.uncommitted + bytes > limits::UNCOMMITTED_MAX {
             let text = format_args!(
@@ -130,7 +134,7 @@ impl Session {
         // A missing exchange is refused at the publish. What we see of the topology may be behind the client's own
         // declares: the shard decides.
         let known = self.topology.exchange(self.agreed.vhost, &exchange);
-        if known.is_none_or(|known| known.spec.internal) {
+        if !exchange.is_empty() && known.is_none_or(|known| known.spec.internal) {
             self.wish(key, 0, Op::CheckPublish { channel: slot, exchange });
         }
         Ok(None)

@@ -232,6 +232,7 @@ impl Maker<'_> {
             body_len: u32::try_from(body.len()).map_err(too_large)?,
             tag_hash: i32::try_from(tag_hash(tag)).unwrap_or_default().cast_unsigned(),
             persistent: true,
+            ttl: None,
         };
         Ok((Enqueue { message, tag: tag.unwrap_or_default().into() }, unique_key))
     }

@@ -1,0 +1,165 @@
+//! Messages whose time is up.
+//!
+//! Owns: deadlines, and the watch over the heads of queues. Promises: a message behind its deadline is not handed out, except to a
+//! reader that waited when it came in; an expired head goes without a consumer asking, by a settlement like any other, so that
+//! counts and space are right; what stands behind a head that does not expire stays, as in RabbitMQ's classic queues.
+//! Does not know: where a time to live comes from beyond the message itself.
+
+use super::api::{Message, Offset, QueueKind, QueueUid};
+use super::core::Core;
+use super::index::Entry;
+use super::reader::push_range;
+use super::state::Enqueued;
+use crate::limits;
+
+impl Core {
+    /// Log time (ms) at which a message that enters this queue now is expired; 0: never.
+    pub(crate) fn deadline(&self, message: &Message, queue: QueueUid) -> u64 {
+        let Some(ttl) = message.ttl else { return 0 };
+        // A topic keeps its messages for its own time.
+        let topic = self.decided().queue_by_uid(queue).is_none_or(|q| q.spec.kind == QueueKind::Topic);
+        if topic { 0 } else { self.now().saturating_add(ttl).min(Entry::DEADLINE_MAX) }
+    }
+
+    /// A message is in its queue.
+    pub(crate) fn arrived(&mut self, enqueued: Enqueued) {
+        let Enqueued { queue, offset, deadline, .. } = enqueued;
+        if deadline > 0 && self.overlay.is_some() {
+            let runtime = self.runtime(queue);
+            if runtime.readers.is_empty() {
+                if runtime.head_deadline == 0 {
+                    self.watch_head(queue);
+                }
+            } else {
+                // Who waits gets it, however short its time is; then its deadline counts.
+                runtime.fresh.get_or_insert(offset);
+            }
+        }
+        self.list(queue);
+    }
+
+    /// Is that message behind its deadline?
+    pub(crate) fn is_expired(&self, queue: QueueUid, offset: Offset, deadline: u64) -> bool {
+        let fresh = || self.runtimes.get(&queue).and_then(|r| r.fresh).is_some_and(|first| offset >= first);
+        deadline != 0 && deadline <= self.now() && !fresh()
+    }
+
+    /// Settles what was found to be expired while this queue's messages were handed out.
+    pub(crate) fn settle_expired(&mut self, queue: QueueUid) {
+        if self.expired.is_empty() {
+            return;
+        }
+        let mut ranges = Vec::new();
+        for offset in std::mem::take(&mut self.expired) {
+            push_range(&mut ranges, offset);
+        }
+        self.settle_in(queue, ranges);
+    }
+
+    /// Takes expired messages off the head of a queue, and remembers when the next one is due.
+    pub(crate) fn watch_head(&mut self, queue: QueueUid) {
+        if self.overlay.is_none() || !self.may_expire(queue) {
+            return;
+        }
+        let mut due = 0;
+        for _ in 0..limits::EXPIRED_PER_TURN {
+            let Some((offset, deadline)) = self.head(queue) else {
+                due = 0;
+                break;
+            };
+            due = deadline;
+            if !self.is_expired(queue, offset, deadline) {
+                break;
+            }
+            self.take_head(queue, offset);
+            self.expired.push(offset);
+        }
+        self.settle_expired(queue);
+        self.watch(queue, due);
+    }
+
+    fn may_expire(&self, queue: QueueUid) -> bool {
+        match self.runtimes.get(&queue).and_then(|r| r.memory.as_ref()) {
+            Some(memory) => memory.may_expire(),
+            None => self.state.queues.get(&queue).is_some_and(|q| q.may_expire),
+        }
+    }
+
+    /// The first message that nobody holds, and its deadline.
+    fn head(&mut self, queue: QueueUid) -> Option<(Offset, u64)> {
+        while let Some(offset) = self.runtime(queue).returned.first().copied() {
+            match self.deadline_of(queue, offset) {
+                Some(deadline) => return Some((offset, deadline)),
+                // Purged meanwhile.
+                None => self.runtime(queue).returned.pop_first(),
+            };
+        }
+        let next = self.runtime(queue).next;
+        let memory = self.runtimes.get(&queue).and_then(|r| r.memory.as_ref());
+        let (next, end) = match (memory, self.state.queues.get(&queue)) {
+            (Some(memory), _) => (memory.next_unsettled(next), memory.next()),
+            (None, Some(durable)) => (durable.cursor.next_unsettled(next), durable.index.next()),
+            (None, None) => return None,
+        };
+        if next >= end {
+            return None;
+        }
+        Some((next, self.deadline_of(queue, next).unwrap_or(0)))
+    }
+
+    /// Deadline of a message that is not settled.
+    fn deadline_of(&mut self, queue: QueueUid, offset: Offset) -> Option<u64> {
+        if let Some(memory) = self.runtimes.get(&queue).and_then(|r| r.memory.as_ref()) {
+            return memory.get(offset).map(|_| memory.deadline(offset));
+        }
+        if self.state.queues.get(&queue)?.cursor.is_settled(offset) {
+            return None;
+        }
+        self.entry(queue, offset).map(|entry| entry.deadline)
+    }
+
+    fn take_head(&mut self, queue: QueueUid, offset: Offset) {
+        let runtime = self.runtime(queue);
+        if !runtime.returned.remove(&offset) {
+            runtime.next = offset + 1;
+        }
+    }
+
+    /// Looks at the head of a queue again at that log time; 0: not by itself.
+    fn watch(&mut self, queue: QueueUid, due: u64) {
+        let Some(runtime) = self.runtimes.get_mut(&queue) else { return };
+        let before = std::mem::replace(&mut runtime.head_deadline, due);
+        if before != due {
+            self.due.remove(&(before, queue));
+            if due != 0 {
+                self.due.insert((due, queue));
+            }
+        }
+    }
+
+    /// Looks at the heads whose time has come.
+    pub(crate) fn expire_heads(&mut self) {
+        if self.overlay.is_none() {
+            return;
+        }
+        let due: Vec<(u64, QueueUid)> = self.due.range(..=(self.now(), QueueUid::MAX)).copied().collect();
+        for (at, queue) in due {
+            self.due.remove(&(at, queue));
+            if let Some(runtime) = self.runtimes.get_mut(&queue) {
+                runtime.head_deadline = 0;
+                self.watch_head(queue);
+            }
+        }
+    }
+
+    /// A term begins: heads that expired meanwhile are this leader's to settle.
+    pub(crate) fn watch_all(&mut self) {
+        let mut queues: Vec<QueueUid> =
+            self.state.queues.iter().filter(|(_, q)| q.may_expire).map(|(uid, _)| *uid).collect();
+        queues.sort_unstable();
+        for queue in queues {
+            self.runtime(queue);
+            self.watch_head(queue);
+        }
+    }
+}

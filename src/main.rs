@@ -116,10 +116,14 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     for (key, address) in rocketmq {
         rocketmq_listeners.push((key, bind(address.as_ref(), key).await?));
     }
+    let auto_topic_queues = config
+        .rocketmq
+        .auto_create_topics
+        .then(|| u32::try_from(config.rocketmq.default_topic_queues).unwrap_or(u32::MAX));
     let mut node = Node::start(NodeParts {
         store,
         tail_memory: usize::try_from(config.storage.tail_memory).unwrap_or(usize::MAX),
-        semantics: Arc::new(Layouts),
+        semantics: Arc::new(Layouts { auto_topic_queues }),
         clock: Arc::new(*clock),
         metrics: Arc::clone(&metrics),
         incarnation: random(),

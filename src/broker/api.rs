@@ -821,6 +821,10 @@ pub trait Semantics: std::marker::Send + Sync + 'static {
     ) -> Option<(String, String, String)>;
     /// Which of `queues` message queues an AMQP-born message goes to when it is sent to a topic; `None`: the broker picks.
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32>;
+    /// With how many message queues a topic of that name is made when somebody publishes to its exchange; `None`: it is not.
+    fn new_topic(&self, _name: &str) -> Option<u32> {
+        None
+    }
     /// Writes what only the shard knows into a RocketMQ-born prefix: queue id and store time (ms).
     fn stamp(&self, prefix: &mut [u8], queue_id: u32, store_time: u64);
 }

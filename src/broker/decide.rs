@@ -10,8 +10,8 @@ use bytes::{BufMut, Bytes};
 
 use super::api::{
     BindingSpec, ChannelId, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Message, Op,
-    Origin, Publish, QueueKind, QueueSpec, QueueUid, REPLY_QUEUE, Refusal, Reply, Send, Settle, StoredMessage, Verb,
-    VhostId,
+    Origin, Publish, QueueKind, QueueSpec, QueueUid, REPLY_QUEUE, Refusal, Reply, Send, Settle,
+    StoredMessage, Verb, VhostId,
 };
 use super::change;
 use super::core::{Core, Large, Work};
@@ -161,9 +161,7 @@ impl Core {
     fn redo_verb(&mut self, sequence: u64, id: ConnectionId, verb: &Verb, extents: &[Extent]) -> Redone {
         match &verb.op {
             Op::Publish(publish) => {
-                let Some(route) =
-                    self.route_publish(verb.vhost, publish)
-                else {
+                let Some(route) = self.route_publish(verb.vhost, publish) else {
                     return Redone::Nothing;
                 };
                 let targets = self.durable_targets(&route, publish);
@@ -291,7 +289,7 @@ impl Core {
     fn check_publish(&mut self, id: ConnectionId, verb: Verb, channel: ChannelId, exchange: &Arc<str>) {
         let (name, vhost) = (Arc::clone(exchange), self.vhost_name(verb.vhost));
         let refusal = match self.decided().exchange(verb.vhost, exchange) {
-            _ if name.is_empty() => return,
+            _ if name.is_empty() || self.new_topic(verb.vhost, exchange).is_some() => return,
             None if self.topology_in_flight() => return self.stall(id, verb),
             None => Refusal::NotFound { kind: "exchange", name, vhost },
             Some(known) if known.spec.internal => Refusal::Internal { name, vhost },
@@ -305,8 +303,20 @@ impl Core {
             return self.stall(id, verb);
         }
         let Op::Publish(publish) = &verb.op else { return };
+        if let Some(change) = self.new_topic(verb.vhost, &publish.exchange) {
+            self.owe(&[change]);
+            return self.stall(id, verb);
+        }
         let refusal = not_found("exchange", &publish.exchange, &self.vhost_name(verb.vhost));
         self.refuse_publish(id, &verb, refusal);
+    }
+
+    /// The change that makes the topic of this exchange, if there is none and publishing to it may make one.
+    pub(crate) fn new_topic(&self, vhost: VhostId, exchange: &str) -> Option<Change> {
+        let name = exchange.strip_prefix(TOPIC_EXCHANGE_PREFIX).filter(|_| vhost == 0)?;
+        let missing = self.decided().exchange(vhost, exchange).is_none();
+        let queues = self.semantics.new_topic(name).filter(|_| missing)?.clamp(1, limits::TOPIC_QUEUES_MAX);
+        self.topic_change(&name.into(), queues, queues, 6)
     }
 
     fn refuse_publish(&mut self, id: ConnectionId, verb: &Verb, refusal: Refusal) {
@@ -391,9 +401,7 @@ impl Core {
         match &large.verb.op {
             Op::Commit(_) => self.complete_commit(id, large.verb, &large.extents),
             Op::Publish(publish) => {
-                let Some(route) =
-                    self.route_publish(large.verb.vhost, publish)
-                else {
+                let Some(route) = self.route_publish(large.verb.vhost, publish) else {
                     return self.no_exchange(id, large.verb);
                 };
                 let durable = self.durable_targets(&route, publish);

@@ -307,7 +307,15 @@ mod tests {
     }
 
     fn entry(n: u64) -> Entry {
-        Entry { position: n * 100, record_back: 40, batch_back: 200, len: 64, tag: 3, flags: 1, deadline: n << 40 }
+        Entry {
+            position: n * 100,
+            record_back: 40,
+            batch_back: 200,
+            len: 64,
+            tag: 3,
+            flags: 1,
+            deadline: n << 40,
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use super::api::{ChannelId, ConnectionId, Delivery, Event, Located, Op, Publish, REPLY_PREFIX, ReaderId, Verb};
+use super::api::{
+    ChannelId, ConnectionId, Delivery, Event, Located, Op, Publish, REPLY_PREFIX, ReaderId, Verb,
+};
 use super::core::Core;
 use super::reader::ReaderKey;
 use crate::limits;
@@ -24,7 +26,13 @@ pub(crate) fn is_reply_key(key: &str) -> bool {
 }
 
 impl Core {
-    pub(crate) fn subscribe_replies(&mut self, id: ConnectionId, reader: ReaderId, channel: ChannelId, key: Arc<str>) {
+    pub(crate) fn subscribe_replies(
+        &mut self,
+        id: ConnectionId,
+        reader: ReaderId,
+        channel: ChannelId,
+        key: Arc<str>,
+    ) {
         self.replies.insert(key, ReplyReader { reader: (id, reader), channel });
     }
 

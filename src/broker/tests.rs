@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,8 @@ use super::state::{OUTCOMES, State, TERM_START};
 use crate::clock::Clock;
 use crate::security::{self, Action, Resource};
 
+mod expiration;
+mod replies;
 mod transactions;
 
 #[derive(Clone, Default)]
@@ -37,15 +40,17 @@ impl PageSource for NoPages {
     }
 }
 
-struct StillClock;
+/// Stands still until it is moved.
+#[derive(Default)]
+struct HandClock(AtomicU64);
 
-impl Clock for StillClock {
+impl Clock for HandClock {
     fn monotonic(&self) -> Duration {
-        Duration::from_secs(1)
+        Duration::from_millis(1000 + self.0.load(Ordering::Relaxed))
     }
 
     fn wall_ms(&self) -> u64 {
-        1_800_000_000_000
+        1_800_000_000_000 + self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -70,6 +75,7 @@ impl Semantics for Plain {
 /// A core and the log it writes.
 struct Harness {
     core: Core,
+    clock: Arc<HandClock>,
     log: MemoryLog,
     index: u64,
     position: u64,
@@ -100,19 +106,27 @@ impl Harness {
     /// A core of a new incarnation that replays `batches`, leads the next term and has opened its session.
     fn restarted(session: u64, batches: &[Batch]) -> Self {
         let log = MemoryLog::default();
+        let clock = Arc::new(HandClock::default());
         let parts = Parts {
             node: 1,
             session,
             log: Box::new(log.clone()),
             pages: Box::new(NoPages),
             semantics: Arc::new(Plain),
-            clock: Arc::new(StillClock),
+            clock: clock.clone(),
             topology: watch::channel(Arc::default()).0,
             batch_bytes: crate::limits::BATCH_TARGET,
         };
         let (state, _) = Core::recovered(1 << 20, None).unwrap();
-        let mut harness =
-            Self { core: Core::new(parts, state), log, index: 0, position: 0, term: 0, taken: Vec::new() };
+        let mut harness = Self {
+            core: Core::new(parts, state),
+            clock,
+            log,
+            index: 0,
+            position: 0,
+            term: 0,
+            taken: Vec::new(),
+        };
         for batch in batches {
             harness.term = batch.point.term;
             harness.commit(batch.kind, batch.payload.clone());
@@ -144,6 +158,7 @@ impl Harness {
     /// Takes what is to be proposed, without committing it.
     fn propose(&mut self) {
         self.core.turn();
+        self.core.expire();
         while self.core.serve() {}
         let proposals = self.core.proposals();
         self.taken.extend(proposals);
@@ -161,6 +176,12 @@ impl Harness {
                 self.commit(OUTCOMES, proposal.payload);
             }
         }
+    }
+
+    /// Time passes.
+    fn advance(&mut self, ms: u64) {
+        self.clock.0.fetch_add(ms, Ordering::Relaxed);
+        self.run();
     }
 
     fn client(&mut self, id: ConnectionId) -> Client {

@@ -95,8 +95,12 @@ impl Core {
     }
 
     fn refuse_commit(&mut self, id: ConnectionId, verb: Verb, refusal: Refusal) {
-        if matches!(refusal, Refusal::NotFound { .. }) && self.topology_in_flight() {
-            return self.stall(id, verb);
+        if let Refusal::NotFound { name, .. } = &refusal {
+            let new = self.new_topic(verb.vhost, name);
+            if new.is_some() || self.topology_in_flight() {
+                self.owe(new.as_slice());
+                return self.stall(id, verb);
+            }
         }
         self.reply(id, verb.request, Err(refusal));
         self.finished(id, &verb);
@@ -242,8 +246,7 @@ impl Core {
     ) -> Result<bool, Refusal> {
         let mut targets = Vec::with_capacity(committing.publishes.len());
         for publish in &committing.publishes {
-            let route =
-                self.route_publish(committing.vhost, publish);
+            let route = self.route_publish(committing.vhost, publish);
             targets.push(route.map_or_else(Vec::new, |route| self.durable_targets(&route, publish)));
         }
         let durable: Vec<&[QueueUid]> = targets.iter().map(|t| &t[..]).collect();

@@ -6,7 +6,9 @@
 
 use dassie_amqp::content::ContentHeader;
 use dassie_amqp::table::{RawTable, Value};
-use dassie_rocketmq::message::{PATCH_QUEUE_ID, Record, patch_store_time, property};
+use dassie_rocketmq::message::{
+    PATCH_QUEUE_ID, Record, check_topic, is_system_topic, patch_store_time, property,
+};
 
 use super::across::is_user_property;
 use super::amqp::publish::java_hash;
@@ -14,7 +16,10 @@ use crate::broker::api::{Message, Origin, Semantics};
 
 /// Knows the layouts of both worlds.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Layouts;
+pub struct Layouts {
+    /// Message queues of a topic that a publish to its exchange makes; `None`: topics are not made so.
+    pub auto_topic_queues: Option<u32>,
+}
 
 impl Semantics for Layouts {
     fn headers_match(&self, arguments: &[u8], message: &Message) -> bool {
@@ -69,6 +74,10 @@ impl Semantics for Layouts {
         // As RocketMQ's SelectMessageQueueByHash: the remainder of the signed hash, without its sign.
         let queues = i32::try_from(queues).ok().filter(|queues| *queues > 0)?;
         Some((hash % queues).unsigned_abs())
+    }
+
+    fn new_topic(&self, name: &str) -> Option<u32> {
+        self.auto_topic_queues.filter(|_| check_topic(name).is_ok() && !is_system_topic(name))
     }
 
     fn stamp(&self, prefix: &mut [u8], queue_id: u32, store_time: u64) {
@@ -130,6 +139,15 @@ mod tests {
     use super::super::amqp::deliver::put_prefix;
     use super::*;
 
+    const LAYOUTS: Layouts = Layouts { auto_topic_queues: Some(4) };
+
+    #[test]
+    fn a_publish_makes_topics_only_where_it_may_and_under_legal_names() {
+        let made: Vec<_> = ["T", "", "a b", "SELF_TEST_TOPIC"].map(|name| LAYOUTS.new_topic(name)).into();
+        assert_eq!(made, [Some(4), None, None, None]);
+        assert_eq!(Layouts::default().new_topic("T"), None);
+    }
+
     fn amqp(headers: &TableBuilder) -> Message {
         let mut header = vec![0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         PropertyList { headers: Some(headers.as_table().unwrap()), ..PropertyList::default() }
@@ -185,7 +203,7 @@ mod tests {
     }
 
     fn matches(arguments: &TableBuilder, message: &Message) -> bool {
-        Layouts.headers_match(arguments.as_table().unwrap().as_bytes(), message)
+        LAYOUTS.headers_match(arguments.as_table().unwrap().as_bytes(), message)
     }
 
     #[test]
@@ -269,7 +287,7 @@ mod tests {
             })
         };
         let differ = |a: &TableBuilder, b: &TableBuilder| {
-            Layouts.arguments_differ(
+            LAYOUTS.arguments_differ(
                 "queue",
                 a.as_table().unwrap().as_bytes(),
                 b.as_table().unwrap().as_bytes(),
@@ -290,22 +308,22 @@ mod tests {
         let named = amqp(&table(|t| {
             t.put("x-rmq-queue-id", 2_i32);
         }));
-        assert_eq!(Layouts.topic_queue(&named, 4), Some(2));
-        assert_eq!(Layouts.topic_queue(&named, 2), None);
+        assert_eq!(LAYOUTS.topic_queue(&named, 4), Some(2));
+        assert_eq!(LAYOUTS.topic_queue(&named, 2), None);
         let sharded = amqp(&table(|t| {
             t.put("__SHARDINGKEY", "hello");
         }));
-        assert_eq!(Layouts.topic_queue(&sharded, 4), Some(99_162_322 % 4));
-        assert_eq!(Layouts.topic_queue(&amqp(&TableBuilder::new()), 4), None);
+        assert_eq!(LAYOUTS.topic_queue(&sharded, 4), Some(99_162_322 % 4));
+        assert_eq!(LAYOUTS.topic_queue(&amqp(&TableBuilder::new()), 4), None);
     }
 
     #[test]
     fn the_stamp_is_what_a_client_decodes() {
         let message = rocketmq("a\u{1}b");
         let mut bytes = message.bytes.to_vec();
-        Layouts.stamp(&mut bytes[..message.prefix_len as usize], 7, 1_700_000_000_456);
+        LAYOUTS.stamp(&mut bytes[..message.prefix_len as usize], 7, 1_700_000_000_456);
         let (stored, _) = Stored::decode(&bytes).unwrap();
         assert_eq!((stored.record.queue_id, stored.record.store_time), (7, 1_700_000_000_456));
-        Layouts.stamp(&mut [0; 10], 7, 1);
+        LAYOUTS.stamp(&mut [0; 10], 7, 1);
     }
 }

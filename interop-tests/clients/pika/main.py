@@ -3,6 +3,7 @@
 import connections  # noqa: F401 (each module registers its scenarios)
 import consuming  # noqa: F401
 import durability  # noqa: F401
+import features  # noqa: F401
 import kit
 import publishing  # noqa: F401
 import routing  # noqa: F401

@@ -13,6 +13,7 @@ public final class Main {
         Routing.register();
         Publishing.register();
         Consuming.register();
+        Features.register();
         Transactions.register();
         Durability.register();
         Kit.main();

@@ -34,7 +34,8 @@ impl Session {
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let exchange = names::strip_line_ends(m.exchange);
         channel.last_address = Some(Address::new(channel.last_address.as_ref(), &exchange, m.routing_key));
-        channel.publishing = Some(Publishing { key, also: Vec::new(), mandatory: m.mandatory, partial: None });
+        channel.publishing =
+            Some(Publishing { key, also: Vec::new(), mandatory: m.mandatory, partial: None });
         Ok(())
     }
 

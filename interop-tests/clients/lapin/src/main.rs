@@ -3,6 +3,7 @@
 mod connections;
 mod consuming;
 mod durability;
+mod features;
 mod kit;
 mod publishing;
 mod routing;
@@ -19,6 +20,7 @@ async fn main() -> std::process::ExitCode {
         routing::scenarios(),
         publishing::scenarios(),
         consuming::scenarios(),
+        features::scenarios(),
         transactions::scenarios(),
         durability::scenarios(),
     ];

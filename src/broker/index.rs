@@ -314,7 +314,7 @@ mod tests {
             len: 64,
             tag: 3,
             flags: 1,
-            deadline: n << 40,
+            deadline: n << 38,
         }
     }
 

@@ -16,6 +16,7 @@ use dassie_storage::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::awake::Awake;
 use crate::broker::api::Semantics;
 use crate::broker::core::{Core, PageSource, Parts, Proposal};
 use crate::broker::link::Shard;
@@ -93,21 +94,29 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Re
 type Opened = oneshot::Sender<std::io::Result<Shard>>;
 
 fn run_shard(parts: NodeParts, opened: Opened, stop: watch::Receiver<bool>, ready: watch::Sender<bool>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+    let awake = Arc::new(Awake::default());
+    let (before, after) = (Arc::clone(&awake), Arc::clone(&awake));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .on_thread_park(move || before.before_sleep())
+        .on_thread_unpark(move || after.after_sleep())
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return drop(opened.send(Err(error))),
     };
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
+    let helped = Arc::clone(&awake);
+    runtime.block_on(awake.notice(local.run_until(async move {
         seed_thread(parts.incarnation);
-        match open(&parts, stop, ready).await {
+        match open(&parts, stop, ready, &helped).await {
             Ok((shard, running)) => {
                 drop(opened.send(Ok(shard)));
                 running.await;
             }
             Err(error) => drop(opened.send(Err(error))),
         }
-    });
+    })));
 }
 
 struct Pages(PageReader<RealDisk>);
@@ -122,6 +131,7 @@ async fn open(
     parts: &NodeParts,
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
+    awake: &Awake,
 ) -> std::io::Result<(Shard, impl Future<Output = ()> + use<>)> {
     let (disk, genesis) = (parts.store.disk.clone(), parts.store.genesis);
     let floor = read_floor(&disk, &genesis).await?;
@@ -136,6 +146,7 @@ async fn open(
     }
     let first_segment = log.recovered.segments.first().map_or(0, |start| start / genesis.segment_size);
     let (writer, preparer) = (log.writer, log.preparer);
+    awake.helped_by(log.log.under_way(), Arc::clone(&parts.clock));
     spawn("log writer", move || ended("log writer", block_on(writer.run())))?;
     spawn("log preparer", move || ended("log preparer", block_on(preparer.run())))?;
 

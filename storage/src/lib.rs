@@ -38,6 +38,7 @@ pub use hard_state::MAX_VOTE;
 pub use log::{Backlog, Done, Flush, Log, Opened, Options, Progress};
 pub use pages::{FILE_PAGES, FreedBefore, NewPage, PAGE, PAGE_CONTENT, PageId, PageReader, PageStore};
 pub use prepare::Preparer;
+pub use queue::UnderWay;
 pub use reader::LogReader;
 pub use real::{RealDisk, RealFile, RealLock};
 pub use recovery::{Cut, Recovered};

@@ -18,7 +18,7 @@ use crate::format::{Batch, LogPoint, MAX_PAYLOAD, NewBatch, Uuid, encode, framed
 use crate::genesis::Genesis;
 use crate::hard_state::{MAX_VOTE, StateFile};
 use crate::prepare::{Preparation, Preparer};
-use crate::queue::{Frame, Job, Queue, Work, copy_of};
+use crate::queue::{Frame, Job, Queue, UnderWay, Work, copy_of};
 use crate::reader::LogReader;
 use crate::real::RealDisk;
 use crate::recovery::{self, Recovered};
@@ -358,6 +358,11 @@ impl<D: Disk> Log<D> {
             limit: self.inner.options.backlog_bytes,
             blocked: self.inner.preparation.blocked(),
         }
+    }
+
+    /// What the runtime's hooks of the shard's thread want to know of the writer.
+    pub fn under_way(&self) -> UnderWay {
+        UnderWay(self.inner.queue.clone())
     }
 
     /// Tries again to prepare a segment after a full disk. The shard calls it from its clock while `blocked` is set.

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 
@@ -46,6 +47,8 @@ struct Jobs {
     /// Bytes handed in and not yet reported done.
     bytes: usize,
     closed: bool,
+    /// A job comes at once, see [`Queue::warn`].
+    warned: bool,
     writer: Option<Waker>,
 }
 
@@ -63,6 +66,36 @@ struct Report {
 pub(crate) struct Queue {
     jobs: Mutex<Jobs>,
     report: Mutex<Report>,
+    /// Numbers behind the last job handed in and behind the last reported done, to be looked at without a lock.
+    handed: AtomicU64,
+    done: AtomicU64,
+    /// Bytes handed in and not yet reported done.
+    weight: AtomicUsize,
+}
+
+/// How often a writer that was warned looks for the job before it sleeps again: about 50 us.
+const LOOKS: u32 = 1_500;
+
+/// Tells any thread what is on its way to the writer and back; see [`Log::under_way`](crate::Log::under_way).
+#[derive(Clone)]
+pub struct UnderWay(pub(crate) Arc<Queue>);
+
+impl UnderWay {
+    /// Bytes handed to the writer and not yet reported done; `None`: it owes no report. On the shard's own thread the answer is
+    /// exact but for reports that come at this moment.
+    pub fn bytes(&self) -> Option<usize> {
+        self.0.is_under_way().then(|| self.0.weight.load(Ordering::Relaxed))
+    }
+
+    /// How many jobs were ever handed to the writer.
+    pub fn handed(&self) -> u64 {
+        self.0.handed.load(Ordering::Relaxed)
+    }
+
+    /// Says that a job will probably follow within microseconds, so that a writer that sleeps is awake by then.
+    pub fn warn(&self) {
+        self.0.warn();
+    }
 }
 
 /// What the writer has to say.
@@ -78,11 +111,27 @@ impl Queue {
     pub(crate) fn push(&self, job: Job) {
         let mut jobs = lock(&self.jobs);
         jobs.bytes += job.bytes;
+        self.handed.store(job.number + 1, Ordering::Relaxed);
+        self.weight.store(jobs.bytes, Ordering::Relaxed);
         jobs.waiting.push_back(job);
         if let Some(writer) = jobs.writer.take() {
             drop(jobs);
             writer.wake();
         }
+    }
+
+    /// A job will probably come within microseconds: a writer that sleeps is woken, so that it is awake when the job comes.
+    pub(crate) fn warn(&self) {
+        let mut jobs = lock(&self.jobs);
+        if let Some(writer) = jobs.writer.take() {
+            jobs.warned = true;
+            drop(jobs);
+            writer.wake();
+        }
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.handed.load(Ordering::Relaxed) > self.done.load(Ordering::Relaxed)
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -102,6 +151,12 @@ impl Queue {
     pub(crate) async fn take(&self, limit: usize) -> Option<VecDeque<Job>> {
         std::future::poll_fn(|context| {
             let mut jobs = lock(&self.jobs);
+            if jobs.waiting.is_empty() && std::mem::take(&mut jobs.warned) {
+                drop(jobs);
+                // All that was taken is reported, so what is under way is what comes now.
+                (0..LOOKS).take_while(|_| !self.is_under_way()).for_each(|_| std::hint::spin_loop());
+                jobs = lock(&self.jobs);
+            }
             if jobs.waiting.is_empty() {
                 if jobs.closed {
                     return Poll::Ready(None);
@@ -129,7 +184,11 @@ impl Queue {
 
     /// Tells the shard that all jobs below `done` are through, `bytes` of them in all.
     pub(crate) fn done(&self, done: u64, bytes: usize) {
-        lock(&self.jobs).bytes -= bytes;
+        let mut jobs = lock(&self.jobs);
+        jobs.bytes -= bytes;
+        self.weight.store(jobs.bytes, Ordering::Relaxed);
+        drop(jobs);
+        self.done.store(done, Ordering::Relaxed);
         self.tell(|report| {
             assert!(done >= report.done, "completions out of order: {done} after {}", report.done);
             report.done = done;

@@ -37,10 +37,20 @@ fn start() -> Result<(), Failure> {
         Invocation::Print(text) => print(&text),
         Invocation::Run(config) => {
             logging::init(config.log_level, config.log_format);
-            let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;
+            let runtime = connections().map_err(Failure::new)?;
             runtime.block_on(run(&config, &clock))
         }
     }
+}
+
+/// The runtime of everything that has a socket: a worker per processor but one, which the shard and its log keep busy. More
+/// would hand each other tasks, and sleep and wake for it, without getting more done.
+fn connections() -> std::io::Result<tokio::runtime::Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(processors.saturating_sub(1).max(1))
+        .enable_all()
+        .build()
 }
 
 /// Text that the reader's end of a pipe does not want any more is no failure.

@@ -192,6 +192,12 @@ impl BatchBuilder {
         place.put_u64_le(head.term);
         place.put_u64_le(head.ordinal);
         place.put_u64_le(head.log_time);
+        // It doubled as it grew, and stays in memory with the tail of the log, which counts its length alone.
+        if self.buf.capacity() - self.buf.len() > self.buf.len() / 8 {
+            let mut bytes = Vec::from(self.buf);
+            bytes.shrink_to_fit();
+            return bytes.into();
+        }
         self.buf.freeze()
     }
 }

@@ -122,8 +122,12 @@ fn run_shard(parts: NodeParts, opened: Opened, stop: watch::Receiver<bool>, read
 struct Pages(PageReader<RealDisk>);
 
 impl PageSource for Pages {
+    /// The shard can not go on without its index: a disk that does not give it ends the process in good order.
     fn read(&self, page: u32, owner: u64) -> std::io::Result<bytes::Bytes> {
-        self.0.read(u64::from(page), owner)
+        match self.0.read(u64::from(page), owner) {
+            Err(error) => process::die(&format!("index pages: {error}")),
+            page => page,
+        }
     }
 }
 
@@ -318,7 +322,10 @@ fn maintain(
         if checkpoints.wants_merge()
             && let Err(error) = block_on(checkpoints.merge(&FullSpeed))
         {
-            tracing::warn!("checkpoints stay unmerged: {error}");
+            if error.kind() != std::io::ErrorKind::StorageFull {
+                process::die(&format!("merging checkpoints: {error}"));
+            }
+            tracing::warn!("no space to merge checkpoints, they stay as they are: {error}");
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -56,6 +57,11 @@ fn one_line(text: &str) -> String {
 /// Ends the process because the log failed: `why` names operation and place. Peers and supervisors take over at once; a broker that
 /// stayed up could only pretend.
 pub fn die(why: &str) -> ! {
+    // A disk that fails, fails for several threads at once: the first one's line is the cause.
+    static DYING: AtomicBool = AtomicBool::new(false);
+    while DYING.swap(true, Ordering::SeqCst) {
+        std::thread::park();
+    }
     tracing::error!("{why}");
     eprintln!("dassie: {}", one_line(why));
     #[allow(clippy::exit)] // other threads must not get another turn

@@ -313,7 +313,9 @@ impl<D: Disk> Preparer<D> {
         let file = self.disk.create(PREPARING, self.segment_size).await?;
         if let Err(error) = self.fill(&file).await {
             drop(file);
-            self.disk.remove(PREPARING).await?; // a full disk must get its blocks back
+            // A full disk must get its blocks back. Where that fails, too, the first error is the cause; the next attempt begins
+            // by removing what is left.
+            let _ = self.disk.remove(PREPARING).await;
             return Err(error);
         }
         self.hand_over(PREPARING, position).await

@@ -11,6 +11,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: nothing more reaches the disk, not even the journal. Through
 /// Python, which has ioctl without any unsafe code of ours.
 const SHUT_DOWN: &str = "import fcntl, os, struct, sys; \
@@ -99,6 +102,39 @@ impl FileSystem {
             synced_is_there: holds(self.control(true)),
             unsynced_is_gone: !holds(self.control(false)),
         })
+    }
+
+    /// Takes all space that is left.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn fill(&self) -> Result<(), String> {
+        let full = || -> io::Result<()> {
+            let ballast = File::create(self.ballast())?;
+            let (mut at, mut chunk) = (0, 256 << 20);
+            // Smaller and smaller pieces, down to a block.
+            while chunk >= 4_096 {
+                match rustix::fs::fallocate(&ballast, FallocateFlags::empty(), at, chunk) {
+                    Ok(()) => at += chunk,
+                    Err(Errno::NOSPC) => chunk /= 2,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            ballast.sync_all()
+        };
+        full().map_err(|error| format!("ballast: {error}"))
+    }
+
+    /// Gives the space back.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn empty(&self) -> Result<(), String> {
+        fs::remove_file(self.ballast()).map_err(|error| format!("ballast: {error}"))
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.root.join("ballast")
     }
 
     fn unmount(&mut self) -> Result<(), String> {

@@ -40,6 +40,8 @@ pub struct Trial {
 pub struct Verdict {
     /// Nothing is wrong.
     pub passed: bool,
+    /// It went to its end: what is missing in the history is gone, and not just unread.
+    pub whole: bool,
     /// Median and 99th percentile of the time from start to ready, in ms.
     pub restart_ms: (u128, u128),
     restarts: usize,
@@ -91,8 +93,13 @@ impl Trial {
             println!("the broker panicked: {line}");
         }
         let passed = report.passed() && lived.is_ok() && panics.is_empty();
-        let verdict =
-            Verdict { passed, restart_ms: percentiles(&restarts), restarts: restarts.len(), report };
+        let verdict = Verdict {
+            passed,
+            whole: lived.is_ok(),
+            restart_ms: percentiles(&restarts),
+            restarts: restarts.len(),
+            report,
+        };
         self.print(&verdict);
         if passed {
             fs::remove_dir_all(&self.directory).map_err(|error| error.to_string())?;
@@ -124,7 +131,7 @@ impl Trial {
     }
 
     fn print(&self, verdict: &Verdict) {
-        let Verdict { passed, restart_ms: (p50, p99), restarts, report } = verdict;
+        let Verdict { passed, whole: _, restart_ms: (p50, p99), restarts, report } = verdict;
         let (what, seed, times) = (self.harm, self.seed, self.times);
         println!("{times} times {what}, {restarts} starts, ready after p50 {p50} ms, p99 {p99} ms");
         println!(

@@ -14,7 +14,7 @@ use super::api::{
 use super::core::{Core, Work};
 use super::decide::{Outcome, Redone, answer, not_found};
 use super::state::FORGET;
-use super::topology::Change;
+use super::topology::{Change, Topic};
 use crate::limits;
 
 /// A group's new offset in a queue.
@@ -48,18 +48,35 @@ impl Core {
         Outcome::Changes(vec![Change::Setting(space, name, value.clone())], 0)
     }
 
-    pub(crate) fn topic_stats(
+    /// Figures of one topic, or of all in which the group has offsets.
+    pub(crate) fn stats(
         &mut self,
         verb: &Verb,
-        topic: &Arc<str>,
+        topic: Option<&Arc<str>>,
         group: Option<&str>,
     ) -> Result<Reply, Refusal> {
-        let Some(known) = self.state.topology.topic(topic).cloned() else {
-            return Err(not_found("topic", topic, &self.vhost_name(verb.vhost)));
+        let topology = &self.state.topology;
+        let topics = match topic {
+            Some(name) => match topology.topic(name) {
+                Some(topic) => vec![Arc::clone(topic)],
+                None => return Err(not_found("topic", name, &self.vhost_name(verb.vhost))),
+            },
+            None => {
+                let offsets = group.and_then(|group| self.state.group_offsets.get(group));
+                let knows = |topic: &&Arc<Topic>| {
+                    offsets.is_some_and(|o| topic.queues.iter().any(|uid| o.contains_key(uid)))
+                };
+                topology.topics().filter(knows).cloned().collect()
+            }
         };
-        let queues = known.queues.iter().take(known.write_queues.max(known.read_queues) as usize);
-        let mut stats = Vec::with_capacity(known.queues.len());
-        for uid in queues {
+        let stats = topics.iter().map(|topic| (Arc::clone(&topic.name), self.topic_stats(topic, group)));
+        Ok(Reply::Stats(stats.collect()))
+    }
+
+    fn topic_stats(&mut self, topic: &Topic, group: Option<&str>) -> Vec<QueueStats> {
+        let used = topic.write_queues.max(topic.read_queues) as usize;
+        let mut stats = Vec::with_capacity(used);
+        for uid in topic.queues.iter().take(used) {
             let (min, max) = self.bounds(*uid);
             let group = group.and_then(|group| self.state.group_offsets.get(group)?.get(uid)).copied();
             let time_before = |core: &mut Self, offset: Offset| match offset.checked_sub(1) {
@@ -70,7 +87,19 @@ impl Core {
                 (time_before(self, max), group.map_or(0, |offset| time_before(self, offset)));
             stats.push(QueueStats { min, max, latest, group, reached });
         }
-        Ok(Reply::Stats(stats))
+        stats
+    }
+
+    /// Groups with an offset in the topic, by name.
+    pub(crate) fn groups_of(&self, topic: &str) -> Vec<Arc<str>> {
+        let Some(topic) = self.state.topology.topic(topic) else { return Vec::new() };
+        let offsets = self.state.group_offsets.iter();
+        let has = |kept: &std::collections::BTreeMap<QueueUid, Offset>| {
+            topic.queues.iter().any(|uid| kept.contains_key(uid))
+        };
+        let mut names: Vec<Arc<str>> = offsets.filter(|(_, o)| has(o)).map(|(g, _)| Arc::clone(g)).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Moves a group, or forgets where it is.

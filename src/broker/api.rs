@@ -403,10 +403,15 @@ pub enum Op {
     },
     /// Where all queues of a topic are, and where a group is in them.
     TopicStats {
-        /// Topic.
-        topic: Arc<str>,
+        /// Topic; `None`: those in which the group has offsets.
+        topic: Option<Arc<str>>,
         /// Group.
         group: Option<Arc<str>>,
+    },
+    /// Groups that have offsets in a topic.
+    GroupsOf {
+        /// Topic.
+        topic: Arc<str>,
     },
     /// Set a group's offsets in a topic.
     ResetOffsets(ResetOffsets),
@@ -705,8 +710,10 @@ pub enum Reply {
     },
     /// LockQueues: what the client holds now, of what it asked for.
     Locked(Vec<(Arc<str>, u32)>),
-    /// TopicStats, by message queue.
-    Stats(Vec<QueueStats>),
+    /// TopicStats: the queues of each topic, by message queue.
+    Stats(Vec<(Arc<str>, Vec<QueueStats>)>),
+    /// GroupsOf.
+    Names(Vec<Arc<str>>),
     /// ResetOffsets: message queue and the group's offset there, for every queue that was meant.
     GroupOffsets(Vec<(u32, Offset)>),
     /// Inspect.

@@ -85,6 +85,7 @@ impl Core {
             | Op::SearchOffset { .. }
             | Op::GroupOffset { .. }
             | Op::TopicStats { .. }
+            | Op::GroupsOf { .. }
             | Op::Inspect
             | Op::Drained { .. } => self.read(id, verb),
             Op::CommitOffset { group, topic, queue_id, offset, wait } => {

@@ -78,8 +78,12 @@ impl Core {
                 self.answer_look(id, verb, result);
             }
             Op::TopicStats { topic, group } => {
-                let result = self.topic_stats(&verb, topic, group.as_deref());
+                let result = self.stats(&verb, topic.as_ref(), group.as_deref());
                 self.answer_look(id, verb, result);
+            }
+            Op::GroupsOf { topic } => {
+                let names = self.groups_of(topic);
+                self.reply(id, verb.request, Ok(Reply::Names(names)));
             }
             Op::Inspect => {
                 let text = self.inspect();

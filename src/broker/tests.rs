@@ -842,8 +842,12 @@ fn a_group_is_moved_back_without_force_and_anywhere_with_it() {
     assert_eq!(moved(&mut h, reset(ResetTo::Time(0), false)), [(0, 0), (1, 0)]);
     assert_eq!(moved(&mut h, reset(ResetTo::Offset(2), false)), [(0, 0), (1, 0)]);
     assert_eq!(moved(&mut h, reset(ResetTo::Offset(2), true)), [(0, 2), (1, 0)]);
-    let stats = Op::TopicStats { topic: "T".into(), group: Some("G".into()) };
-    let Ok(Reply::Stats(stats)) = h.call(&mut c, stats) else { panic!() };
+    let stats = Op::TopicStats { topic: None, group: Some("G".into()) };
+    let Ok(Reply::Stats(topics)) = h.call(&mut c, stats) else { panic!() };
+    let [(name, stats)] = &topics[..] else { panic!("{topics:?}") };
+    assert_eq!(&**name, "T");
+    let groups = h.call(&mut c, Op::GroupsOf { topic: "T".into() });
+    assert!(matches!(groups, Ok(Reply::Names(names)) if names == ["G".into()]));
     assert_eq!((stats[0].min, stats[0].max, stats[0].group), (0, 3, Some(2)));
     assert!(stats[0].latest > 0 && stats[0].reached > 0 && stats[1].latest == 0);
     h.call(&mut c, Op::ForgetOffsets { group: "G".into() }).unwrap();

@@ -11,6 +11,8 @@ public final class Main {
         Topics.register();
         PushConsuming.register();
         PullConsuming.register();
+        Ordered.register();
+        Administering.register();
         Durability.register();
         Kit.main();
     }

@@ -57,6 +57,11 @@ class Cargo(Program):
                            "--manifest-path", CLIENTS / self.name / "Cargo.toml"])
 
 
+class Go(Program):
+    def build(self):
+        _build(self.name, ["sh", "-c", f"cd {CLIENTS / self.name} && go build -o {CACHE / self.name} ."])
+
+
 def _build(name, command):
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
@@ -80,6 +85,7 @@ def all_programs():
         # The two lines differ in a few package names and signatures only: one small file each.
         sources = ["java-kit", "rocketmq-java", f"rocketmq-java/v{version.split('.')[0]}"]
         programs.append(_java(f"rocketmq-java-{version}", "rocketmq", "rocketmq", sources, "interop.rocketmq.Main"))
+    programs.append(Go("rocketmq-go", "rocketmq", "rocketmq", ["rocketmq-go"], [str(CACHE / "rocketmq-go")]))
     # Built from the sources of both clients: it shares their helpers.
     sources = ["java-kit", "rabbitmq-java", "rocketmq-java", "rocketmq-java/v5", "across"]
     programs.append(_java("across", "across", "across", sources, "interop.across.Main"))

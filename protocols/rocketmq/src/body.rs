@@ -12,6 +12,7 @@ mod lenient;
 mod lock;
 mod offset_table;
 mod route;
+mod stats;
 mod topic;
 
 pub use client::{
@@ -28,6 +29,7 @@ pub use heartbeat::{
 pub use lock::{LockAnswer, LockQueues, MAX_LOCKED_QUEUES};
 pub use offset_table::OffsetTable;
 pub use route::{BrokerAddresses, ClusterInfo, KvTable, QueueCounts, TopicList, TopicRoute};
+pub use stats::{ConsumeOffset, GroupList, TopicOffset, consume_stats, topic_stats};
 pub use topic::{DataVersion, TopicConfig, TopicTable};
 
 use serde::de::DeserializeOwned;

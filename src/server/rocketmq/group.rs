@@ -242,11 +242,33 @@ impl Groups {
         Some(View { members: members(&group.members), manner: group.manner, topics })
     }
 
+    /// Does the group give every message to every member?
+    pub(super) fn broadcasts(&self, group: &str) -> bool {
+        let manner = self.state().groups.get(group).and_then(|group| group.manner);
+        manner.is_some_and(|manner| manner.message_model == MessageModel::Broadcasting)
+    }
+
     /// A group of producers.
     pub(super) fn producers(&self, group: &str) -> Option<View> {
         let state = self.state();
         let found = state.producers.get(group)?;
         Some(View { members: members(found), manner: None, topics: Vec::new() })
+    }
+
+    /// Groups with members that want this topic, by name.
+    pub(super) fn groups_of(&self, topic: &str) -> BTreeSet<String> {
+        let state = self.state();
+        state
+            .groups
+            .iter()
+            .filter(|(_, g)| g.topics.contains_key(topic))
+            .map(|(n, _)| n.to_string())
+            .collect()
+    }
+
+    /// Groups with members, by name.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        self.state().groups.keys().map(ToString::to_string).collect()
     }
 
     /// What a group wants of a topic.

@@ -29,11 +29,15 @@ use crate::security::Realm;
 
 mod clients;
 mod connection;
+mod figures;
 mod group;
+mod group_configs;
+mod key_values;
 mod lock;
 mod offsets;
 mod output;
 mod pull;
+mod query;
 mod refuse;
 mod route;
 mod send;
@@ -65,6 +69,8 @@ pub struct Front {
     groups: Arc<group::Groups>,
     realm: Arc<Realm>,
     clock: Arc<dyn Clock>,
+    /// When this front began, ms since 1970.
+    started_ms: u64,
     instance: u32,
     keys: AtomicU32,
 }
@@ -84,7 +90,8 @@ impl Front {
         let store_host =
             found.iter().find(|address| address.is_ipv4()).or(found.first()).copied().unwrap_or(fallback);
         let groups = Arc::new(group::Groups::default());
-        Arc::new(Self { settings, store_host, groups, realm, clock, instance, keys: AtomicU32::new(0) })
+        let started_ms = clock.wall_ms();
+        Arc::new(Self { settings, store_host, groups, realm, clock, started_ms, instance, keys: AtomicU32::new(0) })
     }
 
     /// A key for a message that came without one.

@@ -15,6 +15,7 @@ use dassie_rocketmq::{Command, ResponseCode};
 
 use super::clients::{BY_TAG, no_such_filter, tags};
 use super::group::Found;
+use super::group_configs;
 use super::offsets::{queue, signed};
 use super::refuse::{Refused, refused};
 use super::session::{Asked, Session, Wait};
@@ -27,9 +28,9 @@ use crate::server::across_back::{Place, rocketmq_view};
 /// Bytes of messages in one answer, if the client allows as many. Apache's brokers stop at 256 KiB.
 const ANSWER: u32 = 1024 * 1024;
 /// Bytes of messages in one answer, however large each is.
-const ANSWER_MAX: usize = 8 * 1024 * 1024;
+pub(super) const ANSWER_MAX: usize = 8 * 1024 * 1024;
 /// One message above this can not be sent in a frame.
-const RECORD_MAX: usize = MAX_FRAME - MAX_HEADER;
+pub(super) const RECORD_MAX: usize = MAX_FRAME - MAX_HEADER;
 /// Read, in RocketMQ's permission bits.
 const READ: u32 = 4;
 
@@ -51,6 +52,7 @@ pub(super) fn on_pull(session: &mut Session, command: &Command<'_>, asked: Asked
         let text = format!("the topic[{topic}] pulling message is forbidden");
         return Err(refused(ResponseCode::NoPermission, text));
     }
+    group_configs::check_pull(session, group)?;
     let queue_id = queue(header.queue_id, topic)?;
     let tags = wanted(session, &header)?;
     let has = |flag| header.sys_flag & flag != 0;
@@ -178,29 +180,9 @@ struct Records {
 fn collect(session: &mut Session, pulled: &Pulled, deliveries: &[Delivery]) -> std::io::Result<Records> {
     let mut found = Records::default();
     for delivery in deliveries {
-        let message = read(session, &delivery.message)?;
-        let message = match message.origin {
-            Origin::Rocketmq => message,
-            Origin::Amqp => {
-                let place = Place {
-                    topic: &pulled.topic,
-                    queue_id: pulled.queue_id,
-                    position: delivery.position,
-                    store_host: session.front.store_host,
-                };
-                match rocketmq_view(&message, &place) {
-                    Ok(view) => view,
-                    Err(error) => {
-                        tracing::error!(
-                            "topic {}, offset {}: {error}; passed over",
-                            pulled.topic,
-                            delivery.offset
-                        );
-                        found.next = Some(delivery.offset + 1);
-                        continue;
-                    }
-                }
-            }
+        let Some(message) = view(session, &pulled.topic, pulled.queue_id, delivery)? else {
+            found.next = Some(delivery.offset + 1);
+            continue;
         };
         let record = Copy::of(delivery, message);
         let len = record.len();
@@ -228,6 +210,29 @@ fn collect(session: &mut Session, pulled: &Pulled, deliveries: &[Delivery]) -> s
     Ok(found)
 }
 
+/// A message as RocketMQ clients read it; `None`: it has no such form, which is logged.
+pub(super) fn view(
+    session: &mut Session,
+    topic: &str,
+    queue_id: u32,
+    delivery: &Delivery,
+) -> std::io::Result<Option<StoredMessage>> {
+    let message = read(session, &delivery.message)?;
+    match message.origin {
+        Origin::Rocketmq => Ok(Some(message)),
+        Origin::Amqp => {
+            let place =
+                Place { topic, queue_id, position: delivery.position, store_host: session.front.store_host };
+            let view = rocketmq_view(&message, &place);
+            Ok(view
+                .inspect_err(|error| {
+                    tracing::error!("topic {topic}, offset {}: {error}; passed over", delivery.offset);
+                })
+                .ok())
+        }
+    }
+}
+
 fn read(session: &mut Session, message: &Located) -> std::io::Result<StoredMessage> {
     match message {
         Located::Ready(message) => Ok(message.clone()),
@@ -240,22 +245,27 @@ fn read(session: &mut Session, message: &Located) -> std::io::Result<StoredMessa
 
 /// One record on its way out.
 #[derive(Debug)]
-struct Copy {
+pub(super) struct Copy {
     offset: i64,
     position: i64,
     message: StoredMessage,
 }
 
 impl Copy {
-    fn of(delivery: &Delivery, message: StoredMessage) -> Self {
+    pub(super) fn of(delivery: &Delivery, message: StoredMessage) -> Self {
         Self { offset: signed(delivery.offset), position: signed(delivery.position), message }
     }
 
-    fn len(&self) -> usize {
+    /// Public position.
+    pub(super) fn position(&self) -> i64 {
+        self.position
+    }
+
+    pub(super) fn len(&self) -> usize {
         self.message.bytes.len() + self.message.body.iter().flatten().map(Bytes::len).sum::<usize>()
     }
 
-    fn write(&self, output: &mut super::output::Output) {
+    pub(super) fn write(&self, output: &mut super::output::Output) {
         let (bytes, prefix) = (&self.message.bytes, self.message.prefix_len as usize);
         let start = output.tail.len();
         output.tail.extend_from_slice(&bytes[..prefix]);

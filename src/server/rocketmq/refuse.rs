@@ -6,6 +6,7 @@
 
 use dassie_rocketmq::body::BodyError;
 use dassie_rocketmq::header::HeaderError;
+use dassie_rocketmq::message::NameError;
 use dassie_rocketmq::{RequestCode, ResponseCode};
 
 use crate::broker::api::Refusal;
@@ -27,6 +28,18 @@ pub(super) fn refused(code: ResponseCode, remark: impl Into<String>) -> Refused 
 pub(super) fn unsupported(code: i32) -> Refused {
     let name = RequestCode::from_code(code).map_or_else(String::new, |known| format!(": {}", known.name()));
     refused(ResponseCode::RequestCodeNotSupported, format!(" request type {code} not supported{name}"))
+}
+
+/// A name that no topic or group may have, in Apache's words.
+pub(super) fn name_refused(kind: &str, error: NameError) -> Refused {
+    let text = match error {
+        NameError::Blank => format!("The specified {kind} is blank."),
+        NameError::IllegalCharacter => {
+            format!("The specified {kind} contains illegal characters, allowing only ^[%|a-zA-Z0-9_-]+$")
+        }
+        NameError::TooLong { .. } => format!("The specified {kind} is longer than {kind} max length."),
+    };
+    refused(ResponseCode::InvalidParameter, text)
 }
 
 /// A message asks for something that is not done yet: nothing is stored. The code is one that no producer retries.

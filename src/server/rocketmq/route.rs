@@ -1,4 +1,4 @@
-//! The name server: where topics live (codes 101, 105, 106, 206).
+//! The name server: where topics live (codes 105, 106, 206, 224, 304, 305).
 //!
 //! Owns: routes, made from the topology at the moment they are asked for.
 //! Promises: a topic is routable as soon as it exists; a group's retry topic is routable before its first heartbeat has made it,
@@ -8,13 +8,13 @@
 use std::collections::BTreeMap;
 
 use dassie_rocketmq::body::{BrokerAddresses, ClusterInfo, QueueCounts, TopicList, TopicRoute, to_json};
-use dassie_rocketmq::header::{GetKv, GetRoute};
+use dassie_rocketmq::header::{GetRoute, TopicsByCluster};
 use dassie_rocketmq::message::{RETRY_PREFIX, check_group, system_topic};
 use dassie_rocketmq::{Command, ResponseCode};
 
-use super::Settings;
 use super::refuse::{Refused, refused};
 use super::session::{Asked, Session};
+use super::{Settings, key_values};
 use crate::security::{Action, Resource, authorize};
 
 /// Read and write, in RocketMQ's bits.
@@ -37,7 +37,7 @@ pub(super) fn on_route(session: &mut Session, command: &Command<'_>, asked: Aske
     let [read_queue_nums, write_queue_nums, perm] =
         counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
     let route = TopicRoute {
-        order_topic_conf: None,
+        order_topic_conf: key_values::value(&session.topology, key_values::ORDERS, topic),
         queue_datas: vec![QueueCounts {
             broker_name: session.front.settings.broker_name.clone(),
             read_queue_nums,
@@ -91,11 +91,28 @@ pub(super) fn on_topics(session: &mut Session, asked: Asked) -> Result<(), Refus
     Ok(())
 }
 
-/// GET_KV_CONFIG: there are no keys.
-pub(super) fn on_key(command: &Command<'_>) -> Result<(), Refused> {
-    let GetKv { namespace, key } = command.header()?;
-    let text = format!("No config item, Namespace: {namespace} Key: {key}");
-    Err(refused(ResponseCode::QueryNotFound, text))
+/// GET_TOPICS_BY_CLUSTER.
+pub(super) fn on_topics_of(
+    session: &mut Session,
+    command: &Command<'_>,
+    asked: Asked,
+) -> Result<(), Refused> {
+    let TopicsByCluster { cluster } = command.header()?;
+    if cluster == session.front.settings.cluster_name {
+        return on_topics(session, asked);
+    }
+    session.answer(asked, &(), &to_json(&TopicList::default()));
+    Ok(())
+}
+
+/// GET_SYSTEM_TOPIC_LIST_FROM_NS, GET_SYSTEM_TOPIC_LIST_FROM_BROKER: names that clients can not take.
+pub(super) fn on_system_topics(session: &mut Session, asked: Asked) -> Result<(), Refused> {
+    let Settings { broker_name, cluster_name, .. } = session.front.settings.clone();
+    let mut topic_list: Vec<String> = system_topic::ALL.iter().map(|topic| (*topic).to_owned()).collect();
+    topic_list.extend([cluster_name, broker_name]);
+    let list = TopicList { topic_list, broker_addr: Some(session.front.address()) };
+    session.answer(asked, &(), &to_json(&list));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use super::clients::{self, Joins};
 use super::group::{Answer, Member, Notice, Push};
 use super::output::Output;
 use super::refuse::{Refused, refused, unsupported};
-use super::{lock, offsets, pull, route, send, topics};
+use super::{figures, group_configs, key_values, lock, offsets, pull, query, route, send, topics};
 use crate::broker::api::{Event, Op, Refusal, Reply, Verb};
 use crate::broker::message::{Batches, Cache};
 use crate::broker::topology::Topology;
@@ -58,6 +58,8 @@ pub(super) enum Wait {
     Send(send::Sent),
     Pull(pull::Pulled),
     Offset(offsets::Wanted),
+    Figures(figures::Wanted),
+    Query(Box<query::Query>),
     /// A lock, and the broker name that the client used.
     Lock(String),
     /// An answer without fields.
@@ -89,6 +91,8 @@ pub(super) struct Session {
     verbs: Vec<Verb>,
     pending: HashMap<u64, (Asked, Wait)>,
     sends: usize,
+    /// Queries by key.
+    pub(super) queries: usize,
     /// Offsets on their way.
     commits: usize,
     /// Clients that leave once those have arrived.
@@ -127,6 +131,7 @@ impl Session {
             verbs: Vec::new(),
             pending: HashMap::new(),
             sends: 0,
+            queries: 0,
             commits: 0,
             leaving: Vec::new(),
             last_request: 0,
@@ -176,6 +181,7 @@ impl Session {
             Some(RequestCode::GetMaxOffset) => offsets::on_max(self, command, asked),
             Some(RequestCode::GetMinOffset) => offsets::on_min(self, command, asked),
             Some(RequestCode::GetEarliestMsgStoretime) => offsets::on_earliest(self, command, asked),
+            Some(RequestCode::QueryMessage) => query::on_query(self, command, asked),
             Some(RequestCode::LockBatchMq) => lock::on_lock(self, command, asked),
             Some(RequestCode::UnlockBatchMq) => lock::on_unlock(self, command, asked),
             Some(RequestCode::GetConsumerConnectionList) => clients::on_consumers(self, command, asked),
@@ -186,10 +192,34 @@ impl Session {
             Some(RequestCode::GetConsumerListByGroup) => clients::on_list(self, command, asked),
             Some(RequestCode::CheckClientConfig) => clients::on_check(self, command, asked),
             Some(RequestCode::UpdateAndCreateTopic) => topics::on_create(self, command, asked),
+            Some(RequestCode::DeleteTopicInBroker | RequestCode::DeleteTopicInNamesrv) => {
+                topics::on_delete(self, command, asked)
+            }
+            Some(RequestCode::GetAllTopicConfig) => topics::on_all(self, asked),
+            Some(RequestCode::GetTopicConfig) => topics::on_one(self, command, asked),
+            Some(RequestCode::GetBrokerRuntimeInfo) => figures::on_runtime(self, asked),
+            Some(RequestCode::GetBrokerConfig) => figures::on_config(self, asked),
+            Some(RequestCode::GetTopicStatsInfo) => figures::on_topic(self, command, asked),
+            Some(RequestCode::GetConsumeStats) => figures::on_group(self, command, asked),
+            Some(RequestCode::QueryTopicConsumeByWho) => figures::on_groups(self, command, asked),
+            Some(RequestCode::InvokeBrokerToResetOffset) => figures::on_reset(self, command, asked),
+            Some(RequestCode::UpdateAndCreateSubscriptiongroup) => {
+                group_configs::on_put(self, command, asked)
+            }
+            Some(RequestCode::GetAllSubscriptiongroupConfig) => group_configs::on_all(self, asked),
+            Some(RequestCode::GetSubscriptiongroupConfig) => group_configs::on_one(self, command, asked),
+            Some(RequestCode::DeleteSubscriptiongroup) => group_configs::on_delete(self, command, asked),
+            Some(RequestCode::PutKvConfig) => key_values::on_put(self, command, asked),
+            Some(RequestCode::DeleteKvConfig) => key_values::on_delete(self, command, asked),
+            Some(RequestCode::GetKvlistByNamespace) => key_values::on_list(self, command, asked),
+            Some(RequestCode::GetTopicsByCluster) => route::on_topics_of(self, command, asked),
+            Some(RequestCode::GetSystemTopicListFromNs | RequestCode::GetSystemTopicListFromBroker) => {
+                route::on_system_topics(self, asked)
+            }
             Some(RequestCode::GetRouteinfoByTopic) => route::on_route(self, command, asked),
             Some(RequestCode::GetBrokerClusterInfo) => route::on_cluster(self, asked),
             Some(RequestCode::GetAllTopicListFromNameserver) => route::on_topics(self, asked),
-            Some(RequestCode::GetKvConfig) => route::on_key(command),
+            Some(RequestCode::GetKvConfig) => key_values::on_get(self, command, asked),
             _ => Err(unsupported(command.head.code)),
         }
     }
@@ -302,9 +332,14 @@ impl Session {
                 clients::on_joined(self, join, result.err());
                 Ok(())
             }
-            (_, Err(refusal)) => Err(refusal.into()),
+            (wait, Err(refusal)) => {
+                self.queries -= usize::from(matches!(wait, Wait::Query(_)));
+                Err(refusal.into())
+            }
             (Wait::Send(sent), Ok(reply)) => send::answer(self, asked, &sent, &reply),
             (Wait::Pull(pulled), Ok(reply)) => pull::answer(self, asked, &pulled, reply),
+            (Wait::Query(query), Ok(reply)) => query::on_reply(self, asked, query, reply),
+            (Wait::Figures(wanted), Ok(reply)) => figures::answer(self, asked, wanted, reply),
             (Wait::Lock(broker), Ok(reply)) => lock::answer(self, asked, &broker, reply),
             (Wait::Offset(wanted), Ok(reply)) => offsets::answer(self, asked, wanted, &reply),
             (Wait::Done | Wait::Commit, Ok(_)) => {
@@ -485,6 +520,7 @@ mod tests {
                 groups: Arc::new(Groups::default()),
                 realm: Realm::new(Users::only_guest()),
                 clock: Arc::new(SystemClock::new()),
+                started_ms: 0,
                 instance: 1,
                 keys: 0.into(),
             });

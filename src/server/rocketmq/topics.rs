@@ -1,32 +1,114 @@
-//! UPDATE_AND_CREATE_TOPIC (17).
+//! Topics: making, changing, removing, describing them (codes 17, 21, 215, 216, 351).
 //!
-//! Owns: which names and settings a topic may have. Promises: a setting without effect is refused by its name.
+//! Owns: which names and settings a topic may have, and the place of those that the core does not know.
+//! Promises: a setting without effect is refused by its name; a removed topic leaves nothing behind for a new one of its name.
 //! Does not know: what a topic is made of.
 
-use dassie_rocketmq::header::CreateTopic;
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dassie_rocketmq::body::{DataVersion, TopicConfig, TopicTable, to_json};
+use dassie_rocketmq::header::{ByTopic, CreateTopic, DeleteTopic, TopicTableAnswer};
 use dassie_rocketmq::message::{check_topic, is_system_topic};
 use dassie_rocketmq::{Command, ResponseCode};
 
-use super::refuse::{Refused, refused};
+use super::key_values::{ORDERS, space};
+use super::refuse::{Refused, name_refused, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::Op;
-use crate::security::{Action, Resource};
+use crate::broker::topology::{Topic, Topology};
+use crate::security::{Action, Resource, authorize};
 
 /// The one attribute that asks for what is there anyway.
 const NORMAL: &str = "+message.type=NORMAL";
+/// Where it stands that a topic is ordered.
+const ORDERED: &str = "rocketmq.ordered";
 
 /// UPDATE_AND_CREATE_TOPIC.
 pub(super) fn on_create(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let header: CreateTopic<'_> = command.header()?;
     let op = judge(&header)?;
-    session.ask(Action::Configure, Resource::Topic(header.topic), op, asked, Wait::Done)?;
+    let (topic, resource) = (header.topic, Resource::Topic(header.topic));
+    let ordered = header.order == Some(true);
+    if ordered != is_ordered(&session.topology, topic) {
+        let value = ordered.then(|| Bytes::from_static(b"true"));
+        let op = Op::PutSetting { space: ORDERED.into(), name: topic.into(), value };
+        session.tell(Action::Configure, resource, op)?;
+    }
+    session.ask(Action::Configure, resource, op, asked, Wait::Done)?;
+    Ok(())
+}
+
+fn is_ordered(topology: &Topology, topic: &str) -> bool {
+    topology.setting(ORDERED, topic).is_some()
+}
+
+/// DELETE_TOPIC_IN_BROKER, DELETE_TOPIC_IN_NAMESRV: broker and name server are one, and tools send both.
+pub(super) fn on_delete(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+    let DeleteTopic { topic } = command.header()?;
+    let invalid = |text: String| refused(ResponseCode::InvalidParameter, text);
+    if topic.trim().is_empty() {
+        return Err(invalid("The specified topic is blank.".to_owned()));
+    }
+    if is_system_topic(topic) {
+        return Err(invalid(format!("The topic[{topic}] is conflict with system topic.")));
+    }
+    for space in [ORDERED.to_owned(), space(ORDERS)] {
+        if session.topology.setting(&space, topic).is_some() {
+            let op = Op::PutSetting { space: space.into(), name: topic.into(), value: None };
+            session.tell(Action::Configure, Resource::Topic(topic), op)?;
+        }
+    }
+    let op = Op::DeleteTopic { topic: topic.into() };
+    session.ask(Action::Configure, Resource::Topic(topic), op, asked, Wait::Done)?;
+    Ok(())
+}
+
+fn config(topology: &Topology, topic: &Topic) -> TopicConfig {
+    let [read_queue_nums, write_queue_nums, perm] = [topic.read_queues, topic.write_queues, topic.permission]
+        .map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    TopicConfig {
+        topic_name: topic.name.to_string(),
+        read_queue_nums,
+        write_queue_nums,
+        perm,
+        topic_filter_type: "SINGLE_TAG".to_owned(),
+        topic_sys_flag: 0,
+        order: is_ordered(topology, &topic.name),
+        attributes: BTreeMap::new(),
+    }
+}
+
+/// GET_ALL_TOPIC_CONFIG, all in one page.
+pub(super) fn on_all(session: &mut Session, asked: Asked) -> Result<(), Refused> {
+    let topology = &session.topology;
+    let topic_config_table: BTreeMap<String, TopicConfig> =
+        topology.topics().map(|topic| (topic.name.to_string(), config(topology, topic))).collect();
+    let counter = i64::try_from(topology.version).unwrap_or(i64::MAX);
+    let fields =
+        TopicTableAnswer { total_topic_num: i32::try_from(topic_config_table.len()).unwrap_or(i32::MAX) };
+    let table =
+        TopicTable { topic_config_table, data_version: DataVersion { counter, ..DataVersion::default() } };
+    session.answer(asked, &fields, &to_json(&table));
+    Ok(())
+}
+
+/// GET_TOPIC_CONFIG.
+pub(super) fn on_one(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+    let ByTopic { topic } = command.header()?;
+    authorize(&session.principal, Action::Read, Resource::Topic(topic))?;
+    let Some(known) = session.topology.topic(topic) else {
+        return Err(refused(ResponseCode::TopicNotExist, format!("No topic in this broker. topic: {topic}")));
+    };
+    let body = to_json(&config(&session.topology, known));
+    session.answer(asked, &(), &body);
     Ok(())
 }
 
 fn judge(header: &CreateTopic<'_>) -> Result<Op, Refused> {
     let invalid = |text: String| refused(ResponseCode::InvalidParameter, text);
     let topic = header.topic;
-    check_topic(topic).map_err(|error| invalid(format!("topic[{topic}]: {error}")))?;
+    check_topic(topic).map_err(|error| name_refused("topic", error))?;
     if is_system_topic(topic) {
         return Err(invalid(format!("The topic[{topic}] is conflict with system topic.")));
     }
@@ -44,9 +126,6 @@ fn judge(header: &CreateTopic<'_>) -> Result<Op, Refused> {
     let unsupported = |what: &str| {
         refused(ResponseCode::InvalidParameter, format!("{what} is not supported by this broker yet"))
     };
-    if header.order == Some(true) {
-        return Err(unsupported("an ordered topic (order=true)"));
-    }
     if let Some(attributes) =
         header.attributes.map(str::trim).filter(|text| !text.is_empty() && *text != NORMAL)
     {
@@ -73,16 +152,15 @@ mod tests {
 
     #[test]
     fn a_plain_topic_is_made_as_asked() {
-        let made = judge(&CreateTopic { attributes: Some(NORMAL), order: Some(false), ..header() }).unwrap();
+        let made = judge(&CreateTopic { attributes: Some(NORMAL), order: Some(true), ..header() }).unwrap();
         assert!(matches!(made, Op::CreateTopic { write_queues: 4, read_queues: 8, permission: 6, .. }));
     }
 
     #[test]
     fn what_has_no_effect_is_refused_by_name() {
         let refused = |header| judge(&header).unwrap_err().remark;
-        assert!(refused(CreateTopic { order: Some(true), ..header() }).contains("order"));
         assert!(refused(CreateTopic { attributes: Some("+message.type=FIFO"), ..header() }).contains("FIFO"));
-        assert!(refused(CreateTopic { topic: "a b", ..header() }).contains("a b"));
+        assert!(refused(CreateTopic { topic: "a b", ..header() }).contains("illegal characters"));
         assert!(refused(CreateTopic { topic: "TBW102", ..header() }).contains("system topic"));
         assert!(refused(CreateTopic { write_queue_nums: 0, ..header() }).contains("queue"));
     }

@@ -3,9 +3,11 @@ package interop.rocketmq;
 import interop.kit.Kit;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.exception.MQClientException;
+import org.apache.rocketmq.client.impl.MQClientAPIImpl;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.protocol.heartbeat.MessageModel;
+import org.apache.rocketmq.common.subscription.SubscriptionGroupConfig;
 
 /** What the 4.x client spells differently. */
 final class Compat {
@@ -21,6 +23,17 @@ final class Compat {
     /** `template` is an existing topic, which tells the client where to send the request. */
     static void createTopic(DefaultMQProducer producer, String template, String topic, int queues) throws MQClientException {
         producer.createTopic(template, topic, queues);
+    }
+
+    static void consumeEnable(MQClientAPIImpl api, String address, String group, boolean enabled) throws Exception {
+        SubscriptionGroupConfig config = new SubscriptionGroupConfig();
+        config.setGroupName(group);
+        config.setConsumeEnable(enabled);
+        api.createSubscriptionGroup(address, config, 10_000);
+    }
+
+    static void deleteRoute(MQClientAPIImpl api, String topic) throws Exception {
+        api.deleteTopicInNameServer(Kit.nameServer(), null, topic, 10_000);
     }
 
     static void delay(Message message, long millis) {

@@ -1,4 +1,4 @@
-//! Headers of creating and deleting topics: codes 17 and 215.
+//! Headers about topics and groups for tools: codes 17, 21, 202, 207, 208, 215, 300, 351, 352.
 
 use super::headers;
 
@@ -25,6 +25,40 @@ headers! {
         attributes: Option<&'a str> = "attributes",
         /// Overrides static topics' checks.
         force: Option<bool> = "force",
+    }
+
+    /// GET_TOPIC_STATS_INFO (202), QUERY_TOPIC_CONSUME_BY_WHO (300), GET_TOPIC_CONFIG (351).
+    pub struct ByTopic<'a> {
+        /// The topic.
+        topic: &'a str = "topic",
+    }
+
+    /// GET_SUBSCRIPTIONGROUP_CONFIG (352).
+    pub struct ByGroup<'a> {
+        /// The group.
+        group: &'a str = "group",
+    }
+
+    /// GET_CONSUME_STATS (208).
+    pub struct ConsumeStats<'a> {
+        /// The group.
+        consumer_group: &'a str = "consumerGroup",
+        /// Only this topic.
+        topic: Option<&'a str> = "topic",
+    }
+
+    /// DELETE_SUBSCRIPTIONGROUP (207).
+    pub struct DeleteGroup<'a> {
+        /// The group.
+        group_name: &'a str = "groupName",
+        /// Also forget its offsets.
+        clean_offset: Option<bool> = "cleanOffset",
+    }
+
+    /// The answer to GET_ALL_TOPIC_CONFIG (21) for those who ask by pages.
+    pub struct TopicTableAnswer {
+        /// How many topics there are.
+        total_topic_num: i32 = "totalTopicNum",
     }
 
     /// DELETE_TOPIC_IN_BROKER (215); the answer has no fields.

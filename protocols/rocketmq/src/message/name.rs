@@ -41,7 +41,8 @@ pub mod system_topic {
     /// Begins the names of all newer system topics.
     pub const PREFIX: &str = "rmq_sys_";
 
-    pub(super) const ALL: [&str; 10] = [
+    /// All of them.
+    pub const ALL: [&str; 10] = [
         AUTO_CREATE,
         SCHEDULE,
         BENCHMARK,

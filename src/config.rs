@@ -58,8 +58,9 @@ pub struct Rocketmq {
     pub listen: Option<Address>,
     /// `rocketmq.vip_listen`, with `auto` resolved.
     pub vip_listen: Option<Address>,
-    /// `rocketmq.advertised_host`, with `auto` resolved: what routes tell clients to connect to.
-    pub advertised_host: String,
+    /// `rocketmq.advertised_host`, with `auto` resolved: what routes tell clients to connect to; `None`: the address that the
+    /// asking client came to.
+    pub advertised_host: Option<String>,
     /// `rocketmq.name_server_listen`
     pub name_server_listen: Option<Address>,
     /// `rocketmq.broker_name`
@@ -333,12 +334,11 @@ fn resolve(draft: Draft) -> Result<Config, ConfigError> {
         }),
     };
     config.rocketmq.advertised_host = match advertised_host {
-        Derived::Given(host) => host,
-        Derived::Auto => match listen {
-            Some(address) if !matches!(&*address.host, "0.0.0.0" | "::") => address.host,
-            // "Everywhere" is no place that a client could connect to.
-            _ => "127.0.0.1".to_owned(),
-        },
+        Derived::Given(host) => Some(host),
+        // "Everywhere" is no place that a client could connect to.
+        Derived::Auto => {
+            listen.map(|address| address.host).filter(|host| !matches!(&**host, "0.0.0.0" | "::"))
+        }
     };
     config.tls.listen = match tls_listen {
         Derived::Given(address) => address,
@@ -594,7 +594,7 @@ mod tests {
         assert_eq!(shown(&config.rocketmq.name_server_listen), "127.0.0.1:9876");
         assert_eq!(shown(&config.http_listen), "127.0.0.1:15672");
         assert_eq!(shown(&config.metrics_listen), "127.0.0.1:15692");
-        assert_eq!(config.rocketmq.advertised_host, "127.0.0.1");
+        assert_eq!(config.rocketmq.advertised_host.as_deref(), Some("127.0.0.1"));
         assert_eq!(config.storage.segment_size, 64 * 1024 * 1024);
     }
 
@@ -676,12 +676,12 @@ mod tests {
     fn the_vip_port_and_the_advertised_host_follow_the_broker_listener() {
         let config = run(&["--set", "rocketmq.listen=0.0.0.0:20911"]).unwrap();
         assert_eq!(config.rocketmq.vip_listen.unwrap().to_string(), "0.0.0.0:20909");
-        assert_eq!(config.rocketmq.advertised_host, "127.0.0.1");
+        assert_eq!(config.rocketmq.advertised_host.as_deref(), Some("127.0.0.1"));
         let config =
             run(&["--set", "rocketmq.listen=[::1]:0", "--set", "rocketmq.advertised_host=mq.example"])
                 .unwrap();
         assert_eq!(config.rocketmq.vip_listen, None);
-        assert_eq!(config.rocketmq.advertised_host, "mq.example");
+        assert_eq!(config.rocketmq.advertised_host.as_deref(), Some("mq.example"));
         assert_eq!(run(&["--set", "rocketmq.vip_listen="]).unwrap().rocketmq.vip_listen, None);
     }
 

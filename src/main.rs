@@ -3,7 +3,7 @@
 //! Owns: arguments in, one line on standard error and an exit code out. Does not know: how the broker works.
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dassie::clock::{Clock, SystemClock};
@@ -86,6 +86,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         "http.listen",
         "metrics.listen",
     ]);
+    let name_server = Arc::new(OnceLock::new());
     let mut servers = tokio::task::JoinSet::new();
     let tls = match config.tls.certificate.as_str() {
         "" => None,
@@ -98,7 +99,8 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     if let Some(address) = &config.http_listen {
         let listener = server::bind(address, "http.listen").await.map_err(Failure::new)?;
         tracing::info!("health on http://{address}/health/ready");
-        servers.spawn(http::serve_health(listener, Arc::clone(&ready), Arc::clone(&metrics), stop.clone()));
+        let (ready, found) = (Arc::clone(&ready), Arc::clone(&name_server));
+        servers.spawn(http::serve_health(listener, ready, found, Arc::clone(&metrics), stop.clone()));
     }
     ready.up("http.listen");
     if let Some(address) = &config.metrics_listen {
@@ -130,6 +132,9 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         .rocketmq
         .auto_create_topics
         .then(|| u32::try_from(config.rocketmq.default_topic_queues).unwrap_or(u32::MAX));
+    if let Some(address) = name_server_address(config, &rocketmq_listeners) {
+        let _ = name_server.set(address);
+    }
     let mut node = Node::start(NodeParts {
         store,
         tail_memory: usize::try_from(config.storage.tail_memory).unwrap_or(usize::MAX),
@@ -203,6 +208,19 @@ async fn hear_hangups(mut hangups: Signal, stop: Stop) {
             _ = hangups.recv() => tracing::info!("SIGHUP: without TLS there is nothing to reload"),
         }
     }
+}
+
+/// Where clients find the name server: its own host, or the broker's when it listens everywhere.
+fn name_server_address(config: &Config, listeners: &[(&'static str, Option<TcpListener>)]) -> Option<String> {
+    let (_, listener) = listeners.iter().find(|(key, _)| *key == "rocketmq.name_server_listen")?;
+    let address = listener.as_ref()?.local_addr().ok()?;
+    let host = match &config.rocketmq.advertised_host {
+        Some(host) if address.ip().is_unspecified() => host.clone(),
+        _ if address.ip().is_unspecified() => "127.0.0.1".to_owned(),
+        _ => address.ip().to_string(),
+    };
+    let port = address.port();
+    Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
 }
 
 /// What RocketMQ connections share. Routes name the port that really listens: the configured one may be 0.

@@ -106,7 +106,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "rocketmq.advertised_host",
         default: "auto",
-        meaning: "Host that the name server gives to clients as the broker's. `auto`: the host of `rocketmq.listen`, or 127.0.0.1 when that is everywhere. Set it when clients come from other machines or through NAT.",
+        meaning: "Host that the name server gives to clients as the broker's. `auto`: the host of `rocketmq.listen`; when that is everywhere, the address that the asking client came to. Set it when clients come through NAT or a port mapping.",
         kind: Kind::DerivedHost(|d| &mut d.advertised_host),
     },
     Key {

@@ -23,8 +23,10 @@ import org.apache.rocketmq.client.exception.MQBrokerException;
 import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.impl.MQClientAPIImpl;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.client.producer.SendResult;
 import org.apache.rocketmq.common.TopicConfig;
 import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
 
 /** What tools ask, by the calls that the client library itself brings for them. */
@@ -34,6 +36,7 @@ final class Administering {
     private Administering() {}
 
     static void register() {
+        scenario("query-by-key", Administering::queryByKey);
         scenario("delete-topic", Administering::deleteTopic);
         scenario("topic-config", Administering::topicConfig);
         scenario("group-figures", Administering::groupFigures);
@@ -51,6 +54,37 @@ final class Administering {
         MessageQueue queue = queues(producer, topic).get(0);
         sendOk(producer, new Message(topic, Rocket.SEED, bytes("route")), queue);
         return producer.getDefaultMQProducerImpl().getMqClientFactory().findBrokerAddressInPublish(queue.getBrokerName());
+    }
+
+    private static void queryByKey(Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "keys");
+        long before = System.currentTimeMillis() - 1000;
+        SendResult one = sendOk(producer, new Message(topic, "T", "order-1 shared", bytes("one")));
+        sendOk(producer, new Message(topic, "T", "order-2 shared", bytes("two")));
+        sendMany(producer, topic, "other", 20);
+        long after = System.currentTimeMillis() + 60_000;
+        // Apache's index follows a moment later.
+        waitUntil(() -> bodies(producer, topic, "shared", before, after).size() == 2, () -> "both messages of a key");
+        equal(bodies(producer, topic, "shared", before, after), List.of("one", "two"), "messages of a shared key");
+        equal(bodies(producer, topic, "order-2", before, after), List.of("two"), "messages of a key");
+        equal(bodies(producer, topic, "order", before, after), List.of(), "messages of a part of a key");
+        equal(bodies(producer, topic, "shared", before - 7_200_000, before - 3_600_000), List.of(), "messages of an earlier time");
+        MessageExt found = producer.viewMessage(topic, one.getMsgId());
+        equal(List.of(Rocket.text(found.getBody()), found.getMsgId(), found.getQueueOffset(), found.getQueueId(), found.getKeys()),
+            List.of("one", one.getMsgId(), one.getQueueOffset(), one.getMessageQueue().getQueueId(), "order-1 shared"), "message of a unique key");
+    }
+
+    /** Sorted; none when the client finds none. */
+    private static List<String> bodies(DefaultMQProducer producer, String topic, String key, long begin, long end) {
+        try {
+            return producer.queryMessage(topic, key, 32, begin, end).getMessageList().stream().map(message -> Rocket.text(message.getBody())).sorted().toList();
+        } catch (MQClientException e) {
+            equal(e.getResponseCode(), 208, "code for nothing found: " + e.getErrorMessage());
+            return List.of();
+        } catch (InterruptedException e) {
+            throw new IllegalStateException(e);
+        }
     }
 
     private static void deleteTopic(Closer closer) throws Exception {
@@ -125,6 +159,8 @@ final class Administering {
         var stats = api(producer).getConsumeStats(address, group, topic, MILLIS);
         equal(stats.getOffsetTable().values().stream().mapToLong(queue -> queue.getBrokerOffset()).sum(), 22L, "broker offsets");
         equal(stats.computeTotalDiff(), 0L, "what is left");
+        // By itself a 4.x producer tells of itself after up to 30 s.
+        producer.getDefaultMQProducerImpl().getMqClientFactory().sendHeartbeatToAllBrokerWithLock();
         var producers = api(producer).getProducerConnectionList(address, producer.getProducerGroup(), MILLIS);
         equal(producers.getConnectionSet().size(), 1, "producers");
     }

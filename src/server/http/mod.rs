@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,13 +40,21 @@ trait Pages: Send + Sync + 'static {
     fn page(&self, path: &str) -> Option<Page>;
 }
 
-struct Health(Arc<Readiness>);
+struct Health {
+    ready: Arc<Readiness>,
+    /// Where RocketMQ clients find their name server, once it listens.
+    name_server: Arc<OnceLock<String>>,
+}
 
 impl Pages for Health {
     fn page(&self, path: &str) -> Option<Page> {
         let (status, body) = match path {
             "/health/live" => (StatusCode::OK, "alive\n".to_owned()),
-            "/health/ready" => readiness(&self.0.missing()),
+            "/health/ready" => readiness(&self.ready.missing()),
+            // Clients without a name server address ask here, and take the whole body as the address. A unit's name may follow.
+            _ if path == "/rocketmq/nsaddr" || path.starts_with("/rocketmq/nsaddr-") => {
+                (StatusCode::OK, self.name_server.get()?.clone())
+            }
             _ => return None,
         };
         Some(Page { status, content_type: TEXT, body })
@@ -75,9 +83,15 @@ impl Pages for Numbers {
     }
 }
 
-/// Serves `/health/live` and `/health/ready` on the listener of `http.listen` until `stop`.
-pub async fn serve_health(listener: TcpListener, ready: Arc<Readiness>, metrics: Arc<Metrics>, stop: Stop) {
-    serve(listener, "http.listen", Arc::new(Health(ready)), metrics, stop).await;
+/// Serves `/health/live`, `/health/ready` and `/rocketmq/nsaddr` on the listener of `http.listen` until `stop`.
+pub async fn serve_health(
+    listener: TcpListener,
+    ready: Arc<Readiness>,
+    name_server: Arc<OnceLock<String>>,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+) {
+    serve(listener, "http.listen", Arc::new(Health { ready, name_server }), metrics, stop).await;
 }
 
 /// Serves `/metrics` on the listener of `metrics.listen` until `stop`.
@@ -167,6 +181,7 @@ mod tests {
         address: SocketAddr,
         stopper: Stopper,
         ready: Arc<Readiness>,
+        name_server: Arc<OnceLock<String>>,
         task: JoinHandle<()>,
     }
 
@@ -175,8 +190,10 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (stopper, stop) = Stopper::new();
         let ready = Readiness::new(["log"]);
-        let task = tokio::spawn(serve_health(listener, Arc::clone(&ready), Metrics::new(), stop));
-        Running { address, stopper, ready, task }
+        let name_server = Arc::new(OnceLock::new());
+        let (found, known) = (Arc::clone(&name_server), Arc::clone(&ready));
+        let task = tokio::spawn(serve_health(listener, known, found, Metrics::new(), stop));
+        Running { address, stopper, ready, name_server, task }
     }
 
     async fn ask(address: SocketAddr, request: &str) -> String {
@@ -206,6 +223,18 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nready\n"), "{answer}");
         running.stopper.stop();
         running.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn rocketmq_clients_find_their_name_server_once_it_listens() {
+        let running = start().await;
+        assert!(ask(running.address, &get("/rocketmq/nsaddr")).await.starts_with("HTTP/1.1 404"));
+        running.name_server.set("mq.example:9876".to_owned()).unwrap();
+        let answer = ask(running.address, &get("/rocketmq/nsaddr-instance?nofix=1")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nmq.example:9876"),
+            "{answer}"
+        );
     }
 
     #[tokio::test]

@@ -54,7 +54,8 @@ pub(super) async fn serve<T: Transport>(
     let (notices_in, notices) = mpsc::channel(NOTICES_MAX);
     let member = Member::new(link.id(), notices_in, peer);
     let left = Left { groups: Arc::clone(&front.groups), connection: link.id(), metrics };
-    let session = Session::new(front, peer, link.topology(), Box::new(link.log().clone()), member);
+    let local = stream.local_addr().map_or(peer.ip(), |address| address.ip());
+    let session = Session::new(front, (peer, local), link.topology(), Box::new(link.log().clone()), member);
     let gate = link.gate();
     let frame_max = if session.is_stranger() { FRAME_STRANGER } else { MAX_FRAME };
     let mut task = Task {

@@ -206,7 +206,7 @@ pub(super) fn on_config(session: &mut Session, asked: Asked) -> Result<(), Refus
         "brokerName={}\nbrokerClusterName={}\nbrokerId=0\nbrokerIP1={}\nlistenPort={}\nautoCreateTopicEnable={}\ndefaultTopicQueueNums={}\nflushDiskType=SYNC_FLUSH\nmaxMessageSize=4194304\n",
         settings.broker_name,
         settings.cluster_name,
-        settings.advertised_host,
+        settings.advertised_host.clone().unwrap_or_else(|| session.local.to_canonical().to_string()),
         settings.advertised_port,
         settings.auto_create_topics,
         settings.default_topic_queues

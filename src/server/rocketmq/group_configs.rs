@@ -36,6 +36,12 @@ fn own_config(topology: &Topology, group: &str) -> Option<GroupConfig> {
 
 /// May the group pull at all, and in the manner in which it does?
 pub(super) fn check_pull(session: &Session, group: &str) -> Result<(), Refused> {
+    if check_group(group).is_err() {
+        let text = format!(
+            "subscription group [{group}] does not exist, \nSee https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
+        );
+        return Err(refused(ResponseCode::SubscriptionGroupNotExist, text));
+    }
     let Some(config) = own_config(&session.topology, group) else { return Ok(()) };
     if !config.consume_enable {
         let text = format!("subscription group no permission, {group}");
@@ -60,7 +66,7 @@ pub(super) fn on_put(session: &mut Session, command: &Command<'_>, asked: Asked)
 
 fn judge(config: &GroupConfig) -> Result<(), Refused> {
     let group = &config.group_name;
-    check_group(group).map_err(|error| name_refused("group", error))?;
+    check_group(group).map_err(|error| name_refused("group", group, error))?;
     let defaults = GroupConfig::default();
     let without_effect = [
         ("consumeMessageOrderly", config.consume_message_orderly),
@@ -98,14 +104,11 @@ pub(super) fn on_all(session: &mut Session, asked: Asked) -> Result<(), Refused>
     Ok(())
 }
 
-/// GET_SUBSCRIPTIONGROUP_CONFIG.
+/// GET_SUBSCRIPTIONGROUP_CONFIG: a group that nobody made has the defaults, as it would have with its first member.
 pub(super) fn on_one(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let ByGroup { group } = command.header()?;
     authorize(&session.principal, Action::Read, Resource::Group(group))?;
-    if own_config(&session.topology, group).is_none() && session.front.groups.consumers(group).is_none() {
-        let text = format!("No group in this broker. group: {group}");
-        return Err(refused(ResponseCode::SubscriptionGroupNotExist, text));
-    }
+    check_group(group).map_err(|error| name_refused("group", group, error))?;
     session.answer(asked, &(), &to_json(&config(&session.topology, group)));
     Ok(())
 }

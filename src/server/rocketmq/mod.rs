@@ -14,8 +14,8 @@
 //! Does not know: queues, the log, the other protocol. What AMQP clients sent is turned into a record by `server::across_back`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 
 use dassie_rocketmq::message::UniqueKey;
 use tokio::net::{TcpStream, lookup_host};
@@ -47,8 +47,8 @@ mod topics;
 /// What the configuration says, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Where routes tell clients to connect: host name or address.
-    pub advertised_host: String,
+    /// Where routes tell clients to connect: host name or address. `None`: where the asking client came to.
+    pub advertised_host: Option<String>,
     /// The port there.
     pub advertised_port: u16,
     /// Name of this broker in routes.
@@ -69,6 +69,8 @@ pub struct Front {
     groups: Arc<group::Groups>,
     realm: Arc<Realm>,
     clock: Arc<dyn Clock>,
+    /// A client was told an address that can not be right for it.
+    misled: Once,
     /// When this front began, ms since 1970.
     started_ms: u64,
     instance: u32,
@@ -84,14 +86,32 @@ impl Front {
         clock: Arc<dyn Clock>,
         instance: u32,
     ) -> Arc<Self> {
-        let target = (settings.advertised_host.as_str(), settings.advertised_port);
+        let target = (settings.advertised_host.as_deref().unwrap_or("127.0.0.1"), settings.advertised_port);
         let found: Vec<SocketAddr> = lookup_host(target).await.map_or_else(|_| Vec::new(), Iterator::collect);
         let fallback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), settings.advertised_port);
         let store_host =
             found.iter().find(|address| address.is_ipv4()).or(found.first()).copied().unwrap_or(fallback);
         let groups = Arc::new(group::Groups::default());
+        if let Some(host) = &settings.advertised_host
+            && matches!(&**host, "0.0.0.0" | "::")
+        {
+            tracing::warn!(
+                "rocketmq.advertised_host={host} is no address that a client could connect to: set it to a name or address by which clients reach this broker, or to auto"
+            );
+        }
         let started_ms = clock.wall_ms();
-        Arc::new(Self { settings, store_host, groups, realm, clock, started_ms, instance, keys: AtomicU32::new(0) })
+        let misled = Once::new();
+        Arc::new(Self {
+            misled,
+            settings,
+            store_host,
+            groups,
+            realm,
+            clock,
+            started_ms,
+            instance,
+            keys: AtomicU32::new(0),
+        })
     }
 
     /// A key for a message that came without one.
@@ -107,9 +127,20 @@ impl Front {
         }
     }
 
-    /// `host:port` for routes.
-    fn address(&self) -> String {
-        let Settings { advertised_host: host, advertised_port: port, .. } = &self.settings;
+    /// `host:port` for the routes of a client that came to `local` from `peer`.
+    fn address(&self, local: IpAddr, peer: IpAddr) -> String {
+        let Settings { advertised_host, advertised_port: port, .. } = &self.settings;
+        let host = advertised_host.clone().unwrap_or_else(|| local.to_canonical().to_string());
+        if advertised_host.is_some()
+            && self.store_host.ip().is_loopback()
+            && !peer.to_canonical().is_loopback()
+        {
+            self.misled.call_once(|| {
+                tracing::warn!(
+                    "a RocketMQ client from {peer} is told to connect to {host}, which is this machine only from here: set rocketmq.advertised_host to a name or address by which clients reach this broker"
+                );
+            });
+        }
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 }

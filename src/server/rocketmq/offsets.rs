@@ -121,6 +121,22 @@ fn look(
     Ok(())
 }
 
+/// Answers one about a topic or queue that is not there, as Apache does: an empty queue, and a group that never committed.
+pub(super) fn answer_missing(session: &mut Session, asked: Asked, wanted: Wanted) -> Result<(), Refused> {
+    match wanted {
+        Wanted::Group { .. } => return Err(first_boot()),
+        Wanted::Earliest => session.answer(asked, &TimestampAnswer { timestamp: -1 }, &[]),
+        Wanted::Max | Wanted::Min | Wanted::From | Wanted::UpTo => {
+            session.answer(asked, &OffsetAnswer { offset: 0 }, &[]);
+        }
+    }
+    Ok(())
+}
+
+fn first_boot() -> Refused {
+    refused(ResponseCode::QueryNotFound, "Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first")
+}
+
 /// Answers any of them.
 pub(super) fn answer(
     session: &mut Session,
@@ -147,9 +163,7 @@ fn offset(wanted: Wanted, reply: &Reply) -> Result<u64, Refused> {
         (Wanted::UpTo, Reply::Offset(offset)) => Ok(offset.saturating_sub(1)),
         (Wanted::Group { .. }, Reply::GroupOffset { offset: Some(offset), .. }) => Ok(*offset),
         (Wanted::Group { zero: true }, Reply::GroupOffset { offset: None, min: 0, .. }) => Ok(0),
-        (Wanted::Group { .. }, Reply::GroupOffset { .. }) => {
-            Err(refused(ResponseCode::QueryNotFound, "Not found, maybe this group consumer boot first"))
-        }
+        (Wanted::Group { .. }, Reply::GroupOffset { .. }) => Err(first_boot()),
         _ => Err(refused(ResponseCode::SystemError, "the broker gave an answer to another question")),
     }
 }

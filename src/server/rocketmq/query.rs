@@ -66,7 +66,8 @@ pub(super) fn on_query(session: &mut Session, command: &Command<'_>, asked: Aske
     let header: QueryMessage<'_> = command.header()?;
     let topic = header.topic;
     let Some(known) = session.topology.topic(topic) else {
-        return Err(refused(ResponseCode::TopicNotExist, format!("topic[{topic}] not exist")));
+        nothing(session, asked);
+        return Ok(());
     };
     if header.key.is_empty() {
         return Err(refused(ResponseCode::InvalidParameter, "the key is empty"));
@@ -98,7 +99,7 @@ pub(super) fn on_query(session: &mut Session, command: &Command<'_>, asked: Aske
 fn next_queue(session: &mut Session, asked: Asked, mut query: Box<Query>) -> Result<(), Refused> {
     match query.queues.pop() {
         // A unique key is one message's: the other queues do not have it.
-        Some(queue_id) if !(query.unique && !query.found.is_empty()) => {
+        Some(queue_id) if !query.unique || query.found.is_empty() => {
             (query.queue_id, query.stage) = (queue_id, Stage::Low);
             let begin = query.range.0;
             search(session, asked, query, begin)
@@ -220,14 +221,19 @@ fn properties(message: &StoredMessage) -> Option<Properties<'_>> {
     std::str::from_utf8(text).ok().map(Properties::new)
 }
 
+fn nothing(session: &mut Session, asked: Asked) {
+    let text = "can not find message, maybe time range not correct".to_owned();
+    session.answer_code(asked, ResponseCode::QueryNotFound, Some(text), &QueryMessageAnswer::default(), &[]);
+}
+
 fn finish(session: &mut Session, asked: Asked, query: &Query) -> Result<(), Refused> {
     session.queries -= 1;
     let mut found: Vec<&Copy> = query.found.iter().collect();
     found.sort_by_key(|record| std::cmp::Reverse(record.position()));
     found.truncate(query.most);
     let Some(newest) = found.first() else {
-        let text = "can not find message, maybe time range not correct";
-        return Err(refused(ResponseCode::QueryNotFound, text));
+        nothing(session, asked);
+        return Ok(());
     };
     let fields = QueryMessageAnswer {
         index_last_update_timestamp: signed(session.front.clock.wall_ms()),

@@ -30,14 +30,16 @@ pub(super) fn unsupported(code: i32) -> Refused {
     refused(ResponseCode::RequestCodeNotSupported, format!(" request type {code} not supported{name}"))
 }
 
-/// A name that no topic or group may have, in Apache's words.
-pub(super) fn name_refused(kind: &str, error: NameError) -> Refused {
+/// A name that no topic or group may have, in Apache's words. `kind`: topic or group.
+pub(super) fn name_refused(kind: &str, name: &str, error: NameError) -> Refused {
     let text = match error {
         NameError::Blank => format!("The specified {kind} is blank."),
-        NameError::IllegalCharacter => {
-            format!("The specified {kind} contains illegal characters, allowing only ^[%|a-zA-Z0-9_-]+$")
+        NameError::IllegalCharacter => format!(
+            "The specified {kind}: {name}, contains illegal characters, allowing only ^[%|a-zA-Z0-9_-]+$"
+        ),
+        NameError::TooLong { .. } => {
+            format!("The specified {kind}: {name}, is longer than {kind} max length.")
         }
-        NameError::TooLong { .. } => format!("The specified {kind} is longer than {kind} max length."),
     };
     refused(ResponseCode::InvalidParameter, text)
 }

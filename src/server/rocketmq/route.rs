@@ -66,7 +66,7 @@ fn addresses(session: &Session) -> BrokerAddresses {
     BrokerAddresses {
         cluster: front.settings.cluster_name.clone(),
         broker_name: front.settings.broker_name.clone(),
-        broker_addrs: BTreeMap::from([(0, front.address())]),
+        broker_addrs: BTreeMap::from([(0, session.address())]),
         zone_name: None,
         enable_acting_master: false,
     }
@@ -110,7 +110,7 @@ pub(super) fn on_system_topics(session: &mut Session, asked: Asked) -> Result<()
     let Settings { broker_name, cluster_name, .. } = session.front.settings.clone();
     let mut topic_list: Vec<String> = system_topic::ALL.iter().map(|topic| (*topic).to_owned()).collect();
     topic_list.extend([cluster_name, broker_name]);
-    let list = TopicList { topic_list, broker_addr: Some(session.front.address()) };
+    let list = TopicList { topic_list, broker_addr: Some(session.address()) };
     session.answer(asked, &(), &to_json(&list));
     Ok(())
 }
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn the_default_topic_is_promised_only_with_auto_creation_and_retry_topics_always() {
         let mut settings = Settings {
-            advertised_host: "127.0.0.1".into(),
+            advertised_host: Some("127.0.0.1".into()),
             advertised_port: 10911,
             broker_name: "b".into(),
             cluster_name: "c".into(),

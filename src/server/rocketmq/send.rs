@@ -11,13 +11,13 @@ use bytes::Bytes;
 use dassie_rocketmq::header::{SendAnswer, SendMessage};
 use dassie_rocketmq::message::{
     Batch, MessageId, Properties, PropertiesText, RETRY_PREFIX, Record, SysFlag, TransactionState,
-    check_group, check_topic, is_unsendable_topic, property, tag_hash,
+    check_topic, is_unsendable_topic, property, tag_hash,
 };
 use dassie_rocketmq::{Command, RequestCode, ResponseCode};
 
 use super::Front;
 use super::offsets::signed;
-use super::refuse::{Refused, missing, refused};
+use super::refuse::{Refused, missing, name_refused, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::{Message, Op, Origin, Reply, Send, SendMessage as Enqueue};
 use crate::limits;
@@ -136,12 +136,11 @@ fn create_queues(front: &Front, header: &SendMessage<'_>) -> Option<u32> {
 
 /// What can be said without looking at a message.
 fn check(header: &SendMessage<'_>, body: &[u8]) -> Result<(), Refused> {
-    let (topic, group) = (header.topic, header.producer_group);
-    let wrong = |text: String| refused(ResponseCode::SystemError, text);
-    check_topic(topic).map_err(|error| wrong(format!("topic[{topic}]: {error}")))?;
-    check_group(group).map_err(|error| wrong(format!("producer group[{group}]: {error}")))?;
+    let topic = header.topic;
+    check_topic(topic).map_err(|error| name_refused("topic", topic, error))?;
     if is_unsendable_topic(topic) {
-        return Err(wrong(format!("Sending message to topic[{topic}] is forbidden.")));
+        let text = format!("Sending message to topic[{topic}] is forbidden.");
+        return Err(refused(ResponseCode::NoPermission, text));
     }
     if body.is_empty() {
         return Err(illegal("the message body is empty"));
@@ -311,13 +310,11 @@ mod tests {
 
     #[test]
     fn names_that_belong_to_nobody_or_to_the_broker_are_refused() {
-        for topic in ["", "a b", "SCHEDULE_TOPIC_XXXX", "RMQ_SYS_TRANS_HALF_TOPIC"] {
-            assert_eq!(
-                check(&SendMessage { topic, ..header() }, b"x").unwrap_err().code,
-                ResponseCode::SystemError
-            );
+        let code = |topic| check(&SendMessage { topic, ..header() }, b"x").unwrap_err().code;
+        assert_eq!([code(""), code("a b")], [ResponseCode::InvalidParameter; 2]);
+        for topic in ["SCHEDULE_TOPIC_XXXX", "RMQ_SYS_TRANS_HALF_TOPIC"] {
+            assert_eq!(code(topic), ResponseCode::NoPermission);
         }
-        assert!(check(&SendMessage { producer_group: "a b", ..header() }, b"x").is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! Does not know: sockets, time.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -81,6 +81,8 @@ impl Wait {
 pub(super) struct Session {
     pub(super) front: Arc<Front>,
     pub(super) peer: SocketAddr,
+    /// The address that the client came to.
+    pub(super) local: IpAddr,
     pub(super) principal: Principal,
     pub(super) output: Output,
     pub(super) topology: Arc<Topology>,
@@ -110,7 +112,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(
         front: Arc<Front>,
-        peer: SocketAddr,
+        (peer, local): (SocketAddr, IpAddr),
         topology: Arc<Topology>,
         log: Box<dyn Batches + Send>,
         member: Member,
@@ -121,6 +123,7 @@ impl Session {
         Self {
             front,
             peer,
+            local,
             principal,
             output: Output::default(),
             topology,
@@ -141,6 +144,11 @@ impl Session {
             backlog: VecDeque::new(),
             ending: false,
         }
+    }
+
+    /// `host:port` of the broker, for this client.
+    pub(super) fn address(&self) -> String {
+        self.front.address(self.local, self.peer.ip())
     }
 
     /// The peer may do nothing here.
@@ -332,6 +340,9 @@ impl Session {
                 clients::on_joined(self, join, result.err());
                 Ok(())
             }
+            (Wait::Offset(wanted), Err(Refusal::NotFound { .. } | Refusal::Invalid(_))) => {
+                offsets::answer_missing(self, asked, wanted)
+            }
             (wait, Err(refusal)) => {
                 self.queries -= usize::from(matches!(wait, Wait::Query(_)));
                 Err(refusal.into())
@@ -507,7 +518,7 @@ mod tests {
     impl Test {
         fn new(peer: &str) -> Self {
             let settings = Settings {
-                advertised_host: "127.0.0.1".into(),
+                advertised_host: Some("127.0.0.1".into()),
                 advertised_port: 10911,
                 broker_name: "b".into(),
                 cluster_name: "c".into(),
@@ -520,6 +531,7 @@ mod tests {
                 groups: Arc::new(Groups::default()),
                 realm: Realm::new(Users::only_guest()),
                 clock: Arc::new(SystemClock::new()),
+                misled: std::sync::Once::new(),
                 started_ms: 0,
                 instance: 1,
                 keys: 0.into(),
@@ -527,7 +539,8 @@ mod tests {
             let (notices_in, notices) = mpsc::channel(8);
             let member = Member::new(1, notices_in, peer.parse().unwrap());
             let topology = Arc::new(Topology::new());
-            let session = Session::new(front, peer.parse().unwrap(), topology, Box::new(NoLog), member);
+            let peers = (peer.parse().unwrap(), "127.0.0.1".parse().unwrap());
+            let session = Session::new(front, peers, topology, Box::new(NoLog), member);
             Self { session, notices }
         }
 

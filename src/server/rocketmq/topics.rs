@@ -108,7 +108,7 @@ pub(super) fn on_one(session: &mut Session, command: &Command<'_>, asked: Asked)
 fn judge(header: &CreateTopic<'_>) -> Result<Op, Refused> {
     let invalid = |text: String| refused(ResponseCode::InvalidParameter, text);
     let topic = header.topic;
-    check_topic(topic).map_err(|error| name_refused("topic", error))?;
+    check_topic(topic).map_err(|error| name_refused("topic", topic, error))?;
     if is_system_topic(topic) {
         return Err(invalid(format!("The topic[{topic}] is conflict with system topic.")));
     }

@@ -33,7 +33,7 @@ final class Compat {
     }
 
     static void deleteRoute(MQClientAPIImpl api, String topic) throws Exception {
-        api.deleteTopicInNameServer(Kit.nameServer(), null, topic, 10_000);
+        api.deleteTopicInNameServer(Kit.nameServer(), topic, null, 10_000);
     }
 
     static void delay(Message message, long millis) {

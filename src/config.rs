@@ -676,7 +676,7 @@ mod tests {
     fn the_vip_port_and_the_advertised_host_follow_the_broker_listener() {
         let config = run(&["--set", "rocketmq.listen=0.0.0.0:20911"]).unwrap();
         assert_eq!(config.rocketmq.vip_listen.unwrap().to_string(), "0.0.0.0:20909");
-        assert_eq!(config.rocketmq.advertised_host.as_deref(), Some("127.0.0.1"));
+        assert_eq!(config.rocketmq.advertised_host, None);
         let config =
             run(&["--set", "rocketmq.listen=[::1]:0", "--set", "rocketmq.advertised_host=mq.example"])
                 .unwrap();

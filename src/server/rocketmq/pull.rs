@@ -39,6 +39,7 @@ const READ: u32 = 4;
 pub(super) struct Pulled {
     topic: Arc<str>,
     queue_id: u32,
+    offset: u64,
     /// The offset asked for is below 0: below everything that is stored.
     before_all: bool,
 }
@@ -80,7 +81,7 @@ pub(super) fn on_pull(session: &mut Session, command: &Command<'_>, asked: Asked
         tags,
         wait_ms: wait.min(limits::FETCH_WAIT_MAX_MS),
     };
-    let pulled = Pulled { topic, queue_id, before_all: header.queue_offset < 0 };
+    let pulled = Pulled { topic, queue_id, offset: fetch.offset, before_all: header.queue_offset < 0 };
     session.ask(Action::Read, Resource::Topic(header.topic), Op::Fetch(fetch), asked, Wait::Pull(pulled))?;
     Ok(())
 }
@@ -129,12 +130,14 @@ pub(super) fn answer(
         FetchStatus::Found => (ResponseCode::Success, "FOUND"),
         FetchStatus::NotFound => (ResponseCode::PullNotFound, "OFFSET_OVERFLOW_ONE"),
         FetchStatus::NoneMatched => (ResponseCode::PullRetryImmediately, "NO_MATCHED_MESSAGE"),
-        FetchStatus::OffsetMoved => (ResponseCode::PullOffsetMoved, "the offset is outside of the queue"),
+        FetchStatus::OffsetMoved => (ResponseCode::PullOffsetMoved, moved(pulled, fetched.min, fetched.max)),
     };
     let mut fields = PullAnswer {
         next_begin_offset: signed(if pulled.before_all { fetched.min } else { fetched.next }),
         min_offset: signed(fetched.min),
         max_offset: signed(fetched.max),
+        topic_sys_flag: Some(0),
+        group_sys_flag: Some(0),
         ..PullAnswer::default()
     };
     if code != ResponseCode::Success {
@@ -165,6 +168,15 @@ pub(super) fn answer(
         return Err(refused(ResponseCode::SystemError, "the answer can not be written"));
     }
     Ok(())
+}
+
+/// How an offset is outside of its queue, in Apache's words.
+fn moved(pulled: &Pulled, min: u64, max: u64) -> &'static str {
+    match (max, pulled.offset) {
+        (0, _) => "NO_MESSAGE_IN_QUEUE",
+        (_, offset) if pulled.before_all || offset < min => "OFFSET_TOO_SMALL",
+        _ => "OFFSET_OVERFLOW_BADLY",
+    }
 }
 
 /// What an answer is made of.

@@ -255,10 +255,9 @@ impl Maker<'_> {
             (property::CLUSTER, &self.front.settings.cluster_name),
         ];
         for (name, value) in added {
-            if sent.get(name).is_none() {
-                // They inform only: a message that leaves no room for them is still a message.
-                let _ = text.set(name, value);
-            }
+            // The broker's word counts, whatever the client wrote there. They inform only: a message that leaves no room for
+            // them is still a message.
+            let _ = text.set(name, value);
         }
         Ok((text, unique_key))
     }

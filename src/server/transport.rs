@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::io::{self, BufRead, IoSlice, Write};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ pub(super) trait Transport: Send + Sync + 'static {
     fn is_flushed(&self) -> bool;
     /// Says that no more will be said.
     fn shutdown(&mut self) -> impl Future<Output = io::Result<()>> + Send;
+    /// The address that the peer came to.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
     /// `None`: not encrypted.
     fn facts(&self) -> Option<&Facts>;
 
@@ -82,6 +85,10 @@ pub(super) trait Transport: Send + Sync + 'static {
 }
 
 impl Transport for TcpStream {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Self::local_addr(self)
+    }
+
     fn ready(&self, interest: Interest) -> impl Future<Output = io::Result<Ready>> + Send {
         Self::ready(self, interest)
     }
@@ -157,6 +164,10 @@ impl Encrypted {
 }
 
 impl Transport for Encrypted {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
     async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         if self.prompt && interest.is_readable() {
             return Ok(Ready::READABLE);

@@ -16,7 +16,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use keys::KEYS;
 
 /// Everything that can be set. Built by [`load`]; field by field it is documented in [`keys::KEYS`].
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Config {
     /// `data_dir`: relative to the working directory.
     pub data_dir: String,
@@ -36,6 +36,12 @@ pub struct Config {
     pub log_format: LogFormat,
     /// `storage.*`
     pub storage: Storage,
+    /// `definitions.file`; "": none.
+    pub definitions_file: String,
+    /// `loopback_users`
+    pub loopback_users: Vec<String>,
+    /// The `[[users]]` tables of the file, as they stand there: who reads them knows what belongs into one.
+    pub users: Vec<toml::Value>,
 }
 
 /// `amqp.*`
@@ -73,6 +79,8 @@ pub struct Rocketmq {
     pub default_topic_queues: u64,
     /// `rocketmq.tls`
     pub tls: RocketmqTls,
+    /// `rocketmq.anonymous_user`
+    pub anonymous_user: String,
 }
 
 /// `tls.*`. Paths are relative to the working directory; "" stands for none.
@@ -195,7 +203,7 @@ pub enum LogFormat {
 }
 
 /// What the arguments ask for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Invocation {
     /// Run the broker.
     Run(Box<Config>),
@@ -391,6 +399,7 @@ fn read_table(
     for (name, value) in table {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         match value {
+            toml::Value::Array(tables) if key == "users" => draft.config.users.clone_from(tables),
             toml::Value::Table(inner) if is_section(&key) => read_table(draft, &key, inner, source_name)?,
             _ => set(draft, &key, &keys::Given::from_toml(value), source_name)?,
         }

@@ -3,6 +3,7 @@
 //! Owns: the product. `node` wires the rooms below together and holds no logic.
 //! Promises: the arrows of `src/docs/architecture.md`; `tests/arrows.rs` fails when one is broken.
 
+pub mod accounts;
 pub mod awake;
 pub mod broker;
 pub mod clock;

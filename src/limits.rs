@@ -99,6 +99,8 @@ pub const RANGES_PER_SETTLEMENT: usize = 30_000;
 
 // Users and permissions
 
+/// Largest definitions file. Bytes.
+pub const DEFINITIONS_MAX: u64 = 64 * 1024 * 1024;
 /// Longest permission pattern. Bytes.
 pub const PATTERN_MAX: usize = 4096;
 /// Memory of one compiled permission pattern. Bytes.

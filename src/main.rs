@@ -12,14 +12,13 @@ use dassie::data_dir::{self, Identity};
 use dassie::metrics::Metrics;
 use dassie::node::{Node, NodeParts};
 use dassie::process::{self, Failure};
-use dassie::security::{Realm, users::Users};
+use dassie::security::Realm;
 use dassie::server::health::Readiness;
 use dassie::server::semantics::Layouts;
 use dassie::server::tls::{Entrance, Tls};
-use dassie::server::{self, Door, Stop, Stopper, amqp, http, rocketmq};
-use dassie::{limits, logging};
+use dassie::server::{self, Door, Stopper, amqp, http, rocketmq};
+use dassie::{accounts, limits, logging};
 use tokio::net::TcpListener;
-use tokio::signal::unix::Signal;
 
 fn main() -> ExitCode {
     match start() {
@@ -73,7 +72,8 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         wall_ms: clock.wall_ms(),
     };
     let store = data_dir::open(config.data_dir.as_ref(), identity).map_err(Failure::new)?;
-    let realm = Realm::new(Users::only_guest());
+    let sources = accounts::sources(config).map_err(Failure::usage)?;
+    let realm = Realm::new(accounts::users(&sources).map_err(Failure::usage)?);
     let (stopper, stop) = Stopper::new();
     let metrics = Metrics::new();
     let ready = Readiness::new([
@@ -92,10 +92,10 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         "" => None,
         _ => Some(Tls::load(config.tls.clone()).map_err(Failure::new)?),
     };
-    match &tls {
-        Some(tls) => servers.spawn(Arc::clone(tls).keep_current(hangups, stop.clone())),
-        None => servers.spawn(hear_hangups(hangups, stop.clone())),
-    };
+    if let Some(tls) = &tls {
+        let hangups = process::hangups().map_err(Failure::new)?;
+        servers.spawn(Arc::clone(tls).keep_current(hangups, stop.clone()));
+    }
     if let Some(address) = &config.http_listen {
         let listener = server::bind(address, "http.listen").await.map_err(Failure::new)?;
         tracing::info!("health on http://{address}/health/ready");
@@ -149,6 +149,8 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         return Err(Failure::log("the shard ended while it started"));
     }
     ready.up("the log");
+    amqp::import(&node.shard, &sources).await.map_err(Failure::new)?;
+    servers.spawn(accounts::keep_current(Arc::clone(&realm), hangups, stop.clone()));
     let offer = amqp::Limits {
         frame_max: u32::try_from(config.amqp.frame_max).unwrap_or(u32::MAX),
         channel_max: u16::try_from(config.amqp.channel_max).unwrap_or(u16::MAX),
@@ -197,16 +199,6 @@ fn rocketmq_entrance(wanted: RocketmqTls, tls: Option<&Arc<Tls>>) -> Entrance {
         (RocketmqTls::Disabled, _) | (_, None) => Entrance::PlainOnly,
         (RocketmqTls::Permissive, Some(tls)) => Entrance::Either(Arc::clone(tls)),
         (RocketmqTls::Enforcing, Some(tls)) => Entrance::TlsOnly(Arc::clone(tls)),
-    }
-}
-
-/// A SIGHUP without anything to reload is heard all the same: by default it would end the process.
-async fn hear_hangups(mut hangups: Signal, stop: Stop) {
-    loop {
-        tokio::select! {
-            () = stop.requested() => return,
-            _ = hangups.recv() => tracing::info!("SIGHUP: without TLS there is nothing to reload"),
-        }
     }
 }
 

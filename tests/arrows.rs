@@ -251,8 +251,8 @@ impl Forbids {
 
 /// Everything that can stand behind `crate::` in the product. A test below compares with `src/lib.rs`.
 const ROOMS: &[&str] = &[
-    "broker", "clock", "cluster", "config", "data_dir", "limits", "logging", "metrics", "node", "process",
-    "security", "server",
+    "accounts", "awake", "broker", "clock", "cluster", "config", "data_dir", "limits", "logging", "metrics",
+    "node", "process", "security", "server",
 ];
 
 fn same(path: &[String], pattern: &[&str]) -> bool {

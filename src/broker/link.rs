@@ -110,6 +110,13 @@ impl Shard {
         Arc::clone(&self.topology.borrow())
     }
 
+    /// The topology, once it is as wanted; `None` when the shard ends before. Cancel safe.
+    pub async fn topology_when(&self, wanted: impl Fn(&Topology) -> bool) -> Option<Arc<Topology>> {
+        let mut topology = self.topology.clone();
+        let seen = topology.wait_for(|topology| wanted(topology)).await.ok()?;
+        Some(Arc::clone(&seen))
+    }
+
     /// Reads messages that lie in the log.
     #[must_use]
     pub fn log(&self) -> &SharedLog {

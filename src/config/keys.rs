@@ -33,6 +33,10 @@ enum Kind {
     Path(fn(&mut Draft) -> &mut String),
     /// A file, or "" for none.
     File(fn(&mut Draft) -> &mut String),
+    /// Names of users.
+    Users(fn(&mut Draft) -> &mut Vec<String>),
+    /// Name of a user.
+    User(fn(&mut Draft) -> &mut String),
     /// A name as RocketMQ takes them.
     Name(fn(&mut Draft) -> &mut String),
     /// true or false.
@@ -53,6 +57,9 @@ const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 /// Longest name of a broker or cluster: RocketMQ's clients keep it in fields of one byte length.
 const NAME_MAX: usize = 127;
+
+/// Longest name of a user: AMQP messages carry it as a short string. Bytes.
+const USER_MAX: usize = 255;
 
 /// All keys, in the order of the documentation.
 pub const KEYS: &[Key] = &[
@@ -221,6 +228,24 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "rocketmq.anonymous_user",
+        default: "guest",
+        meaning: "User that RocketMQ clients speak as: they bring no credentials. `guest` is kept to loopback by `loopback_users`; name another user, with rights in `/`, to let clients of other machines and containers in.",
+        kind: Kind::User(|d| &mut d.config.rocketmq.anonymous_user),
+    },
+    Key {
+        name: "loopback_users",
+        default: "guest",
+        meaning: "Users that may come from this machine only.",
+        kind: Kind::Users(|d| &mut d.config.loopback_users),
+    },
+    Key {
+        name: "definitions.file",
+        default: "",
+        meaning: "Definitions in RabbitMQ's JSON (`rabbitmqctl export_definitions`): users with their password hashes, vhosts, permissions, topic permissions, limits, exchanges, queues, bindings. Users are read again on SIGHUP.",
+        kind: Kind::File(|d| &mut d.config.definitions_file),
+    },
+    Key {
         name: "http.listen",
         default: "127.0.0.1:15672",
         meaning: "`/health/live` and `/health/ready`.",
@@ -302,6 +327,10 @@ impl Given {
             toml::Value::String(text) => Self::Text(text.clone()),
             toml::Value::Integer(number) => Self::Number(*number),
             toml::Value::Boolean(flag) => Self::Flag(*flag),
+            toml::Value::Array(list) if list.iter().all(toml::Value::is_str) => {
+                let texts: Vec<&str> = list.iter().filter_map(toml::Value::as_str).collect();
+                Self::Text(texts.join(","))
+            }
             other => Self::Other(format!("of type {}", other.type_str())),
         }
     }
@@ -395,6 +424,14 @@ impl Kind {
                 *place(draft) = given.text().filter(|t| !t.is_empty() && !t.contains('\0'))?.to_owned()
             }
             Self::File(place) => *place(draft) = given.text().filter(|t| !t.contains('\0'))?.to_owned(),
+            Self::Users(place) => {
+                let names = given.text()?.split(',').map(str::trim).filter(|name| !name.is_empty());
+                *place(draft) = names.map(str::to_owned).collect();
+            }
+            Self::User(place) => {
+                let fits = |name: &&str| !name.is_empty() && name.len() <= USER_MAX;
+                *place(draft) = given.text().filter(fits)?.to_owned();
+            }
             Self::Name(place) => *place(draft) = given.text().filter(|t| is_name(t))?.to_owned(),
             Self::Flag(place) => *place(draft) = given.flag()?,
             Self::Number { min, max, place, .. } => {
@@ -420,6 +457,8 @@ impl Kind {
             Self::DerivedHost(_) => "a host name or address without port, or `auto`".to_owned(),
             Self::Path(_) => "a path".to_owned(),
             Self::File(_) => "a path, or \"\" for none".to_owned(),
+            Self::Users(_) => "names with commas between, or \"\" for nobody".to_owned(),
+            Self::User(_) => format!("1 to {USER_MAX} bytes"),
             Self::Name(_) => format!("1 to {NAME_MAX} letters, digits, '-' or '_'"),
             Self::Flag(_) => "true or false".to_owned(),
             Self::Number { unit, min, max, .. } => format!("a number of {unit} from {min} to {max}"),
@@ -515,7 +554,8 @@ pub fn reference() -> String {
         `DASSIE_` before: `amqp.listen` is `DASSIE_AMQP_LISTEN`.\n\
         In the file a dot is a TOML table: `amqp.listen` is `listen` in `[amqp]`. Sizes are whole numbers of bytes, or\n\
         text such as `\"64MiB\"`. A key, value, file, variable or argument that is wrong ends the start with one line that names it\n\
-        and exit code 2. Nothing but the files of `tls.*` is reloaded while running.\n\n\
+        and exit code 2. Users and the files of `tls.*` are read again on SIGHUP, all else at\n\
+        the next start.\n\n\
         | key | default | value | meaning |\n|---|---|---|---|\n",
     );
     for key in KEYS {

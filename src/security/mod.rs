@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub mod definitions;
 pub mod password;
 pub mod permissions;
 pub mod users;
@@ -240,6 +241,13 @@ impl Realm {
         Principal::new(Arc::clone(self), name, peer.to_canonical())
     }
 
+    /// Who acts for the operator: what the process was told by its own files to declare, it may.
+    #[must_use]
+    pub fn operator() -> Principal {
+        let peer = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+        Self::new(Users::only_guest()).anonymous(peer)
+    }
+
     /// Counts one more, unless there are `most` already.
     fn count(&self, what: Counted, name: &Arc<str>, most: Option<u32>) -> Option<Counter> {
         let mut counts = lock(&self.counts);
@@ -328,6 +336,12 @@ impl Principal {
     #[must_use]
     pub fn max_queues(&self) -> Option<u32> {
         self.realm.users().vhosts.get(&self.vhost).and_then(|limits| limits.max_queues)
+    }
+
+    /// Does any topic permission hold for it here? Without one no routing key needs a look.
+    #[must_use]
+    pub fn narrows_keys(&self) -> bool {
+        self.seen().rights.as_ref().is_some_and(|rights| rights.narrows_keys())
     }
 
     /// May it publish with another user's name in `user-id`?

@@ -137,6 +137,11 @@ impl Rights {
         }
     }
 
+    /// Is there any pattern for routing keys?
+    pub(super) fn narrows_keys(&self) -> bool {
+        !self.topics.is_empty()
+    }
+
     /// May this routing key be used at that topic exchange? An exchange without patterns takes all.
     pub(super) fn allows_key(&self, action: Action, exchange: &str, key: &str) -> bool {
         self.topics.get(exchange).is_none_or(|topic| match action {

@@ -30,9 +30,12 @@ impl Session {
         if m.immediate {
             return Err(not_implemented("immediate=true"));
         }
-        let key = self.allow(Action::Write, Resource::Exchange(m.exchange))?;
-        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let exchange = names::strip_line_ends(m.exchange);
+        let key = self.allow(Action::Write, Resource::Exchange(&exchange))?;
+        if !exchange.is_empty() {
+            self.allow_key(Action::Write, &exchange, m.routing_key)?;
+        }
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         channel.last_address = Some(Address::new(channel.last_address.as_ref(), &exchange, m.routing_key));
         channel.publishing =
             Some(Publishing { key, also: Vec::new(), mandatory: m.mandatory, partial: None });
@@ -46,8 +49,11 @@ impl Session {
         properties: Properties<'_>,
     ) -> Result<(), Exception> {
         let header = ContentHeader { class_id: BasicPublish::ID.class, body_size, properties };
-        let checked = properties::check(&header, &self.agreed.principal.name)?;
+        let checked = properties::check(&header, &self.agreed.principal)?;
         let also = properties::further_keys(properties)?;
+        if !also.is_empty() && self.agreed.principal.narrows_keys() {
+            self.allow_further(number, &also)?;
+        }
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let (Some(address), Some(publishing)) = (&channel.last_address, &mut channel.publishing) else {
             return Ok(());
@@ -61,6 +67,13 @@ impl Session {
         fixed[4..].copy_from_slice(&body_size.to_be_bytes());
         publishing.partial = Some(self.arena.begin(address, [&fixed, block], checked));
         if body_size == 0 { self.complete(number) } else { Ok(()) }
+    }
+
+    /// Topic permissions hold for the keys of CC and BCC as for the first one (RabbitMQ 3.10 forgets them).
+    fn allow_further(&self, number: u16, keys: &[Arc<str>]) -> Result<(), Exception> {
+        let address = self.channels.get(&number).and_then(|channel| channel.last_address.as_ref());
+        let Some(address) = address.filter(|address| !address.exchange.is_empty()) else { return Ok(()) };
+        keys.iter().try_for_each(|key| self.allow_key(Action::Write, &address.exchange, key))
     }
 
     pub(super) fn body(&mut self, number: u16, bytes: &[u8], last: bool) -> Result<(), Exception> {

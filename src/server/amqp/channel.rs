@@ -13,7 +13,7 @@ use super::publish::{Address, Partial};
 use super::transaction::Transaction;
 use super::unacked::Unacked;
 use crate::broker::api::{ChannelId, Delivery, ReaderId};
-use crate::security::Authorized;
+use crate::security::{Authorized, Counter};
 
 /// See the module.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub(super) struct Channel {
     pub(super) last_address: Option<Address>,
     /// A publish whose header or body is missing.
     pub(super) publishing: Option<Publishing>,
+    /// It counts against the user's limit until it is gone.
+    _counted: Counter,
 }
 
 /// A publish that is not complete.
@@ -75,7 +77,7 @@ pub(super) struct Reader {
 
 impl Channel {
     /// A channel as channel.open leaves it.
-    pub(super) fn new(slot: ChannelId) -> Self {
+    pub(super) fn new(slot: ChannelId, counted: Counter) -> Self {
         Self {
             slot,
             default_queue: None,
@@ -88,6 +90,7 @@ impl Channel {
             answers: Answers::default(),
             last_address: None,
             publishing: None,
+            _counted: counted,
         }
     }
 }

@@ -24,12 +24,17 @@ impl Session {
     pub(super) fn exchange_declare(&mut self, number: u16, m: &ExchangeDeclare<'_>) -> Result<(), Exception> {
         let name: Arc<str> = names::strip_line_ends(m.exchange).into();
         not_default(&name)?;
-        let key = self.allow(Action::Configure, Resource::Exchange(&name))?;
         let vhost_name = Arc::clone(&self.agreed.vhost_name);
         let place = Place { kind: "exchange", name: &name, vhost: &vhost_name };
         let mut kind = ExchangeKind::Direct;
+        // RabbitMQ before 4.2 asks no permission of who only looks.
+        let mut key = self.own();
         if !m.passive {
             kind = exchange_kind(m.kind)?;
+            key = self.allow(Action::Configure, Resource::Exchange(&name))?;
+            if self.topology.exchange(self.agreed.vhost, &name).is_none() {
+                self.allow_detour(m.arguments, "alternate-exchange", Resource::Exchange(&name))?;
+            }
             if names::is_reserved(&name) && self.topology.exchange(self.agreed.vhost, &name).is_none() {
                 return Err(reserved("exchange", &name));
             }
@@ -82,14 +87,19 @@ impl Session {
             true => names::generate("amq.gen-").into(),
             false => names::strip_line_ends(m.queue).into(),
         };
-        let key = self.allow(Action::Configure, Resource::Queue(&name))?;
         let vhost_name = Arc::clone(&self.agreed.vhost_name);
         let place = Place { kind: "queue", name: &name, vhost: &vhost_name };
         let mut kind = QueueKind::Classic;
+        let mut key = self.own();
         if !m.passive && !names::is_reply(&name) {
             let exists = self.topology.queue(self.agreed.vhost, &name).is_some();
             if names::is_reserved(&name) && !server_named && !exists {
                 return Err(reserved("queue", &name));
+            }
+            key = self.allow(Action::Configure, Resource::Queue(&name))?;
+            if !exists {
+                self.check_room(&name)?;
+                self.allow_detour(m.arguments, "x-dead-letter-exchange", Resource::Queue(&name))?;
             }
             let flags = QueueFlags {
                 durable: m.durable,
@@ -161,6 +171,39 @@ impl Session {
         Ok(())
     }
 
+    /// A declare that sends messages on to another exchange needs to read here and to write there.
+    fn allow_detour(&self, arguments: RawTable<'_>, name: &str, from: Resource<'_>) -> Result<(), Exception> {
+        if let Some(to) = arguments.get(name).and_then(|value| value.as_str()) {
+            self.allow(Action::Read, from)?;
+            self.allow(Action::Write, Resource::Exchange(to))?;
+        }
+        Ok(())
+    }
+
+    /// Topic permissions: they hold for exchanges that match words. One that is not there yet could become one.
+    pub(super) fn allow_key(&self, action: Action, exchange: &str, key: &str) -> Result<(), Exception> {
+        if !self.agreed.principal.narrows_keys() {
+            return Ok(());
+        }
+        let kind = self.topology.exchange(self.agreed.vhost, exchange).map(|known| known.spec.kind);
+        if matches!(kind, None | Some(ExchangeKind::Topic | ExchangeKind::RocketmqTopic)) {
+            self.allow(action, Resource::RoutingKey { exchange, key })?;
+        }
+        Ok(())
+    }
+
+    /// `max-queues` of the vhost, on what is applied: declares in flight are not counted, as in RabbitMQ.
+    fn check_room(&self, name: &str) -> Result<(), Exception> {
+        let Some(limit) = self.agreed.principal.max_queues() else { return Ok(()) };
+        if self.topology.queue_count_in(self.agreed.vhost) < usize::try_from(limit).unwrap_or(usize::MAX) {
+            return Ok(());
+        }
+        Err(precondition(format_args!(
+            "cannot declare queue '{name}': queue limit in vhost '{}' ({limit}) is reached",
+            self.agreed.vhost_name
+        )))
+    }
+
     /// The queue that a name means: the last declared one if it is empty.
     pub(super) fn queue_name(&self, number: u16, name: &str) -> Result<Arc<str>, Exception> {
         if !name.is_empty() {
@@ -182,9 +225,10 @@ impl Session {
         // RabbitMQ: an empty queue and an empty key mean the last declared queue under its own name.
         let routing_key = if queue.is_empty() && routing_key.is_empty() { &*name } else { routing_key };
         let source: Arc<str> = names::strip_line_ends(exchange).into();
-        not_default(&source)?;
         self.allow(Action::Write, Resource::Queue(&name))?;
+        not_default(&source)?;
         let key = self.allow(Action::Read, Resource::Exchange(&source))?;
+        self.allow_key(Action::Read, &source, routing_key)?;
         let spec = self.binding(source, Destination::Queue(Arc::clone(&name)), routing_key, arguments)?;
         Ok((key, spec))
     }
@@ -198,10 +242,11 @@ impl Session {
     ) -> Result<(Authorized, BindingSpec), Exception> {
         let destination: Arc<str> = names::strip_line_ends(destination).into();
         let source: Arc<str> = names::strip_line_ends(source).into();
-        not_default(&source)?;
-        not_default(&destination)?;
         self.allow(Action::Write, Resource::Exchange(&destination))?;
+        not_default(&destination)?;
+        not_default(&source)?;
         let key = self.allow(Action::Read, Resource::Exchange(&source))?;
+        self.allow_key(Action::Read, &source, routing_key)?;
         let spec = self.binding(source, Destination::Exchange(destination), routing_key, arguments)?;
         Ok((key, spec))
     }
@@ -222,7 +267,7 @@ impl Session {
     }
 }
 
-fn exchange_kind(name: &str) -> Result<ExchangeKind, Exception> {
+pub(super) fn exchange_kind(name: &str) -> Result<ExchangeKind, Exception> {
     match name {
         "direct" => Ok(ExchangeKind::Direct),
         "fanout" => Ok(ExchangeKind::Fanout),

@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub use dassie_amqp::connection::Limits;
 use tokio::net::TcpStream;
 
+pub use import::{ImportError, import};
+
 use super::tls::{Entered, Entrance};
 use super::{Door, Stop};
 use crate::broker::link::Shard;
@@ -32,6 +34,7 @@ mod declare;
 pub(super) mod deliver;
 mod events;
 mod greeting;
+mod import;
 mod line;
 mod names;
 mod output;

@@ -13,6 +13,7 @@ use dassie_amqp::table::{TableBuilder, Value};
 use super::arguments::precondition;
 use crate::broker::api::REPLY_QUEUE;
 use crate::limits;
+use crate::security::Principal;
 
 /// Longest time to live, ms: RabbitMQ's ten years.
 const EXPIRATION_MAX: u64 = 315_360_000_000;
@@ -28,8 +29,8 @@ pub(super) struct Checked {
     pub(super) body_len: u32,
 }
 
-/// Checks the header of a message that `user` publishes.
-pub(super) fn check(header: &ContentHeader<'_>, user: &str) -> Result<Checked, Exception> {
+/// Checks the header of a message that `principal` publishes.
+pub(super) fn check(header: &ContentHeader<'_>, principal: &Principal) -> Result<Checked, Exception> {
     let body_len =
         u32::try_from(header.body_size).ok().filter(|size| u64::from(*size) <= limits::MESSAGE_MAX);
     let Some(body_len) = body_len else {
@@ -42,8 +43,10 @@ pub(super) fn check(header: &ContentHeader<'_>, user: &str) -> Result<Checked, E
     let properties = &header.properties;
     let ttl = properties.expiration().map(expiration).transpose()?;
     if let Some(claimed) = properties.user_id()
-        && claimed != user.as_bytes()
+        && claimed != principal.name.as_bytes()
+        && !principal.may_impersonate()
     {
+        let user = &principal.name;
         return Err(precondition(format_args!(
             "user_id property set to '{}' but authenticated user was '{user}'",
             String::from_utf8_lossy(claimed)
@@ -136,12 +139,14 @@ mod tests {
     use dassie_amqp::content::{Properties, PropertyList};
     use dassie_amqp::table::TableBuilder;
 
+    use crate::security::Realm;
+
     fn checked(list: &PropertyList<'_>, body_size: u64) -> Result<Checked, u16> {
         let mut block = Vec::new();
         list.encode(&mut block);
         let header =
             ContentHeader { class_id: 60, body_size, properties: Properties::parse(&block).unwrap() };
-        check(&header, "guest").map_err(|exception| exception.code().number())
+        check(&header, &Realm::operator()).map_err(|exception| exception.code().number())
     }
 
     #[test]

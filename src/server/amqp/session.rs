@@ -119,12 +119,9 @@ impl Session {
             }
             Heard::ChannelOpen { channel } => self.open(*channel),
             Heard::ChannelClose { channel, .. } => self.close(*channel),
+            // Passwords do not expire: like RabbitMQ with users of its own, any new one is taken and has no effect.
             Heard::UpdateSecret(_) => {
-                let text = "connection.update-secret is not supported yet";
-                self.line.close(
-                    &Exception::new(ReplyCode::NotImplemented, text)
-                        .during(method::ConnectionUpdateSecret::ID),
-                );
+                method::ConnectionUpdateSecretOk {}.encode_frame(0, self.line.bytes());
             }
             // Handshake and end of the connection: the task has looked at them.
             _ => {}
@@ -146,9 +143,16 @@ impl Session {
                 break;
             }
         }
+        let counted = match self.agreed.principal.open_channel() {
+            Ok(counted) => counted,
+            Err(full) => {
+                let exception = Exception::new(ReplyCode::NotAllowed, full);
+                return self.line.close(&exception.during(method::ChannelOpen::ID));
+            }
+        };
         self.last_slot = slot;
         self.numbers.insert(slot, number);
-        self.channels.insert(number, Channel::new(slot));
+        self.channels.insert(number, Channel::new(slot, counted));
         ChannelOpenOk::default().encode_frame(number, self.line.bytes());
     }
 

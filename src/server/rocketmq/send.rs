@@ -21,7 +21,7 @@ use super::refuse::{Refused, missing, name_refused, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::{Message, Op, Origin, Reply, Send, SendMessage as Enqueue};
 use crate::limits;
-use crate::security::{Action, Resource};
+use crate::security::{Action, Resource, TOPIC_EXCHANGE_PREFIX, authorize};
 
 /// Largest body of a send, of a batch as a whole too: Apache's `maxMessageSize`. Bytes.
 const BODY_MAX: usize = 4 * 1024 * 1024;
@@ -86,6 +86,14 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         messages.push(made.0);
     }
     check_stored(&messages)?;
+    if session.principal.narrows_keys() {
+        // To AMQP the topic is an exchange and the tag its routing key: one permission for both doors.
+        let exchange = format!("{TOPIC_EXCHANGE_PREFIX}{topic}");
+        for message in &messages {
+            let key = Resource::RoutingKey { exchange: &exchange, key: &message.tag };
+            authorize(&session.principal, Action::Write, key)?;
+        }
+    }
     let create = create_queues(&session.front, &header).filter(|_| session.topology.topic(topic).is_none());
     if let Some(queues) = create {
         // A verb of its own, in front of the send: together they might not fit one batch of the log.
@@ -95,7 +103,7 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
             read_queues: queues,
             permission: READ_WRITE,
         };
-        session.tell(Action::Write, Resource::Topic(topic), op)?;
+        session.tell(Action::Configure, Resource::Topic(topic), op)?;
     }
     let send = Send {
         topic: topic.into(),

@@ -37,7 +37,7 @@ pub struct Definitions {
     pub bindings: Vec<BindingEntry>,
     #[serde(default)]
     parameters: Vec<Map<String, Value>>,
-    #[serde(default, alias = "rabbitmq_version")]
+    #[serde(default)]
     rabbit_version: Option<Value>,
     #[serde(flatten)]
     other: Map<String, Value>,

@@ -70,6 +70,12 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Path(|d| &mut d.config.data_dir),
     },
     Key {
+        name: "loopback_users",
+        default: "guest",
+        meaning: "Users that may come from this machine only.",
+        kind: Kind::Users(|d| &mut d.config.loopback_users),
+    },
+    Key {
         name: "amqp.listen",
         default: "127.0.0.1:5672",
         meaning: "Where AMQP 0-9-1 clients (RabbitMQ's) connect.",
@@ -152,6 +158,12 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "rocketmq.anonymous_user",
+        default: "guest",
+        meaning: "User that RocketMQ clients speak as: they bring no credentials. `guest` is kept to loopback by `loopback_users`; name another user, with rights in `/`, to let clients of other machines and containers in.",
+        kind: Kind::User(|d| &mut d.config.rocketmq.anonymous_user),
+    },
+    Key {
         name: "rocketmq.tls",
         default: "permissive",
         meaning: "TLS on the RocketMQ ports, all of them, as Apache's `tls.server.mode`: with `permissive` the first byte of a connection tells (plaintext only while `tls.certificate` is not set), `enforcing` turns plaintext away, `disabled` turns TLS away.",
@@ -226,18 +238,6 @@ pub const KEYS: &[Key] = &[
                 Some(())
             },
         },
-    },
-    Key {
-        name: "rocketmq.anonymous_user",
-        default: "guest",
-        meaning: "User that RocketMQ clients speak as: they bring no credentials. `guest` is kept to loopback by `loopback_users`; name another user, with rights in `/`, to let clients of other machines and containers in.",
-        kind: Kind::User(|d| &mut d.config.rocketmq.anonymous_user),
-    },
-    Key {
-        name: "loopback_users",
-        default: "guest",
-        meaning: "Users that may come from this machine only.",
-        kind: Kind::Users(|d| &mut d.config.loopback_users),
     },
     Key {
         name: "definitions.file",

@@ -77,6 +77,14 @@ pub struct Rocketmq {
     pub auto_create_topics: bool,
     /// `rocketmq.default_topic_queues`
     pub default_topic_queues: u64,
+    /// `rocketmq.delay_levels`: ms of each, level 1 first.
+    pub delay_levels: Vec<u64>,
+    /// `rocketmq.transaction_timeout`: seconds.
+    pub transaction_timeout: u64,
+    /// `rocketmq.transaction_check_interval`: seconds.
+    pub transaction_check_interval: u64,
+    /// `rocketmq.transaction_check_max`
+    pub transaction_check_max: u64,
     /// `rocketmq.tls`
     pub tls: RocketmqTls,
     /// `rocketmq.anonymous_user`

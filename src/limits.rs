@@ -96,6 +96,16 @@ pub const EXPIRED_PER_TURN: usize = 4096;
 pub const TARGETS_PER_REFERENCE: usize = 20_000;
 /// Ranges in one settlement record.
 pub const RANGES_PER_SETTLEMENT: usize = 30_000;
+/// Messages moved or asked about in one turn of the shard: what is due waits for nobody, and nobody for it.
+pub const STEPS_PER_TURN: usize = 256;
+/// Bytes of messages moved in one turn of the shard.
+pub const STEP_BYTES_PER_TURN: usize = 1024 * 1024;
+/// A moved message's body up to this is copied, so that its old place can go; a larger one stays where it is. Bytes.
+pub const MOVED_BODY_COPIED: u32 = 4 * 1024;
+/// Delay levels.
+pub const DELAY_LEVELS_MAX: usize = 64;
+/// While something waits for its time, log time that is not in the log is at most about so long, ms.
+pub const LOG_TIME_STEP_MS: u64 = 30_000;
 
 // Users and permissions
 

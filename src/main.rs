@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use dassie::broker::later::Settings as Times;
 use dassie::clock::{Clock, SystemClock};
 use dassie::config::{self, Address, Config, Invocation, RocketmqTls};
 use dassie::data_dir::{self, Identity};
@@ -140,6 +141,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         tail_memory: usize::try_from(config.storage.tail_memory).unwrap_or(usize::MAX),
         semantics: Arc::new(Layouts { auto_topic_queues }),
         clock: Arc::new(*clock),
+        times: times(config),
         metrics: Arc::clone(&metrics),
         incarnation: random(),
     })
@@ -215,6 +217,16 @@ fn name_server_address(config: &Config, listeners: &[(&'static str, Option<TcpLi
     Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
 }
 
+/// When delayed messages are due, and transactions asked about.
+fn times(config: &Config) -> Times {
+    Times {
+        delay_levels_ms: config.rocketmq.delay_levels.clone(),
+        transaction_timeout_ms: config.rocketmq.transaction_timeout * 1000,
+        transaction_check_interval_ms: config.rocketmq.transaction_check_interval * 1000,
+        transaction_check_max: u32::try_from(config.rocketmq.transaction_check_max).unwrap_or(u32::MAX),
+    }
+}
+
 /// What RocketMQ connections share. Routes name the port that really listens: the configured one may be 0.
 async fn rocketmq_front(
     config: &Config,
@@ -234,6 +246,7 @@ async fn rocketmq_front(
         cluster_name: config.rocketmq.cluster_name.clone(),
         auto_create_topics: config.rocketmq.auto_create_topics,
         default_topic_queues: u32::try_from(config.rocketmq.default_topic_queues).unwrap_or(u32::MAX),
+        delay_levels: u32::try_from(config.rocketmq.delay_levels.len()).unwrap_or(u32::MAX),
     };
     // The lower half of a random number is one.
     let [_, _, _, _, a, b, c, d] = random().to_be_bytes();

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::awake::Awake;
 use crate::broker::api::Semantics;
 use crate::broker::core::{Core, PageSource, Parts, Proposal};
+use crate::broker::later::Settings as Times;
 use crate::broker::link::Shard;
 use crate::broker::shard::{CheckpointJob, Seams, ShardLoop};
 use crate::clock::Clock;
@@ -44,6 +45,8 @@ pub struct NodeParts {
     pub semantics: Arc<dyn Semantics>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// When delayed messages are due, and transactions asked about.
+    pub times: Times,
     /// Numbers.
     pub metrics: Arc<Metrics>,
     /// A random number, never 0: names this incarnation, and seeds election timeouts.
@@ -169,7 +172,8 @@ async fn open(
             batch_bytes: limits::BATCH_TARGET,
         },
         state,
-    );
+    )
+    .with_times(parts.times.clone());
     let shard_loop = ShardLoop::new(core, inputs, (first_segment, genesis.segment_size), CHECKPOINT_BYTES);
     let replica = Replica::start(Start {
         node: genesis.node,

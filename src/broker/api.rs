@@ -198,6 +198,49 @@ pub struct Send {
     pub create_queues: Option<u32>,
     /// One, or a batch. The shard writes the queue id it chose at [`Semantics::stamp`].
     pub messages: Vec<SendMessage>,
+    /// Not to be seen in its topic yet: where it waits. Its layout says so already.
+    pub waits: Option<Waits>,
+}
+
+/// Where a message stands before it is to be seen in its topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Waits {
+    /// For the delay of this level, from 1.
+    Delay(u32),
+    /// For the end of its transaction.
+    Half,
+}
+
+/// A consumer could not consume a message.
+#[derive(Debug, Clone)]
+pub struct SendBack {
+    /// The queue that the message's record names at its position ([`crate::broker::message::queue_at`]).
+    pub queue: QueueUid,
+    /// Public position.
+    pub position: Position,
+    /// Topic as the consumer knows it, if it said so.
+    pub topic: Option<Arc<str>>,
+    /// Consumer group.
+    pub group: Arc<str>,
+    /// Delay level until it comes again; 0: by the number of attempts; below: never again.
+    pub level: i32,
+    /// After so many attempts it never comes again.
+    pub attempts_max: i32,
+    /// Its id as clients spell it.
+    pub id: Arc<str>,
+}
+
+/// The end of a transaction.
+#[derive(Debug, Clone)]
+pub struct EndTransaction {
+    /// Producer group that sent the half message.
+    pub group: Arc<str>,
+    /// The half message's offset.
+    pub offset: Offset,
+    /// Its public position.
+    pub position: Position,
+    /// To be seen now; else never.
+    pub commit: bool,
 }
 
 /// One message of a send.
@@ -419,6 +462,24 @@ pub enum Op {
     ForgetOffsets {
         /// Group.
         group: Arc<str>,
+    },
+    /// Deliver again later, or put with the dead letters: a new reference to the old body.
+    SendBack(SendBack),
+    /// Commit or rollback of a half message.
+    EndTransaction(EndTransaction),
+    /// This connection answers for half messages of a producer group, or does not any more. No reply.
+    AnswerFor {
+        /// Producer group.
+        group: Arc<str>,
+        /// It does.
+        answers: bool,
+    },
+    /// One message by its public position.
+    View {
+        /// The queue that its record names there ([`crate::broker::message::queue_at`]).
+        queue: QueueUid,
+        /// Public position.
+        position: Position,
     },
     /// Retention and diagnostics: one line of JSON about queues; used by status and metrics.
     Inspect,
@@ -686,6 +747,15 @@ pub enum Reply {
         /// Public position of each.
         positions: Vec<Position>,
     },
+    /// View.
+    Viewed {
+        /// The message.
+        delivery: Delivery,
+        /// Its topic; of one that waits, the name of where it waits.
+        topic: Arc<str>,
+        /// Its message queue there.
+        queue_id: u32,
+    },
     /// RocketMQ pull.
     Fetched(Fetched),
     /// QueueOffsets.
@@ -810,8 +880,59 @@ pub enum Event {
         /// Which.
         reader: ReaderId,
     },
+    /// What became of the transaction of this half message? Asked of one connection that answers for its group.
+    CheckBack(Delivery),
     /// The node is going down.
     ShuttingDown,
+}
+
+/// A message on its way from one place to the next.
+#[derive(Debug, Clone)]
+pub enum Step<'a> {
+    /// Its delay is over.
+    Due,
+    /// A consumer sent it back.
+    SentBack {
+        /// How.
+        back: &'a SendBack,
+        /// Topic it was consumed from.
+        topic: &'a str,
+        /// Delay levels there are.
+        levels: u32,
+    },
+    /// Its transaction was committed.
+    Committed {
+        /// The half message's public position.
+        position: Position,
+        /// How often its producers were asked.
+        asked: u32,
+        /// Delay levels there are.
+        levels: u32,
+    },
+    /// Its producers were asked too often.
+    GivenUp,
+}
+
+/// What a message becomes by a [`Step`].
+#[derive(Debug, Clone)]
+pub struct Stepped {
+    /// All bytes, body included.
+    pub send: SendMessage,
+    /// Topic it is for.
+    pub topic: Arc<str>,
+    /// Message queue it is for; taken modulo the topic's.
+    pub queue_id: u32,
+    /// Where it waits before that.
+    pub waits: Option<Waits>,
+}
+
+/// What a half message says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Half {
+    /// The producers that know.
+    pub group: Arc<str>,
+    /// They are not asked before, ms after it was stored; `None`: the usual time.
+    pub not_before_ms: Option<u64>,
 }
 
 /// What the core must ask of those who know the layouts. Implemented in `server`, given by `node`.
@@ -832,6 +953,13 @@ pub trait Semantics: std::marker::Send + Sync + 'static {
     fn new_topic(&self, _name: &str) -> Option<u32> {
         None
     }
+    /// What a stored RocketMQ message becomes by `step`; the text says why it can not.
+    ///
+    /// # Errors
+    /// The reason, for the client's eyes.
+    fn step(&self, message: &StoredMessage, step: &Step<'_>) -> Result<Stepped, Arc<str>>;
+    /// Of a stored half message. `None`: it is none.
+    fn half(&self, message: &StoredMessage) -> Option<Half>;
     /// Writes what only the shard knows into a RocketMQ-born prefix: queue id and store time (ms).
     fn stamp(&self, prefix: &mut [u8], queue_id: u32, store_time: u64);
 }

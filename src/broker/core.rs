@@ -18,12 +18,14 @@ use super::api::{
     ChannelId, ConnectionId, Delivery, Event, Fetch, Op, QueueUid, ReaderId, Refusal, Reply, Semantics, Verb,
 };
 use super::index::Pages;
+use super::later::Later;
 use super::link::{Credit, Input, weight};
 use super::message::{Batches, Cache, Extent};
+use super::moving::Need;
 use super::reader::{Reader, ReaderKey, Runtime};
 use super::record::{BatchBuilder, Kind, PayloadHead};
 use super::state::{ALREADY_DELIVERED, Applied, Done, State};
-use super::topology::{Route, Topology};
+use super::topology::{Route, Topology, WAITING_VHOST};
 use crate::clock::{Clock, LogTime};
 use crate::limits;
 use crate::metrics::Metrics;
@@ -112,13 +114,15 @@ pub(crate) enum Work {
     Internal(Vec<super::topology::Change>),
     /// Settlements the leader made by itself (auto-ack).
     Settled { queue: QueueUid, ranges: Vec<(u64, u64)> },
+    /// Something that the records behind it need.
+    Needed(Need),
     /// A piece of a large body of the verb that waits in `large`.
     Piece { connection: ConnectionId, bytes: Bytes },
     /// A fan-out to more queues than one record names: the parts before the publish itself.
     Part { publish: Box<super::api::Publish>, targets: Vec<QueueUid> },
     /// A transaction.
     Commit(Box<super::tx::Committing>),
-    /// A record that nobody waits for and whose loss changes nothing but a count.
+    /// Records that nobody waits for. If they are lost, the state still says what is owed.
     Unanswered,
 }
 
@@ -133,6 +137,8 @@ pub(crate) struct Pending {
     pub(crate) queue_id: u32,
     /// Where the pieces of a large body lie, committed.
     pub(crate) extents: Vec<Extent>,
+    /// What queues in memory get once it is applied.
+    pub(crate) in_memory: Option<Box<super::api::Publish>>,
 }
 
 /// A large publish whose pieces are on their way.
@@ -229,6 +235,8 @@ pub struct Core {
     pub(crate) round_robin: u64,
     /// Handed to readers that settle as they get, in this turn.
     pub(crate) auto_acked: Vec<(QueueUid, u64)>,
+    /// What waits for its time.
+    pub(crate) later: Later,
 }
 
 /// What the shard counts; read by metrics.
@@ -334,6 +342,7 @@ impl Core {
             observed: Counters::default(),
             round_robin: 0,
             auto_acked: Vec::new(),
+            later: Later::default(),
         }
     }
 
@@ -387,11 +396,16 @@ impl Core {
             .state
             .queues
             .values()
-            .filter(|q| q.kind != super::api::QueueKind::Topic)
+            .filter(|q| q.kind != super::api::QueueKind::Topic && !self.waits_in(q.uid))
             .map(|q| q.depth())
             .sum();
         let memory: u64 = self.runtimes.values().filter_map(|r| r.memory.as_ref()).map(|m| m.depth()).sum();
         metrics.messages_ready.set(gauge((durable + memory).saturating_sub(unacked)));
+    }
+
+    /// It is a queue of waiting messages, which no client sees.
+    fn waits_in(&self, uid: QueueUid) -> bool {
+        self.state.topology.queue_by_uid(uid).is_some_and(|queue| queue.vhost == WAITING_VHOST)
     }
 
     /// Takes what connections sent.
@@ -496,6 +510,7 @@ impl Core {
             enqueued: Vec::new(),
             queue_id: 0,
             extents: Vec::new(),
+            in_memory: None,
         });
         sequence
     }
@@ -648,7 +663,7 @@ impl Core {
         if waited_out || self.begun == Some(term) {
             self.draining = None;
             self.begun = None;
-            self.start_leading(term);
+            self.start_leading(term, waited_out);
         }
     }
 
@@ -660,7 +675,7 @@ impl Core {
     }
 
     /// Begins to lead in `term`: everything before it is applied, so what is pending is decided again.
-    fn start_leading(&mut self, term: u64) {
+    fn start_leading(&mut self, term: u64, led_before: bool) {
         let last = self.state.sessions.get(&self.session).map(|s| s.last);
         self.overlay = Some(Overlay {
             term,
@@ -672,10 +687,14 @@ impl Core {
             closed: VecDeque::new(),
             in_flight: 0,
         });
-        let (monotonic, wall) = (self.clock.monotonic(), self.clock.wall_ms());
-        self.log_time = LogTime::begin(self.state.log_time, monotonic, wall);
+        if !led_before {
+            // In its own term it goes on with its own time: what passed since the last batch is not lost.
+            let (monotonic, wall) = (self.clock.monotonic(), self.clock.wall_ms());
+            self.log_time = LogTime::begin(self.state.log_time, monotonic, wall);
+        }
         self.turn();
         self.session_open = last.is_some();
+        self.restart_later();
         let listed: Vec<QueueUid> = self.runtimes.keys().copied().collect();
         listed.into_iter().for_each(|uid| self.list(uid));
         if !self.session_open {
@@ -708,6 +727,7 @@ impl Core {
         self.pop_resolved();
         for enqueued in &applied.enqueued {
             self.arrived(*enqueued);
+            self.waiting_enqueued(enqueued.queue);
         }
         self.after_apply(&applied);
     }
@@ -768,6 +788,7 @@ impl Core {
 
     fn topology_applied(&mut self, applied: &Applied) {
         let _ = self.topology_out.send(Arc::new(self.state.topology.clone()));
+        self.find_waiting_queues();
         for uid in &applied.removed {
             self.queue_gone(*uid);
         }
@@ -806,6 +827,9 @@ impl Core {
         {
             runtime.settling = runtime.settling.saturating_sub(ranges.iter().map(|(_, n)| n).sum());
         }
+        if let Some(publish) = &pending.in_memory {
+            self.hand_to_memory(publish);
+        }
         let (connection, verb, weight) = match pending.work {
             Work::Verb { connection, verb, weight } => (connection, verb, weight),
             Work::Commit(committing) => {
@@ -828,6 +852,10 @@ impl Core {
                 };
                 self.counters.sent += pending.enqueued.len() as u64;
                 self.reply(connection, verb.request, Ok(reply));
+            }
+            Op::EndTransaction(end) => {
+                let result = self.ended(&end);
+                self.reply(connection, verb.request, result);
             }
             Op::Publish(_) | Op::Settle { .. } => {}
             Op::PurgeQueue { .. } | Op::DeleteQueue { .. } | Op::DeclareQueue(..) => {
@@ -993,13 +1021,15 @@ impl Core {
                 break;
             }
         }
-        !self.work.is_empty()
+        let more = self.serve_later();
+        more || !self.work.is_empty()
     }
 
     /// When the next wait ends.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let wait = self.deadlines.keys().next().map(|(at, _)| *at);
+        let waits = self.deadlines.keys().next().map(|(at, _)| *at);
+        let wait = waits.into_iter().chain(self.later_deadline()).min();
         let Some((at, _)) = self.due.first().filter(|_| self.overlay.is_some()) else { return wait };
         // Log time runs a little faster or slower than the clock: who comes too early waits once more.
         let due = self.monotonic() + Duration::from_millis(at.saturating_sub(self.time).max(1));

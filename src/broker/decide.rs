@@ -18,6 +18,7 @@ use super::core::{Core, Large, Work};
 use super::link::weight;
 use super::memory;
 use super::message::{ENTRY, Extent, put_reference};
+use super::moving::{self, Need};
 use super::reader::Runtime;
 use super::record::{Kind, put_text};
 use super::reply::is_reply_key;
@@ -70,6 +71,12 @@ impl Core {
                 let (channel, exchange) = (*channel, Arc::clone(exchange));
                 self.check_publish(id, verb, channel, &exchange);
             }
+            Op::SendBack(_) => self.send_back(id, verb),
+            Op::EndTransaction(_) => self.end_transaction(id, verb),
+            Op::AnswerFor { group, answers } => {
+                let (group, answers) = (Arc::clone(group), *answers);
+                self.answer_for(id, &group, answers);
+            }
             Op::Settle { reader, ranges, how } => {
                 let (reader, ranges, how) = (*reader, ranges.clone(), *how);
                 self.settle((id, reader), &ranges, how);
@@ -87,6 +94,7 @@ impl Core {
             | Op::TopicStats { .. }
             | Op::GroupsOf { .. }
             | Op::Inspect
+            | Op::View { .. }
             | Op::Drained { .. } => self.read(id, verb),
             Op::CommitOffset { group, topic, queue_id, offset, wait } => {
                 let Some(queue) = self.topic_queue(topic, *queue_id) else {
@@ -111,6 +119,7 @@ impl Core {
             return;
         }
         pending.enqueued.clear();
+        pending.in_memory = None;
         let extents = pending.extents.clone();
         let mut work = std::mem::replace(&mut pending.work, Work::Unanswered);
         let written = match &mut work {
@@ -134,6 +143,7 @@ impl Core {
                 self.write_settlement(sequence, *queue, ranges);
                 true
             }
+            Work::Needed(need) => self.write_need(sequence, need),
             Work::Piece { bytes, .. } => {
                 self.write_piece(sequence, bytes);
                 true
@@ -175,6 +185,16 @@ impl Core {
                 Redone::Written
             }
             Op::Send(send) => self.redo_send(sequence, verb, send, extents),
+            Op::SendBack(back) => match self.judge_back(back).map(|step| self.write_move(sequence, &step)) {
+                Ok(true) => Redone::Written,
+                Ok(false) => Redone::Answer(Err(Refusal::Busy("its target changed meanwhile".into()))),
+                Err(refusal) => Redone::Answer(Err(refusal)),
+            },
+            Op::EndTransaction(end) => match self.redo_end(sequence, end) {
+                Ok(true) => Redone::Written,
+                Ok(false) => Redone::Answer(Err(Refusal::Busy("its target changed meanwhile".into()))),
+                Err(refusal) => Redone::Answer(Err(refusal)),
+            },
             Op::CommitOffset { group, topic, queue_id, offset, .. } => {
                 let Some(queue) = self.topic_queue(topic, *queue_id) else {
                     return Redone::Answer(Err(not_found("topic", topic, &self.vhost_name(verb.vhost))));
@@ -220,7 +240,8 @@ impl Core {
             self.write_send(sequence, send, queue_id, &targets);
         } else {
             let now = self.stamp();
-            self.write_one(sequence, &send.messages[0].message, &targets[0], extents, queue_id, now);
+            let shown = shown_queue(send, queue_id);
+            self.write_one(sequence, &send.messages[0].message, &targets[0], extents, shown, now);
         }
         Redone::Written
     }
@@ -425,15 +446,8 @@ impl Core {
                     pending.queue_id = queue_id;
                 }
                 self.keep_extents(sequence, &large.extents);
-                let now = self.stamp();
-                self.write_one(
-                    sequence,
-                    &send.messages[0].message,
-                    &targets[0],
-                    &large.extents,
-                    queue_id,
-                    now,
-                );
+                let (now, shown) = (self.stamp(), shown_queue(&send, queue_id));
+                self.write_one(sequence, &send.messages[0].message, &targets[0], &large.extents, shown, now);
             }
             _ => {}
         }
@@ -569,6 +583,9 @@ impl Core {
             self.reply(id, verb.request, Err(Refusal::Invalid(text)));
             return self.finished(id, &verb);
         }
+        if let Some(waits) = send.waits {
+            self.ensure(&Need::Waiting(waits));
+        }
         if send.messages.len() == 1
             && created.is_none()
             && send.messages[0].message.bytes.len() + REFERENCE_OVERHEAD > self.batch_bytes - 1024
@@ -610,19 +627,12 @@ impl Core {
             u32::try_from(self.round_robin % u64::from(count)).unwrap_or(0)
         });
         let queue = *topic.queues.get(queue_id as usize)?;
+        if let Some(waits) = send.waits {
+            return Some((queue_id, vec![vec![self.waiting_queue(waits)?]; send.messages.len()]));
+        }
         let exchange: Arc<str> = format!("{TOPIC_EXCHANGE_PREFIX}{}", send.topic).into();
         let mut targets = Vec::with_capacity(send.messages.len());
         for message in &send.messages {
-            let route = self.route(0, &exchange, &message.tag, &message.message)?;
-            let mut queues = vec![queue];
-            let topology = &self.overlay.as_ref()?.topology;
-            queues.extend(
-                route
-                    .queues
-                    .iter()
-                    .copied()
-                    .filter(|uid| topology.queue_by_uid(*uid).is_some_and(|q| !q.in_memory())),
-            );
             let publish = Publish {
                 channel: 0,
                 exchange: Arc::clone(&exchange),
@@ -632,10 +642,32 @@ impl Core {
                 confirm: 0,
                 message: message.message.clone(),
             };
-            self.push_to_memory(&route, &publish);
+            let (queues, in_memory) = self.topic_targets(queue, &publish);
+            if in_memory {
+                self.hand_to_memory(&publish);
+            }
             targets.push(queues);
         }
         Some((queue_id, targets))
+    }
+
+    /// Durable queues that a message of a topic reaches, its message queue first; and whether it reaches queues in memory too.
+    pub(crate) fn topic_targets(&mut self, queue: QueueUid, publish: &Publish) -> (Vec<QueueUid>, bool) {
+        let mut targets = vec![queue];
+        let route = self.route(0, &publish.exchange, &publish.routing_key, &publish.message);
+        let (Some(route), Some(overlay)) = (route, self.overlay.as_ref()) else { return (targets, false) };
+        let known = |uid: &&QueueUid| overlay.topology.queue_by_uid(**uid).is_some();
+        let durable = |uid: &QueueUid| overlay.topology.queue_by_uid(*uid).is_some_and(|q| !q.in_memory());
+        targets.extend(route.queues.iter().copied().filter(durable));
+        let in_memory = route.queues.iter().filter(known).any(|uid| !durable(uid));
+        (targets, in_memory)
+    }
+
+    /// Hands a message of a topic to the queues in memory that it reaches; a full one goes without.
+    pub(crate) fn hand_to_memory(&mut self, publish: &Publish) {
+        if let Some(route) = self.route(0, &publish.exchange, &publish.routing_key, &publish.message) {
+            self.push_to_memory(&route, publish);
+        }
     }
 
     fn write_send(&mut self, sequence: u64, send: &Send, queue_id: u32, targets: &[Vec<QueueUid>]) {
@@ -645,9 +677,9 @@ impl Core {
         // All messages of a send stand in one batch: it is atomic and its offsets adjoin.
         let total: usize = send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum();
         self.make_room(total);
-        let now = self.stamp();
+        let (now, shown) = (self.stamp(), shown_queue(send, queue_id));
         for (message, queues) in send.messages.iter().zip(targets) {
-            self.write_one(sequence, &message.message, queues, &[], queue_id, now);
+            self.write_one(sequence, &message.message, queues, &[], shown, now);
         }
     }
 
@@ -1163,7 +1195,7 @@ impl Core {
     }
 
     /// The change that makes or alters a topic; `None`: it is so already. Queues are only ever added.
-    fn topic_change(
+    pub(crate) fn topic_change(
         &self,
         name: &Arc<str>,
         write_queues: u32,
@@ -1183,7 +1215,7 @@ impl Core {
         (known.map(|t| &**t) != Some(&topic)).then_some(Change::Topic { topic })
     }
 
-    fn write_changes(&mut self, sequence: u64, changes: &[Change]) {
+    pub(crate) fn write_changes(&mut self, sequence: u64, changes: &[Change]) {
         // One verb's changes stand in one batch: they are atomic.
         self.make_room(changes.len() * 256);
         for change in changes {
@@ -1243,6 +1275,7 @@ impl Core {
             self.forget_waiter(waiter);
         }
         self.end_replies(id, |_, _| true);
+        self.answers_nothing(id);
         self.remove_owned(owned);
         self.forget(id);
     }
@@ -1286,6 +1319,11 @@ fn pieces(message: &Message, size: usize) -> impl Iterator<Item = Bytes> + use<>
     let (start, len) = (message.prefix_len as usize, message.body_len as usize);
     let body = message.bytes.slice(start..start + len);
     (0..len).step_by(size).map(move |at| body.slice(at..len.min(at + size)))
+}
+
+/// The message queue that the records of a send name.
+fn shown_queue(send: &Send, queue_id: u32) -> u32 {
+    send.waits.map_or(queue_id, moving::shown_queue)
 }
 
 pub(crate) fn answer(result: Result<Reply, Refusal>) -> Outcome {

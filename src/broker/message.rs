@@ -11,7 +11,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use dassie_storage::{Batch, LogReader};
 
 use super::api::{Located, Message, Origin, Position, QueueUid, StoredMessage};
-use super::record::{Cursor, Malformed};
+use super::record::{self, Cursor, Kind, Malformed};
+use super::state::OUTCOMES;
 
 /// Bytes before the entries.
 const FIXED: usize = 40;
@@ -160,17 +161,30 @@ pub trait Batches {
     /// # Errors
     /// What the disk says, with file and offset; damage is an error, never data.
     fn batch(&self, position: Position) -> io::Result<Batch>;
+    /// The batch that the byte at `position` belongs to, verified: for positions that come from outside.
+    ///
+    /// # Errors
+    /// As [`Batches::batch`]; `NotFound` when no batch holds it.
+    fn holding(&self, position: Position) -> io::Result<Batch>;
 }
 
 impl<D: dassie_storage::Disk> Batches for LogReader<D> {
     fn batch(&self, position: Position) -> io::Result<Batch> {
         LogReader::batch(self, position)
     }
+
+    fn holding(&self, position: Position) -> io::Result<Batch> {
+        LogReader::holding(self, position)
+    }
 }
 
 impl<B: Batches + ?Sized> Batches for std::sync::Arc<B> {
     fn batch(&self, position: Position) -> io::Result<Batch> {
         (**self).batch(position)
+    }
+
+    fn holding(&self, position: Position) -> io::Result<Batch> {
+        (**self).holding(position)
     }
 }
 
@@ -189,6 +203,12 @@ impl Cache {
     /// The shard just applied this batch: most deliveries come from it.
     pub(crate) fn remember(&mut self, batch: &Batch) {
         self.last = Some(batch.clone());
+    }
+
+    /// Log time of the batch at `position`, ms since 1970.
+    pub(crate) fn log_time(&mut self, log: &dyn Batches, position: Position) -> io::Result<u64> {
+        let batch = self.batch(log, position)?;
+        record::log_time(&batch.payload).map_err(|e| damaged(position, &e.to_string()))
     }
 
     fn batch(&mut self, log: &dyn Batches, position: Position) -> io::Result<&Batch> {
@@ -216,6 +236,57 @@ pub fn resolve(message: &Located, log: &dyn Batches, cache: &mut Cache) -> io::R
             read_record(&record, batch.point.position, log)
         }
     }
+}
+
+/// A message, and where its body lies in the log.
+///
+/// # Errors
+/// As [`resolve`].
+pub(crate) fn resolve_placed(
+    (batch, record, len): (Position, u32, u32),
+    log: &dyn Batches,
+    cache: &mut Cache,
+) -> io::Result<(StoredMessage, Vec<Extent>)> {
+    let message = resolve(&Located::Stored { batch, record, len }, log, cache)?;
+    let found = cache.batch(log, batch)?;
+    let head = u32::try_from(found.payload_position - batch).unwrap_or(u32::MAX);
+    let bytes = record.checked_sub(head).and_then(|start| slice(&found.payload, start, len));
+    let bytes = bytes.ok_or_else(|| damaged(batch, "a record beyond its batch"))?;
+    let reference = parse_reference(&bytes).map_err(|e| damaged(batch, &e.to_string()))?;
+    if !reference.extents.is_empty() || reference.body_len == 0 {
+        return Ok((message, reference.extents));
+    }
+    let content = u32::try_from(reference.content).unwrap_or(u32::MAX);
+    let batch_back = record + content + reference.prefix_len;
+    let position = batch + u64::from(batch_back);
+    Ok((message, vec![Extent { position, len: reference.body_len, batch_back }]))
+}
+
+/// The queue whose entry stands exactly at `position`; `None`: no entry does. May read from disk. That the entry is committed
+/// and still there is for the shard to say.
+///
+/// # Errors
+/// What the log says, with its place.
+pub fn queue_at(position: Position, log: &dyn Batches) -> io::Result<Option<QueueUid>> {
+    let batch = match log.holding(position) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found?,
+    };
+    if batch.kind != OUTCOMES {
+        return Ok(None);
+    }
+    let Some(place) = position.checked_sub(batch.payload_position) else { return Ok(None) };
+    let (_, sections) =
+        record::parse(&batch.payload).map_err(|e| damaged(batch.point.position, &e.to_string()))?;
+    let mut records = sections.iter().flat_map(|section| &section.records);
+    let holds = |r: &&record::Record<'_>| {
+        (u64::from(r.start)..u64::from(r.start) + r.bytes.len() as u64).contains(&place)
+    };
+    let Some(record) = records.find(holds).filter(|r| r.kind == Kind::Reference) else { return Ok(None) };
+    let reference =
+        parse_reference(record.bytes).map_err(|e| damaged(batch.point.position, &e.to_string()))?;
+    let back = place - u64::from(record.start);
+    Ok(reference.entries().find(|(_, at, _)| u64::from(*at) == back).map(|(queue, ..)| queue))
 }
 
 fn read_record(record: &Bytes, position: Position, log: &dyn Batches) -> io::Result<StoredMessage> {

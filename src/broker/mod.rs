@@ -8,10 +8,12 @@ mod cursor;
 mod decide;
 mod expire;
 mod index;
+pub mod later;
 pub mod link;
 mod locks;
 mod memory;
 pub mod message;
+pub mod moving;
 pub mod pattern;
 mod read;
 mod reader;
@@ -20,6 +22,7 @@ mod reply;
 pub mod shard;
 mod state;
 pub mod topology;
+mod transaction;
 mod tx;
 
 #[cfg(test)]

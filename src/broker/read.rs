@@ -85,6 +85,10 @@ impl Core {
                 let names = self.groups_of(topic);
                 self.reply(id, verb.request, Ok(Reply::Names(names)));
             }
+            Op::View { queue, position } => {
+                let result = self.view(*queue, *position);
+                self.reply(id, verb.request, result);
+            }
             Op::Inspect => {
                 let text = self.inspect();
                 self.reply(id, verb.request, Ok(Reply::Inspected(text)));
@@ -688,7 +692,8 @@ impl Core {
     }
 }
 
-fn located(offset: u64, entry: &Entry, redelivered: bool, attempts: u32) -> Delivery {
+/// A delivery of the message that an entry names.
+pub(crate) fn located(offset: u64, entry: &Entry, redelivered: bool, attempts: u32) -> Delivery {
     Delivery {
         offset,
         position: entry.position,

@@ -329,6 +329,11 @@ pub(crate) fn parse(payload: &[u8]) -> Result<(PayloadHead, Vec<Section<'_>>), M
     Ok((head, sections))
 }
 
+/// Log time of a batch, without taking the rest apart.
+pub(crate) fn log_time(payload: &[u8]) -> Result<u64, Malformed> {
+    Cursor::new(payload, 24).u64()
+}
+
 fn parse_section<'a>(cursor: &mut Cursor<'a>, payload: &'a [u8]) -> Result<Section<'a>, Malformed> {
     let head = SectionHead {
         session: cursor.u64()?,

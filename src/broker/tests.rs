@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::security::{self, Action, Resource};
 
 mod expiration;
+mod later;
 mod replies;
 mod transactions;
 
@@ -31,6 +32,12 @@ struct MemoryLog(Rc<RefCell<BTreeMap<u64, Batch>>>);
 impl Batches for MemoryLog {
     fn batch(&self, position: u64) -> io::Result<Batch> {
         self.0.borrow().get(&position).cloned().ok_or_else(|| io::Error::other("no batch there"))
+    }
+
+    fn holding(&self, position: u64) -> io::Result<Batch> {
+        let batches = self.0.borrow();
+        let batch = batches.range(..=position).next_back().filter(|(_, batch)| position < batch.point.end);
+        batch.map(|(_, batch)| batch.clone()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -67,6 +74,14 @@ impl Semantics for Plain {
 
     fn topic_queue(&self, _: &Message, _: u32) -> Option<u32> {
         Some(0)
+    }
+
+    fn step(&self, message: &StoredMessage, step: &Step<'_>) -> Result<Stepped, Arc<str>> {
+        later::step(message, step)
+    }
+
+    fn half(&self, message: &StoredMessage) -> Option<Half> {
+        later::half(message)
     }
 
     fn stamp(&self, _: &mut [u8], _: u32, _: u64) {}
@@ -485,6 +500,7 @@ fn a_message_for_a_topic_reaches_its_queue_and_what_is_bound_to_it() {
         queue_id: Some(1),
         create_queues: None,
         messages: vec![message(b"r", "red"), message(b"b", "blue")],
+        waits: None,
     };
     let Ok(Reply::Sent { queue_id, offsets, positions }) = h.call(&mut c, Op::Send(send)) else { panic!() };
     assert_eq!((queue_id, offsets), (1, vec![0, 1]));
@@ -623,6 +639,7 @@ fn a_first_batch_of_messages_for_a_new_topic_is_one_batch_or_refused() {
             queue_id: None,
             create_queues: Some(4),
             messages: (0..4).map(|_| message()).collect(),
+            waits: None,
         };
         let result = h.call(&mut c, Op::Send(send));
         let stored: u64 =
@@ -682,7 +699,13 @@ fn a_first_send_whose_batch_was_lost_makes_its_topic_again() {
         },
         tag: "".into(),
     };
-    let send = Send { topic: "T".into(), queue_id: Some(2), create_queues: Some(4), messages: vec![message] };
+    let send = Send {
+        topic: "T".into(),
+        queue_id: Some(2),
+        create_queues: Some(4),
+        messages: vec![message],
+        waits: None,
+    };
     h.send(&mut c, Op::Send(send));
     h.propose();
     h.taken.clear();
@@ -799,7 +822,7 @@ fn a_removed_topic_takes_everything_along_and_a_new_one_of_that_name_begins_anew
     };
     let send = || {
         let messages = vec![SendMessage { message: message.clone(), tag: "".into() }];
-        Op::Send(Send { topic: "T".into(), queue_id: Some(0), create_queues: None, messages })
+        Op::Send(Send { topic: "T".into(), queue_id: Some(0), create_queues: None, messages, waits: None })
     };
     let commit =
         |wait| Op::CommitOffset { group: "G".into(), topic: "T".into(), queue_id: 0, offset: 1, wait };

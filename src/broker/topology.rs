@@ -15,6 +15,8 @@ use super::api::{
 };
 use super::pattern;
 
+/// Where queues of waiting messages have their names: no client can name this vhost, it is not among the vhosts.
+pub const WAITING_VHOST: VhostId = VhostId::MAX;
 /// Name of the vhost with id 0.
 pub use crate::security::DEFAULT_VHOST;
 /// Prefix of the exchanges that stand for RocketMQ topics.
@@ -154,6 +156,8 @@ pub struct Topology {
     vhosts: HashTrieMapSync<VhostId, Vhost>,
     vhost_ids: HashTrieMapSync<Arc<str>, VhostId>,
     queues: HashTrieMapSync<QueueUid, Arc<QueueDefinition>>,
+    /// Queues of [`WAITING_VHOST`], by name.
+    waiting: HashTrieMapSync<Arc<str>, QueueUid>,
     topics: RedBlackTreeMapSync<Arc<str>, Arc<Topic>>,
     settings: RedBlackTreeMapSync<(Arc<str>, Arc<str>), Bytes>,
     bindings: usize,
@@ -194,6 +198,7 @@ impl Topology {
             vhosts: HashTrieMapSync::new_sync(),
             vhost_ids: HashTrieMapSync::new_sync(),
             queues: HashTrieMapSync::new_sync(),
+            waiting: HashTrieMapSync::new_sync(),
             topics: RedBlackTreeMapSync::new_sync(),
             settings: RedBlackTreeMapSync::new_sync(),
             bindings: 0,
@@ -219,10 +224,10 @@ impl Topology {
         self.vhosts.iter().map(|(id, vhost)| (*id, &vhost.name))
     }
 
-    /// Is there such a vhost?
+    /// Is there such a vhost, or is it the one of waiting messages?
     #[must_use]
     pub fn has_vhost(&self, vhost: VhostId) -> bool {
-        self.vhosts.contains_key(&vhost)
+        vhost == WAITING_VHOST || self.vhosts.contains_key(&vhost)
     }
 
     /// How many vhosts there are.
@@ -255,15 +260,26 @@ impl Topology {
         self.queues.get(&uid)
     }
 
-    /// All queues.
+    /// All queues but those of waiting messages.
     pub fn queues(&self) -> impl Iterator<Item = &Arc<QueueDefinition>> {
-        self.queues.values()
+        self.queues.values().filter(|queue| queue.vhost != WAITING_VHOST)
     }
 
-    /// How many queues there are.
+    /// How many that are.
     #[must_use]
     pub fn queue_count(&self) -> usize {
-        self.queues.size()
+        self.queues.size() - self.waiting.size()
+    }
+
+    /// A queue of waiting messages by name.
+    #[must_use]
+    pub fn waiting_queue(&self, name: &str) -> Option<QueueUid> {
+        self.waiting.get(name).copied()
+    }
+
+    /// All queues of waiting messages.
+    pub fn waiting_queues(&self) -> impl Iterator<Item = QueueUid> {
+        self.waiting.values().copied()
     }
 
     /// How many bindings there are (the default exchange's implied ones not counted).
@@ -492,8 +508,11 @@ impl Topology {
     }
 
     fn add_queue(&mut self, uid: QueueUid, vhost: VhostId, spec: &QueueSpec, owner: Option<Owner>) {
-        if !self.vhosts.contains_key(&vhost) {
+        if !self.has_vhost(vhost) {
             return;
+        }
+        if vhost == WAITING_VHOST {
+            self.waiting.insert_mut(Arc::clone(&spec.name), uid);
         }
         self.next_uid = self.next_uid.max(uid + 1);
         if spec.kind != QueueKind::Topic {

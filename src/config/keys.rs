@@ -45,6 +45,8 @@ enum Kind {
     Number { unit: &'static str, min: u64, max: u64, place: fn(&mut Draft) -> &mut u64 },
     /// Bytes, with or without KiB, MiB, GiB, both bounds included, a multiple of `step`.
     Size { min: u64, max: u64, step: u64, place: fn(&mut Draft) -> &mut u64 },
+    /// Durations with their unit, separated by spaces.
+    Delays(fn(&mut Draft) -> &mut Vec<u64>),
     /// One of these words; its number in the list is what is put.
     Word { words: &'static [&'static str], put: fn(&mut Draft, usize) -> Option<()> },
 }
@@ -162,6 +164,45 @@ pub const KEYS: &[Key] = &[
         default: "guest",
         meaning: "User that RocketMQ clients speak as: they bring no credentials. `guest` is kept to loopback by `loopback_users`; name another user, with rights in `/`, to let clients of other machines and containers in.",
         kind: Kind::User(|d| &mut d.config.rocketmq.anonymous_user),
+    },
+    Key {
+        name: "rocketmq.delay_levels",
+        default: "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h",
+        meaning: "How long a message of delay level 1, 2, ... waits; retries use the levels from the third on. Shortening a level moves what waits there already, too.",
+        kind: Kind::Delays(|d| &mut d.config.rocketmq.delay_levels),
+    },
+    Key {
+        name: "rocketmq.transaction_timeout",
+        default: "6",
+        meaning: "A half message that its producer neither committed nor rolled back is asked about after so long.",
+        kind: Kind::Number {
+            unit: "seconds",
+            min: 1,
+            max: 86_400,
+            place: |d| &mut d.config.rocketmq.transaction_timeout,
+        },
+    },
+    Key {
+        name: "rocketmq.transaction_check_interval",
+        default: "30",
+        meaning: "And again after so long each, until somebody knows.",
+        kind: Kind::Number {
+            unit: "seconds",
+            min: 1,
+            max: 86_400,
+            place: |d| &mut d.config.rocketmq.transaction_check_interval,
+        },
+    },
+    Key {
+        name: "rocketmq.transaction_check_max",
+        default: "15",
+        meaning: "At most so often; then the half message is put into the topic `TRANS_CHECK_MAX_TIME_TOPIC`.",
+        kind: Kind::Number {
+            unit: "questions",
+            min: 1,
+            max: 10_000,
+            place: |d| &mut d.config.rocketmq.transaction_check_max,
+        },
     },
     Key {
         name: "rocketmq.tls",
@@ -441,6 +482,7 @@ impl Kind {
                 *place(draft) =
                     given.size().filter(|n| (min..=max).contains(&n) && n.is_multiple_of(*step))?;
             }
+            Self::Delays(place) => *place(draft) = delays(given.text()?)?,
             Self::Word { words, put } => {
                 let text = given.text()?;
                 put(draft, words.iter().position(|word| *word == text)?)?;
@@ -471,12 +513,36 @@ impl Kind {
                 bytes(*max),
                 bytes(*step)
             ),
+            Self::Delays(_) => {
+                format!(
+                    "1 to {} durations of at most {DELAY_DAYS_MAX} days like 500ms, 1s, 2m, 3h or 1d, separated by spaces",
+                    crate::limits::DELAY_LEVELS_MAX
+                )
+            }
             Self::Word { words, .. } => match words {
                 [all @ .., last] => format!("{} or {last}", all.join(", ")),
                 [] => String::new(),
             },
         }
     }
+}
+
+/// Longest delay of a level. Days.
+const DELAY_DAYS_MAX: u64 = 365;
+
+fn delays(text: &str) -> Option<Vec<u64>> {
+    let delays: Option<Vec<u64>> = text.split_ascii_whitespace().map(delay).collect();
+    delays.filter(|delays| (1..=crate::limits::DELAY_LEVELS_MAX).contains(&delays.len()))
+}
+
+/// ms.
+fn delay(text: &str) -> Option<u64> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    let (number, unit) = units.iter().find_map(|(name, unit)| {
+        let number = text.strip_suffix(name)?;
+        number.bytes().all(|b| b.is_ascii_digit()).then_some((number, unit))
+    })?;
+    number.parse::<u64>().ok()?.checked_mul(*unit).filter(|ms| *ms <= DELAY_DAYS_MAX * 86_400_000)
 }
 
 fn bytes(count: u64) -> String {

@@ -99,7 +99,7 @@ pub(super) fn tag(properties: Properties<'_>) -> &str {
 }
 
 /// Prefix, body and suffix, wherever the body lies.
-fn parts(message: &StoredMessage) -> Result<(Bytes, Bytes, Bytes), RecordError> {
+pub(super) fn parts(message: &StoredMessage) -> Result<(Bytes, Bytes, Bytes), RecordError> {
     let prefix_len = message.prefix_len as usize;
     let inline = if message.body.is_some() { 0 } else { message.body_len as usize };
     let suffix_at = prefix_len + inline;

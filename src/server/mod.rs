@@ -12,6 +12,7 @@ pub mod health;
 pub mod http;
 pub mod rocketmq;
 pub mod semantics;
+mod steps;
 pub mod tls;
 mod transport;
 

@@ -4,6 +4,8 @@
 //! Promises: plain functions of their inputs; bytes that are not what they should be match nothing and change nothing.
 //! Does not know: queues, connections.
 
+use std::sync::Arc;
+
 use dassie_amqp::content::ContentHeader;
 use dassie_amqp::table::{RawTable, Value};
 use dassie_rocketmq::message::{
@@ -12,7 +14,8 @@ use dassie_rocketmq::message::{
 
 use super::across::is_user_property;
 use super::amqp::publish::java_hash;
-use crate::broker::api::{Message, Origin, Semantics};
+use super::steps;
+use crate::broker::api::{Half, Message, Origin, Semantics, Step, Stepped, StoredMessage};
 
 /// Knows the layouts of both worlds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -78,6 +81,14 @@ impl Semantics for Layouts {
 
     fn new_topic(&self, name: &str) -> Option<u32> {
         self.auto_topic_queues.filter(|_| check_topic(name).is_ok() && !is_system_topic(name))
+    }
+
+    fn step(&self, message: &StoredMessage, step: &Step<'_>) -> Result<Stepped, Arc<str>> {
+        steps::step(message, step)
+    }
+
+    fn half(&self, message: &StoredMessage) -> Option<Half> {
+        steps::half(message)
     }
 
     fn stamp(&self, prefix: &mut [u8], queue_id: u32, store_time: u64) {

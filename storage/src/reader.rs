@@ -30,6 +30,12 @@ impl<D: Disk> LogReader<D> {
         self.segments.batch(position)
     }
 
+    /// The batch that the byte at `position` belongs to: for positions that come from outside and may name anything.
+    /// `NotFound` where no batch is, `InvalidData` where it is damaged.
+    pub fn holding(&self, position: u64) -> io::Result<Batch> {
+        self.segments.holding(position)
+    }
+
     /// Batches from index `first` up to `end` (exclusive) as far as they are in the log: at least one if there is one,
     /// then as many as fit into `budget` bytes. May read from disk: the place for a follower that lags far behind.
     pub fn get(&self, first: u64, end: u64, budget: usize) -> io::Result<Vec<Batch>> {

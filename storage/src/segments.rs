@@ -87,6 +87,13 @@ impl<F: File> Segment<F> {
         after.checked_sub(1).map_or(self.start, |i| marks.more[i].1)
     }
 
+    /// The nearest place known at or before that position, at worst the segment's first byte.
+    fn mark_at(&self, position: u64) -> u64 {
+        let marks = lock(&self.marks);
+        let after = marks.more.partition_point(|&(_, at)| at <= position);
+        after.checked_sub(1).map_or(self.start, |i| marks.more[i].1)
+    }
+
     fn first(&self) -> Option<u64> {
         lock(&self.marks).first
     }
@@ -303,6 +310,41 @@ impl<F: File> Segments<F> {
         };
         let Some(segment) = segment else { return Err(self.not_there(position)) };
         self.batch_in(&segment, position)
+    }
+
+    /// The batch that the byte at `position` belongs to.
+    pub(crate) fn holding(&self, position: u64) -> io::Result<Batch> {
+        let segment = {
+            let view = self.read();
+            if view.tail.front().is_some_and(|first| first.point.position <= position) {
+                let behind = view.tail.partition_point(|batch| batch.point.position <= position);
+                let batch = behind.checked_sub(1).and_then(|at| view.tail.get(at));
+                return match batch.filter(|batch| position < batch.point.end) {
+                    Some(batch) => Ok(batch.clone()),
+                    None => Err(self.not_there(position)),
+                };
+            }
+            view.segments.get(&segment_of(position, self.segment_size)).cloned()
+        };
+        let Some(segment) = segment else { return Err(self.not_there(position)) };
+        let stop = self.written().min(segment.start + self.segment_size);
+        let mut at = segment.mark_at(position);
+        while at <= position && at + HEADER as u64 <= stop {
+            let header = match self.header_in(&segment, at) {
+                Ok(header) => header,
+                Err(e) if self.ends_at(&segment, at)? => {
+                    drop(e);
+                    break;
+                }
+                Err(e) => return Err(e),
+            };
+            segment.mark(header.point.index, at);
+            if position < header.point.end {
+                return self.batch_in(&segment, at);
+            }
+            at = header.point.end;
+        }
+        Err(self.not_there(position))
     }
 
     fn in_tail(&self, index: u64) -> Option<Batch> {

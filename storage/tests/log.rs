@@ -20,6 +20,14 @@ fn appends_survive_a_restart<D: Disk>(disk: D) {
             let batch = node.reader.batch(point.position).unwrap();
             assert_eq!((batch.point, &batch.payload), (*point, &payload(i as u64, 50 * (i % 9))));
             assert_eq!(node.log.point(i as u64).unwrap(), Some(*point));
+            for inside in [point.position, point.position + 1, point.end - 1] {
+                assert_eq!(node.reader.holding(inside).unwrap().point, *point);
+            }
+            let next = points.get(i + 1).map_or(u64::MAX, |next| next.position);
+            if next > point.end {
+                let error = node.reader.holding(point.end).unwrap_err();
+                assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "the gap behind batch {i}");
+            }
         }
         for first in 0..40 {
             let got = node.log.get(first, 100, usize::MAX).unwrap();

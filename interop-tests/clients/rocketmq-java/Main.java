@@ -13,6 +13,7 @@ public final class Main {
         PullConsuming.register();
         Ordered.register();
         Administering.register();
+        Later.register();
         Durability.register();
         Kit.main();
     }

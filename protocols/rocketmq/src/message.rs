@@ -11,6 +11,7 @@ mod properties;
 mod record;
 mod sys_flag;
 mod tag;
+pub mod waiting;
 
 pub use batch::{Batch, BatchError, BatchMessage, encode_batch_message};
 #[cfg(feature = "compression")]

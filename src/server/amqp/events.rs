@@ -40,6 +40,8 @@ impl Session {
                 Event::PublishRefused { channel, refusal } => self.on_publish_refused(channel, &refusal),
                 Event::Deliveries { reader, deliveries } => self.on_deliveries(reader, deliveries),
                 Event::ReaderCancelled { reader } => self.on_reader_cancelled(reader),
+                // Asked of RocketMQ producers only.
+                Event::CheckBack(_) => {}
                 Event::ShuttingDown => {
                     self.line
                         .close(&Exception::new(ReplyCode::ConnectionForced, "the broker is shutting down"));

@@ -391,6 +391,10 @@ mod tests {
         fn batch(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
             Err(std::io::Error::other(format!("nothing at {position}")))
         }
+
+        fn holding(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
+            self.batch(position)
+        }
     }
 
     /// A client's bytes, and what came back.

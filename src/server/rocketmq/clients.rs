@@ -40,6 +40,8 @@ pub(super) struct Joins {
     last: u64,
     /// Client ids that this connection spoke for.
     clients: std::collections::BTreeSet<String>,
+    /// Producer groups that it answers for.
+    producers: std::collections::BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,7 @@ pub(super) fn on_heartbeat(
     (session.member.language, session.member.version) = (command.head.language, command.head.version);
     for producer in &heartbeat.producer_data_set {
         session.front.groups.produce(&producer.group_name, &heartbeat.client_id, &session.member);
+        answer_for(session, &producer.group_name, true)?;
     }
     let mut missing = Vec::new();
     for (consumer, topics) in groups {
@@ -112,6 +115,25 @@ pub(super) fn on_heartbeat(
         };
         session.ask(Action::Configure, Resource::Topic(&retry), op, asked, Wait::Join(join))?;
     }
+    Ok(())
+}
+
+/// This connection is asked about half messages of a producer group from now on, or not any more.
+fn answer_for(session: &mut Session, group: &str, answers: bool) -> Result<(), Refused> {
+    let known = session.joins.producers.contains(group);
+    if known == answers || check_group(group).is_err() {
+        return Ok(());
+    }
+    if answers {
+        if session.joins.producers.len() >= CLIENTS_MAX {
+            let text = format!("a connection speaks for at most {CLIENTS_MAX} producer groups");
+            return Err(refused(ResponseCode::SystemBusy, text));
+        }
+        session.joins.producers.insert(group.to_owned());
+    } else {
+        session.joins.producers.remove(group);
+    }
+    session.tell(Action::Write, Resource::Own, Op::AnswerFor { group: group.into(), answers })?;
     Ok(())
 }
 
@@ -182,6 +204,9 @@ pub(super) fn on_unregister(
         session.front.groups.stop_producing(group, header.client_id, session.member.connection);
     }
     let group = header.consumer_group.filter(|group| !group.is_empty()).map(str::to_owned);
+    if let Some(producers) = header.producer_group {
+        answer_for(session, producers, false)?;
+    }
     session.leave(asked, Leaving { client: header.client_id.to_owned(), group });
     Ok(())
 }

@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::security::Realm;
 
+mod back;
 mod clients;
 mod connection;
 mod figures;
@@ -43,6 +44,7 @@ mod route;
 mod send;
 mod session;
 mod topics;
+mod transaction;
 
 /// What the configuration says, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub struct Settings {
     pub auto_create_topics: bool,
     /// Message queues of such a topic, at most.
     pub default_topic_queues: u32,
+    /// Delay levels there are.
+    pub delay_levels: u32,
 }
 
 /// What all RocketMQ connections of a node share.

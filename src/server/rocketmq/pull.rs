@@ -245,6 +245,35 @@ pub(super) fn view(
     }
 }
 
+/// One message as a record, its place patched in.
+///
+/// # Errors
+/// What the log says, or that a message of AMQP can not be shown.
+pub(super) fn one(
+    session: &mut Session,
+    delivery: &Delivery,
+    topic: &str,
+    queue_id: u32,
+) -> std::io::Result<Vec<u8>> {
+    let mut message = read(session, &delivery.message)?;
+    if message.origin == Origin::Amqp {
+        let store_host = session.front.store_host;
+        let place = Place { topic, queue_id, position: delivery.position, store_host };
+        message = rocketmq_view(&message, &place).map_err(std::io::Error::other)?;
+    }
+    let mut output = super::output::Output::default();
+    let record = Copy::of(delivery, message);
+    let mut bytes = Vec::with_capacity(record.len());
+    record.write(&mut output);
+    while !output.is_empty() {
+        output.write_to(|slices| {
+            slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
+            Ok(slices.iter().map(|slice| slice.len()).sum())
+        })?;
+    }
+    Ok(bytes)
+}
+
 fn read(session: &mut Session, message: &Located) -> std::io::Result<StoredMessage> {
     match message {
         Located::Ready(message) => Ok(message.clone()),

@@ -128,6 +128,7 @@ mod tests {
             cluster_name: "c".into(),
             auto_create_topics: true,
             default_topic_queues: 8,
+            delay_levels: 18,
         };
         assert_eq!(promised(&settings, "TBW102"), Some([8, 8, 7]));
         settings.auto_create_topics = false;

@@ -1,8 +1,9 @@
 //! Sends (codes 10, 310, 320).
 //!
 //! Owns: the record that a message becomes, and which messages are taken at all.
-//! Promises: what is stored is what the producer sent, plus the properties that a broker adds; a message that asks for something
-//! without effect here (a delay, a transaction) is refused by name; an answer means that every message of the send is durable.
+//! Promises: what is stored is what the producer sent, plus the properties that a broker adds; a delayed or half message names the
+//! place where it waits, as Apache's does; a message that asks for something without effect here (a timer) is refused by name; an
+//! answer means that every message of the send is durable.
 //! Does not know: where a message goes.
 
 use std::fmt::Write;
@@ -10,8 +11,8 @@ use std::fmt::Write;
 use bytes::Bytes;
 use dassie_rocketmq::header::{SendAnswer, SendMessage};
 use dassie_rocketmq::message::{
-    Batch, MessageId, Properties, PropertiesText, RETRY_PREFIX, Record, SysFlag, TransactionState,
-    check_topic, is_unsendable_topic, property, tag_hash,
+    Batch, DLQ_PREFIX, MessageId, Properties, PropertiesText, RETRY_PREFIX, Record, SysFlag,
+    TransactionState, check_topic, is_unsendable_topic, property, tag_hash, waiting,
 };
 use dassie_rocketmq::{Command, RequestCode, ResponseCode};
 
@@ -19,9 +20,10 @@ use super::Front;
 use super::offsets::signed;
 use super::refuse::{Refused, missing, name_refused, refused};
 use super::session::{Asked, Session, Wait};
-use crate::broker::api::{Message, Op, Origin, Reply, Send, SendMessage as Enqueue};
+use crate::broker::api::{Message, Op, Origin, Reply, Send, SendMessage as Enqueue, Waits};
 use crate::limits;
 use crate::security::{Action, Resource, TOPIC_EXCHANGE_PREFIX, authorize};
+use crate::server::steps::shown_topic;
 
 /// Largest body of a send, of a batch as a whole too: Apache's `maxMessageSize`. Bytes.
 const BODY_MAX: usize = 4 * 1024 * 1024;
@@ -33,7 +35,7 @@ const BATCH_STORED_MAX: usize = limits::BATCH_TARGET / 4 * 3;
 /// What the core adds to each message, at most, unless many AMQP queues are bound. Bytes.
 const STORED_OVERHEAD: usize = 256;
 /// Retries after which a message is dead, if the sender does not say.
-const RETRIES_MAX: i32 = 16;
+pub(super) const RETRIES_MAX: i32 = 16;
 /// Ids in an answer, together: a header has an end. Bytes.
 const IDS_MAX: usize = 48 * 1024;
 /// The region of every broker that was given no other.
@@ -56,9 +58,13 @@ pub(super) struct Sent {
 
 /// SEND_MESSAGE, SEND_MESSAGE_V2, SEND_BATCH_MESSAGE.
 pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
-    let header = SendMessage::of(command)?;
-    let topic = header.topic;
+    let mut header = SendMessage::of(command)?;
     check(&header, command.body)?;
+    let dead = dead_letters(&header);
+    if let Some(dead) = &dead {
+        header.topic = dead;
+    }
+    let topic = header.topic;
     let known = session.topology.topic(topic);
     if known.is_some_and(|known| known.permission & WRITE == 0) {
         let text = format!(
@@ -69,18 +75,40 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
     }
     let is_batch =
         header.batch == Some(true) || command.head.request_code() == Some(RequestCode::SendBatchMessage);
-    let maker = Maker { front: &session.front, header: &header, born_host: session.peer };
+    let write_queues = known.map_or(1, |known| known.write_queues.max(1));
+    let mut maker = Maker {
+        front: &session.front,
+        header: &header,
+        born_host: session.peer,
+        dead: dead.is_some(),
+        waits: None,
+        queue_id: 0,
+    };
     let mut unique_key = None;
     let mut messages = Vec::new();
+    let mut queue_id = u32::try_from(header.queue_id).ok();
+    let mut waits = None;
     if is_batch {
         let batch = Batch::check(command.body, BATCH_MAX).map_err(illegal)?;
         for message in batch.iter() {
+            if waits_for(message.properties, &header, session.front.settings.delay_levels)?.is_some() {
+                return Err(illegal("a message of a batch can neither be delayed nor transactional"));
+            }
             let made = maker.make(message.flag, message.properties, message.body)?;
             unique_key.get_or_insert(made.1);
             messages.push(made.0);
         }
     } else {
         let properties = Properties::check(header.properties.unwrap_or_default()).map_err(illegal)?;
+        if dead.is_none() {
+            waits = waits_for(properties, &header, session.front.settings.delay_levels)?;
+        }
+        if waits.is_some() && queue_id.is_none() {
+            // Its record says where it is for: the choice can not be left to the moment when it is due.
+            queue_id =
+                Some(session.front.keys.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % write_queues);
+        }
+        (maker.waits, maker.queue_id) = (waits, queue_id.unwrap_or(0));
         let made = maker.make(header.flag, properties, command.body)?;
         unique_key = Some(made.1);
         messages.push(made.0);
@@ -105,12 +133,7 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         };
         session.tell(Action::Configure, Resource::Topic(topic), op)?;
     }
-    let send = Send {
-        topic: topic.into(),
-        queue_id: u32::try_from(header.queue_id).ok(),
-        create_queues: create,
-        messages,
-    };
+    let send = Send { topic: topic.into(), queue_id, create_queues: create, messages, waits };
     let sent = Sent { unique_key: unique_key.unwrap_or_default() };
     session.ask(Action::Write, Resource::Topic(topic), Op::Send(send), asked, Wait::Send(sent))?;
     Ok(())
@@ -135,7 +158,7 @@ fn illegal(error: impl std::fmt::Display) -> Refused {
 
 /// How many queues the topic gets if it is missing.
 fn create_queues(front: &Front, header: &SendMessage<'_>) -> Option<u32> {
-    if header.topic.starts_with(RETRY_PREFIX) {
+    if header.topic.starts_with(RETRY_PREFIX) || header.topic.starts_with(DLQ_PREFIX) {
         return Some(1);
     }
     let wanted = u32::try_from(header.default_topic_queue_nums).unwrap_or(0).max(1);
@@ -157,30 +180,43 @@ fn check(header: &SendMessage<'_>, body: &[u8]) -> Result<(), Refused> {
         return Err(illegal(format!("the message body size {} is over {BODY_MAX}", body.len())));
     }
     let flags = SysFlag(header.sys_flag);
-    if flags.transaction() != TransactionState::None {
-        return Err(missing("a transactional message (sysFlag)"));
+    if matches!(flags.transaction(), TransactionState::Commit | TransactionState::Rollback) {
+        return Err(illegal("a message is sent prepared, and committed or rolled back later (sysFlag)"));
     }
     if flags.has(SysFlag::INNER_BATCH) || flags.has(SysFlag::NEED_UNWRAP) {
         return Err(missing("a batch stored as one record (sysFlag)"));
     }
-    let most = header.max_reconsume_times.unwrap_or(RETRIES_MAX);
-    if topic.starts_with(RETRY_PREFIX) && header.reconsume_times.is_some_and(|times| times >= most) {
-        return Err(missing("a message for the dead letters"));
-    }
     Ok(())
+}
+
+/// Where a message goes that was retried too often: clients that can not send back send again to the retry topic.
+fn dead_letters(header: &SendMessage<'_>) -> Option<String> {
+    let group = header.topic.strip_prefix(RETRY_PREFIX)?;
+    let most = header.max_reconsume_times.unwrap_or(RETRIES_MAX);
+    (header.reconsume_times.unwrap_or(0) > most).then(|| format!("{DLQ_PREFIX}{group}"))
+}
+
+/// Where a message waits before it is to be seen.
+fn waits_for(
+    properties: Properties<'_>,
+    header: &SendMessage<'_>,
+    levels: u32,
+) -> Result<Option<Waits>, Refused> {
+    let level = waiting::delay_level(properties)
+        .map_err(|error| illegal(format!("{}: {error}", property::DELAY_TIME_LEVEL)))?;
+    // A retry of what was transactional once is no transaction.
+    let retried = header.reconsume_times.unwrap_or(0) > 0 && level > 0;
+    if waiting::is_prepared(properties) && !retried {
+        return Ok(Some(Waits::Half));
+    }
+    Ok(u32::try_from(level).ok().filter(|level| *level > 0).map(|level| Waits::Delay(level.min(levels))))
 }
 
 /// Is this property a wish that would have no effect?
 fn refuse_wishes(properties: Properties<'_>) -> Result<(), Refused> {
-    if properties.get(property::TRANSACTION_PREPARED).is_some_and(|value| value.eq_ignore_ascii_case("true"))
-    {
-        return Err(missing("a transactional message (TRAN_MSG)"));
-    }
-    // Level 0 is how clients say "no delay".
-    if let Some(level) = properties.get(property::DELAY_TIME_LEVEL).filter(|level| level.trim() != "0") {
-        return Err(missing(&format!("a delayed message (DELAY {level})")));
-    }
-    if let Some(name) = TIMED.into_iter().find(|name| properties.get(name).is_some()) {
+    // A delay level counts before a time.
+    let leveled = waiting::delay_level(properties).is_ok_and(|level| level > 0);
+    if let Some(name) = TIMED.into_iter().find(|name| !leveled && properties.get(name).is_some()) {
         return Err(missing(&format!("a timed message ({name})")));
     }
     for (name, what) in [
@@ -202,6 +238,12 @@ struct Maker<'a> {
     front: &'a Front,
     header: &'a SendMessage<'a>,
     born_host: std::net::SocketAddr,
+    /// It goes to the dead letters.
+    dead: bool,
+    /// Where it waits.
+    waits: Option<Waits>,
+    /// Message queue it is for.
+    queue_id: u32,
 }
 
 impl Maker<'_> {
@@ -214,19 +256,20 @@ impl Maker<'_> {
         let (text, unique_key) = self.properties(properties)?;
         let properties = text.properties();
         let tag = properties.get(property::TAGS);
+        let sys_flag = SysFlag(self.header.sys_flag).with_transaction(TransactionState::None);
         let record = Record {
             queue_id: self.header.queue_id.max(0),
             flag,
             queue_offset: 0,
             physical_offset: 0,
-            sys_flag: SysFlag(self.header.sys_flag),
+            sys_flag,
             born_time: self.header.born_timestamp,
             born_host: self.born_host,
             store_time: 0,
             store_host: self.front.store_host,
             reconsume_times: self.header.reconsume_times.unwrap_or(0),
             prepared_transaction_offset: 0,
-            topic: self.header.topic,
+            topic: shown_topic(self.waits).unwrap_or(self.header.topic),
             properties,
         };
         let mut bytes = Vec::new();
@@ -266,6 +309,17 @@ impl Maker<'_> {
             // The broker's word counts, whatever the client wrote there. They inform only: a message that leaves no room for
             // them is still a message.
             let _ = text.set(name, value);
+        }
+        if self.dead {
+            text.set(property::DELAY_TIME_LEVEL, "-1").map_err(illegal)?;
+        }
+        if let Some(Waits::Delay(level)) = self.waits {
+            // Above the last level there is none; a level counts before a time.
+            text.set(property::DELAY_TIME_LEVEL, &level.to_string()).map_err(illegal)?;
+            TIMED.into_iter().for_each(|name| text.remove(name));
+        }
+        if self.waits.is_some() {
+            waiting::note_target(&mut text, self.header.topic, self.queue_id).map_err(illegal)?;
         }
         Ok((text, unique_key))
     }
@@ -326,13 +380,9 @@ mod tests {
 
     #[test]
     fn a_wish_without_effect_is_refused_by_name_and_no_wish_is_not() {
-        for (name, value) in [
-            ("DELAY", "3"),
-            ("TRAN_MSG", "true"),
-            ("TIMER_DELAY_SEC", "5"),
-            ("TIMER_DELIVER_MS", "1"),
-            ("INNER_MULTI_DISPATCH", "%LMQ%a"),
-        ] {
+        for (name, value) in
+            [("TIMER_DELAY_SEC", "5"), ("TIMER_DELIVER_MS", "1"), ("INNER_MULTI_DISPATCH", "%LMQ%a")]
+        {
             let text = format!("{name}\u{1}{value}\u{2}");
             let refused = refuse_wishes(Properties::new(&text)).unwrap_err();
             assert_eq!(refused.code, ResponseCode::MessageIllegal);
@@ -342,7 +392,33 @@ mod tests {
             refuse_wishes(Properties::new("DELAY\u{1}0\u{2}TRAN_MSG\u{1}false\u{2}KEYS\u{1}k")),
             Ok(())
         );
-        let half = SendMessage { sys_flag: 4, ..header() };
-        assert_eq!(check(&half, b"x").unwrap_err().code, ResponseCode::MessageIllegal);
+        let ended = SendMessage { sys_flag: 8, ..header() };
+        assert_eq!(check(&ended, b"x").unwrap_err().code, ResponseCode::MessageIllegal);
+    }
+
+    #[test]
+    fn a_message_says_whether_and_where_it_waits() {
+        let waits = |text: &str, times: i32| {
+            let header = SendMessage { reconsume_times: Some(times), ..header() };
+            waits_for(Properties::new(text), &header, 18)
+        };
+        assert_eq!(waits("DELAY\u{1}0\u{2}TRAN_MSG\u{1}false", 0), Ok(None));
+        assert_eq!(waits("DELAY\u{1}-1\u{2}", 0), Ok(None));
+        assert_eq!(waits("DELAY\u{1}3\u{2}", 0), Ok(Some(Waits::Delay(3))));
+        assert_eq!(waits("DELAY\u{1}99\u{2}", 0), Ok(Some(Waits::Delay(18))));
+        assert_eq!(waits("TRAN_MSG\u{1}true\u{2}DELAY\u{1}3", 0), Ok(Some(Waits::Half)));
+        assert_eq!(waits("TRAN_MSG\u{1}true\u{2}DELAY\u{1}3", 1), Ok(Some(Waits::Delay(3))));
+        assert_eq!(waits("DELAY\u{1}soon\u{2}", 0).unwrap_err().code, ResponseCode::MessageIllegal);
+    }
+
+    #[test]
+    fn what_was_retried_too_often_goes_to_the_dead_letters_of_its_group() {
+        let dead = |topic, times, most| {
+            let header = SendMessage { topic, reconsume_times: times, max_reconsume_times: most, ..header() };
+            dead_letters(&header)
+        };
+        assert_eq!(dead("%RETRY%g", Some(17), None).as_deref(), Some("%DLQ%g"));
+        assert_eq!(dead("%RETRY%g", Some(3), Some(2)).as_deref(), Some("%DLQ%g"));
+        assert_eq!((dead("%RETRY%g", Some(16), None), dead("T", Some(99), None)), (None, None));
     }
 }

@@ -22,7 +22,9 @@ use super::clients::{self, Joins};
 use super::group::{Answer, Member, Notice, Push};
 use super::output::Output;
 use super::refuse::{Refused, refused, unsupported};
-use super::{figures, group_configs, key_values, lock, offsets, pull, query, route, send, topics};
+use super::{
+    back, figures, group_configs, key_values, lock, offsets, pull, query, route, send, topics, transaction,
+};
 use crate::broker::api::{Event, Op, Refusal, Reply, Verb};
 use crate::broker::message::{Batches, Cache};
 use crate::broker::topology::Topology;
@@ -64,6 +66,10 @@ pub(super) enum Wait {
     Lock(String),
     /// An answer without fields.
     Done,
+    /// The same; whatever is wrong, Apache says so with one code.
+    Step,
+    /// One message.
+    View,
     /// A group's offset; nobody may wait for an answer, but leaving the group does.
     Commit,
     /// One of the topics that a heartbeat waits for.
@@ -183,6 +189,9 @@ impl Session {
             Some(RequestCode::PullMessage | RequestCode::LitePullMessage) => {
                 pull::on_pull(self, command, asked)
             }
+            Some(RequestCode::ConsumerSendMsgBack) => back::on_back(self, command, asked),
+            Some(RequestCode::ViewMessageById) => back::on_view(self, command, asked),
+            Some(RequestCode::EndTransaction) => transaction::on_end(self, command, asked),
             Some(RequestCode::QueryConsumerOffset) => offsets::on_query(self, command, asked),
             Some(RequestCode::UpdateConsumerOffset) => offsets::on_update(self, command, asked),
             Some(RequestCode::SearchOffsetByTimestamp) => offsets::on_search(self, command, asked),
@@ -314,6 +323,7 @@ impl Session {
         while self.output.buffered() < OUTPUT_MAX {
             match self.backlog.pop_front() {
                 Some(Event::Reply { request, result }) => self.on_reply(request, result),
+                Some(Event::CheckBack(delivery)) => transaction::ask(self, &delivery),
                 Some(Event::ShuttingDown) => self.ending = true,
                 // The rest is for consumers and publishers of AMQP, which this connection has none of.
                 Some(
@@ -340,6 +350,9 @@ impl Session {
                 clients::on_joined(self, join, result.err());
                 Ok(())
             }
+            (Wait::Step | Wait::View, Err(refusal)) if !matches!(refusal, Refusal::Busy(_)) => {
+                Err(refused(ResponseCode::SystemError, refusal.to_string()))
+            }
             (Wait::Offset(wanted), Err(Refusal::NotFound { .. } | Refusal::Invalid(_))) => {
                 offsets::answer_missing(self, asked, wanted)
             }
@@ -347,13 +360,14 @@ impl Session {
                 self.queries -= usize::from(matches!(wait, Wait::Query(_)));
                 Err(refusal.into())
             }
+            (Wait::View, Ok(reply)) => back::answer_view(self, asked, &reply),
             (Wait::Send(sent), Ok(reply)) => send::answer(self, asked, &sent, &reply),
             (Wait::Pull(pulled), Ok(reply)) => pull::answer(self, asked, &pulled, reply),
             (Wait::Query(query), Ok(reply)) => query::on_reply(self, asked, query, reply),
             (Wait::Figures(wanted), Ok(reply)) => figures::answer(self, asked, wanted, reply),
             (Wait::Lock(broker), Ok(reply)) => lock::answer(self, asked, &broker, reply),
             (Wait::Offset(wanted), Ok(reply)) => offsets::answer(self, asked, wanted, &reply),
-            (Wait::Done | Wait::Commit, Ok(_)) => {
+            (Wait::Done | Wait::Step | Wait::Commit, Ok(_)) => {
                 self.answer(asked, &(), &[]);
                 Ok(())
             }
@@ -437,7 +451,13 @@ impl Session {
     }
 
     /// Sends the client a request of ours.
-    fn request(&mut self, code: RequestCode, one_way: bool, fields: &impl Fields, body: &[u8]) -> i32 {
+    pub(super) fn request(
+        &mut self,
+        code: RequestCode,
+        one_way: bool,
+        fields: &impl Fields,
+        body: &[u8],
+    ) -> i32 {
         self.last_opaque = self.last_opaque.wrapping_add(1);
         let mut head = Head::request(code, Language::Java, version::V4_9_8, self.last_opaque);
         if one_way {
@@ -504,6 +524,10 @@ mod tests {
         fn batch(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
             Err(std::io::Error::other(format!("nothing at {position}")))
         }
+
+        fn holding(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
+            self.batch(position)
+        }
     }
 
     /// A client's requests, and what came back.
@@ -524,6 +548,7 @@ mod tests {
                 cluster_name: "c".into(),
                 auto_create_topics: true,
                 default_topic_queues: 8,
+                delay_levels: 18,
             };
             let front = Arc::new(Front {
                 settings,

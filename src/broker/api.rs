@@ -315,7 +315,8 @@ pub enum Op {
     Unbind(BindingSpec),
     /// basic.publish. Answered by `Confirmed`, `Returned`, `PublishRefused` events, not by a reply.
     Publish(Publish),
-    /// May a message be published there? Answered by `PublishRefused` when not: a transaction learns it before its commit.
+    /// May a message be published there? Answered by `PublishRefused` when not, else by a reply: a transaction learns it before
+    /// its commit.
     CheckPublish {
         /// For the event.
         channel: ChannelId,

@@ -311,11 +311,13 @@ impl Core {
     fn check_publish(&mut self, id: ConnectionId, verb: Verb, channel: ChannelId, exchange: &Arc<str>) {
         let (name, vhost) = (Arc::clone(exchange), self.vhost_name(verb.vhost));
         let refusal = match self.decided().exchange(verb.vhost, exchange) {
-            _ if name.is_empty() || self.new_topic(verb.vhost, exchange).is_some() => return,
+            _ if name.is_empty() || self.new_topic(verb.vhost, exchange).is_some() => {
+                return self.reply(id, verb.request, Ok(Reply::Ok));
+            }
             None if self.topology_in_flight() => return self.stall(id, verb),
             None => Refusal::NotFound { kind: "exchange", name, vhost },
             Some(known) if known.spec.internal => Refusal::Internal { name, vhost },
-            Some(_) => return,
+            Some(_) => return self.reply(id, verb.request, Ok(Reply::Ok)),
         };
         self.event(id, Event::PublishRefused { channel, refusal });
     }

@@ -89,10 +89,12 @@ impl Session {
 
     pub(super) fn tx_rollback(&mut self, number: u16) -> Result<(), Exception> {
         let transaction = self.take_transaction(number)?;
-        if let Some(channel) = self.channels.get_mut(&number) {
-            channel.unacked.put_back(transaction.settled.into_iter().flat_map(|(_, deliveries)| deliveries));
-        }
-        self.answer_now(number, TxRollback::ID, false, Owed::TxRollback);
+        let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
+        channel.unacked.put_back(transaction.settled.into_iter().flat_map(|(_, deliveries)| deliveries));
+        // The answer comes behind what the shard may still refuse of the publishes.
+        let op = Op::CheckPublish { channel: channel.slot, exchange: "".into() };
+        let id = self.next_id();
+        self.ask(number, id, TxRollback::ID, false, Owed::TxRollback, self.own(), op);
         Ok(())
     }
 

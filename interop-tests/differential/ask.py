@@ -137,7 +137,7 @@ def case_text(case, text):
 
 
 # A client that breaks the protocol itself is told so by code and place; the words behind are for people, and each broker's own.
-OWN_WORDS = re.compile(r"(connection\.close reply-code=(?:501|502|503|504|505|540|541) reply-text=.)([A-Z_]+).*?( class-id=)")
+OWN_WORDS = re.compile(r"(connection\.close reply-code=(?:501|502|503|504|505|540|541) reply-text=).([A-Z_]+).*?( class-id=)")
 
 
 def tidy(out):

@@ -101,7 +101,6 @@ pub use self::limits::{Limits, Tuning};
 use crate::frame::{self, Frame, FrameKind, PROTOCOL_HEADER, ProtocolHeader, Split};
 use crate::method::{
     ChannelCloseOk, ConnectionCloseOk, ConnectionOpenOk, ConnectionSecure, ConnectionStart, Method, MethodId,
-    Sender,
 };
 use crate::reply::{Exception, ReplyCode};
 use crate::table::RawTable;
@@ -235,8 +234,15 @@ impl Connection {
                     return Err(error.into());
                 }
             };
+            let before = *input;
             *input = &input[frame.encoded_len()..];
             match self.accept(frame) {
+                Ok(None) if self.phase == Phase::Running && self.channels.opens_too_early(frame) => {
+                    // The number is used again at once: first the answer to the close.
+                    *input = before;
+                    self.missing = 0;
+                    return Ok(None);
+                }
                 Ok(None) => {} // ignored
                 done => return done,
             }
@@ -490,10 +496,8 @@ pub fn declares(client_properties: RawTable<'_>, capability: &str) -> bool {
 /// A method on channel 0 that may not come now.
 fn misplaced(method: &Method<'_>, phase: Phase) -> Exception {
     let id: MethodId = method.id();
-    let is_ours = id.class == ConnectionStart::ID.class && method.sender() == Sender::Server;
-    let code = if is_ours { ReplyCode::CommandInvalid } else { ReplyCode::ChannelError };
-    Exception::new(code, format_args!("unexpected {id} on channel 0 in connection phase {phase:?}"))
-        .during(id)
+    let explanation = format_args!("unexpected {id} on channel 0 in connection phase {phase:?}");
+    Exception::new(ReplyCode::ChannelError, explanation).during(id)
 }
 
 #[cfg(test)]
@@ -697,8 +701,8 @@ mod tests {
 
     #[test]
     fn methods_of_servers_are_commands_no_client_may_give() {
-        assert_eq!(refused(running(), &on(0, ConnectionStart::default())), (503, 10, 10));
-        assert_eq!(refused(running(), &on(1, ConnectionStart::default())), (503, 10, 10));
+        assert_eq!(refused(running(), &on(0, ConnectionStart::default())), (504, 10, 10));
+        assert_eq!(refused(running(), &on(1, ConnectionStart::default())), (504, 10, 10));
         assert_eq!(refused(running(), b"\x01\0\0\0\0\0\x04\0\x0a\0\x63\xce"), (503, 10, 99));
     }
 
@@ -865,11 +869,17 @@ mod tests {
         assert_eq!(out, on(1, not_found.to_channel_close()));
         say(&mut connection, &on(1, ChannelCloseOk {})).unwrap();
         say(&mut connection, &on(1, ChannelOpen::default())).unwrap();
-        say(&mut connection, &on(1, ChannelClose::default())).unwrap();
+        let said = [on(1, ChannelClose::default()), on(1, ChannelOpen::default())].concat();
+        let mut input = &said[..];
+        assert!(matches!(connection.next_event(&mut input), Ok(Some(Event::ChannelClose { .. }))));
+        let left = input.len();
+        assert_eq!((connection.next_event(&mut input), input.len()), (Ok(None), left));
+        assert_eq!(connection.missing(), 0, "the answer to the close comes first");
         out.clear();
         assert!(connection.close_channel_ok(1, &mut out) && !connection.close_channel_ok(1, &mut out));
         assert_eq!(out, on(1, ChannelCloseOk {}));
         assert!(!connection.is_open(1));
+        assert_eq!(connection.next_event(&mut input), Ok(Some(Event::ChannelOpen { channel: 1 })));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub const REPLY_SUCCESS: u16 = 200;
 
 /// Longest text of an exception in bytes: `reply-text` is a short string.
 const TEXT_MAX: usize = 255;
+/// What stands for the rest of a longer one.
+const CUT: &str = "...";
 
 /// How much an exception takes down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +106,7 @@ reply_codes! {
 
 /// What a peer is told before its channel or its connection ends.
 ///
-/// The text is `"CODE_NAME - explanation"`, cut at 255 bytes on a character boundary, as RabbitMQ writes it:
+/// The text is `"CODE_NAME - explanation"`, at most 255 bytes and then cut with `...`, as RabbitMQ writes it:
 /// client suites match parts of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exception {
@@ -118,7 +120,10 @@ impl Exception {
     #[must_use]
     pub fn new(code: ReplyCode, explanation: impl fmt::Display) -> Self {
         let mut text = format!("{} - {explanation}", code.name());
-        text.truncate(text.floor_char_boundary(TEXT_MAX));
+        if text.len() > TEXT_MAX {
+            text.truncate(text.floor_char_boundary(TEXT_MAX - CUT.len()));
+            text.push_str(CUT);
+        }
         Self { code, text, method: MethodId::NONE }
     }
 
@@ -235,11 +240,14 @@ mod tests {
 
     #[test]
     fn a_long_text_is_cut_at_255_bytes_between_characters() {
-        // "NOT_FOUND - " is 12 bytes: 243 remain, and the 122nd "é" would end at byte 256.
-        let exception = Exception::new(ReplyCode::NotFound, "é".repeat(200));
+        // "NOT_FOUND - " and "..." are 15 bytes: 240 remain, with an "x" in front 119 "é" and no half of the next.
+        let exception = Exception::new(ReplyCode::NotFound, format_args!("x{}", "é".repeat(200)));
         assert_eq!(exception.text().len(), 254);
+        assert!(exception.text().ends_with("é..."));
         let exception = Exception::new(ReplyCode::NotFound, "x".repeat(300));
         assert_eq!(exception.text().len(), 255);
+        let exception = Exception::new(ReplyCode::NotFound, "x".repeat(243));
+        assert!(exception.text().len() == 255 && exception.text().ends_with('x'), "it fits as it is");
     }
 
     #[test]

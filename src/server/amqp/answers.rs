@@ -80,12 +80,17 @@ pub(super) struct Answer {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Answers(VecDeque<Answer>);
+pub(super) struct Answers {
+    owed: VecDeque<Answer>,
+    /// How many of them are those of gets.
+    gets: usize,
+}
 
 impl Answers {
     /// Adds an answer behind all others.
     pub(super) fn push(&mut self, answer: Answer) {
-        self.0.push_back(answer);
+        self.gets += usize::from(matches!(answer.owed, Owed::Get { .. }));
+        self.owed.push_back(answer);
     }
 
     /// The shard has answered wish `id`; given back if nobody waits for it.
@@ -94,7 +99,7 @@ impl Answers {
         id: u32,
         result: Result<Reply, Refusal>,
     ) -> Option<Result<Reply, Refusal>> {
-        match self.0.iter_mut().find(|answer| answer.id == id) {
+        match self.owed.iter_mut().find(|answer| answer.id == id) {
             Some(answer) => {
                 answer.result = Some(result);
                 None
@@ -105,18 +110,26 @@ impl Answers {
 
     /// The next answer whose turn has come.
     pub(super) fn next(&mut self) -> Option<(Answer, Result<Reply, Refusal>)> {
-        let result = self.0.front_mut()?.result.take()?;
-        self.0.pop_front().map(|answer| (answer, result))
+        let result = self.owed.front_mut()?.result.take()?;
+        let answer = self.owed.pop_front()?;
+        self.gets -= usize::from(matches!(answer.owed, Owed::Get { .. }));
+        Some((answer, result))
     }
 
     /// How many are owed.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.owed.len()
+    }
+
+    /// Whether a message may be on its way that its client could already settle by its tag.
+    pub(super) fn owes_message(&self) -> bool {
+        self.gets > 0
     }
 
     /// All of them: the channel is going.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Answer> + '_ {
-        self.0.drain(..)
+        self.gets = 0;
+        self.owed.drain(..)
     }
 }
 

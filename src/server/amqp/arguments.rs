@@ -1,8 +1,9 @@
 //! Arguments of declares, bindings and consumers: which have an effect here, which are refused.
 //!
-//! Owns: the list of known argument names and the rule for all others: names that begin with `x-` ask for behaviour, so an unknown
-//! one is refused by name; any other key is the client's own remark and is kept.
-//! Promises: nothing is accepted without its effect. Does not know: what exists.
+//! Owns: the list of the names that mean something to RabbitMQ, and which values they may have. Any other key is the client's own
+//! remark and is kept, as there.
+//! Promises: the texts of RabbitMQ for wrong values (it prints Erlang terms); nothing that has a meaning is accepted without its
+//! effect: a right value whose effect is not there yet is refused by name. Does not know: what exists.
 
 use dassie_amqp::reply::{Exception, ReplyCode};
 use dassie_amqp::table::{RawTable, Value};
@@ -44,39 +45,114 @@ pub(super) struct QueueFlags {
     pub(super) server_named: bool,
 }
 
+/// Longest time, ms: RabbitMQ's ten years.
+const TIME_MAX: i64 = 315_360_000_000;
+
+/// Which values an argument may have; a wrong one is described as RabbitMQ prints it.
+type Check = fn(Value<'_>, RawTable<'_>) -> Result<(), String>;
+
+/// The arguments of queues, in the order in which RabbitMQ looks at them: name, whether classic and quorum queues have it, check.
+const QUEUE_ARGUMENTS: [(&str, bool, bool, Check); 20] = [
+    ("x-expires", true, true, |value, _| expiry(value)),
+    ("x-message-ttl", true, true, |value, _| time_to_live(value)),
+    ("x-dead-letter-exchange", true, true, |value, _| text(value)),
+    ("x-dead-letter-routing-key", true, true, |value, all| {
+        text(value)?;
+        match all.get("x-dead-letter-exchange") {
+            Some(_) => Ok(()),
+            None => Err("routing_key_but_no_dlx_defined".to_owned()),
+        }
+    }),
+    ("x-dead-letter-strategy", false, true, |value, _| {
+        one_of(value, &["at-most-once", "at-least-once"], || "invalid_dlx_strategy".to_owned())
+    }),
+    ("x-max-length", true, true, |value, _| count(value).map(drop)),
+    ("x-max-length-bytes", true, true, |value, _| count(value).map(drop)),
+    ("x-max-in-memory-length", false, true, |value, _| count(value).map(drop)),
+    ("x-max-in-memory-bytes", false, true, |value, _| count(value).map(drop)),
+    ("x-max-priority", true, false, |value, _| match count(value)? {
+        0..=255 => Ok(()),
+        above => Err(format!("{{max_value_exceeded,{above}}}")),
+    }),
+    ("x-overflow", true, true, |value, _| {
+        one_of(value, &["drop-head", "reject-publish", "reject-publish-dlx"], || {
+            "invalid_overflow".to_owned()
+        })
+    }),
+    ("x-queue-mode", true, false, |value, _| {
+        one_of(value, &["default", "lazy"], || format!("\"unsupported queue mode '{value}'\""))
+    }),
+    ("x-queue-version", true, false, |value, _| match count(value)? {
+        1 | 2 => Ok(()),
+        other => Err(format!("\"unsupported queue version '{other}'\"")),
+    }),
+    ("x-single-active-consumer", true, true, |value, _| flag(value)),
+    ("x-quorum-initial-group-size", false, true, |value, _| above_zero(value).map(drop)),
+    ("x-delivery-limit", false, true, |value, _| count(value).map(drop)),
+    ("x-max-age", false, false, |_, _| Ok(())),
+    ("x-stream-max-segment-size-bytes", false, false, |_, _| Ok(())),
+    ("x-initial-cluster-size", false, false, |_, _| Ok(())),
+    ("x-queue-leader-locator", false, true, |value, _| {
+        one_of(value, &["client-local", "random", "least-leaders", "balanced"], || {
+            "invalid_queue_locator_arg".to_owned()
+        })
+    }),
+];
+
+/// Names that mean something to releases after 3.10 or outside of its checks.
+const NEWER_ARGUMENTS: [&str; 8] = [
+    "x-queue-master-locator",
+    "x-consumer-timeout",
+    "x-consumer-disconnected-timeout",
+    "x-delayed-retry-type",
+    "x-delayed-retry-min",
+    "x-delayed-retry-max",
+    "x-stream-filter-size-bytes",
+    "x-name-prefix",
+];
+
 /// Checks the arguments of queue.declare; the type they ask for.
 pub(super) fn queue(
     arguments: RawTable<'_>,
     flags: QueueFlags,
     place: Place<'_>,
 ) -> Result<QueueKind, Exception> {
-    let mut kind = QueueKind::Classic;
-    for (name, value) in arguments.iter() {
-        match name {
-            "x-queue-type" => kind = queue_type(value, place)?,
-            _ => refuse_unknown(name, place)?,
+    let kind =
+        arguments.get("x-queue-type").map_or(Ok(QueueKind::Classic), |value| queue_type(value, place))?;
+    let module = if kind == QueueKind::Quorum { "rabbit_quorum_queue" } else { "rabbit_classic_queue" };
+    let asked = || QUEUE_ARGUMENTS.iter().filter_map(|known| Some((known, arguments.get(known.0)?)));
+    for ((name, classic, quorum, _), _) in asked() {
+        if !(if kind == QueueKind::Quorum { *quorum } else { *classic }) {
+            return Err(precondition(format_args!(
+                "invalid arg '{name}' for {place} of queue type {module}"
+            )));
         }
+    }
+    for ((name, _, _, check), value) in asked() {
+        // The one check that RabbitMQ makes elsewhere, in other words.
+        if *name == "x-dead-letter-exchange" {
+            exchange_name(name, value, "in", place)?;
+        }
+        check(value, arguments).map_err(|why| invalid(name, place, why))?;
     }
     if kind == QueueKind::Quorum {
         quorum_flags(flags, place)?;
     }
+    if let Some(((name, ..), _)) = asked().next() {
+        return Err(unsupported(name, place));
+    }
+    refuse(arguments, &NEWER_ARGUMENTS, place)?;
     Ok(kind)
 }
 
 fn queue_type(value: Value<'_>, place: Place<'_>) -> Result<QueueKind, Exception> {
+    let refused = |why: String| invalid("x-queue-type", place, why);
     match value.as_str() {
         Some("classic") => Ok(QueueKind::Classic),
         Some("quorum") => Ok(QueueKind::Quorum),
-        Some("stream") => Err(precondition(format_args!(
-            "invalid arg 'x-queue-type' for {place}: queue type 'stream' is not supported yet"
-        ))),
-        Some(other) => Err(precondition(format_args!(
-            "invalid arg 'x-queue-type' for {place}: unsupported queue type '{other}'"
-        ))),
-        None => Err(precondition(format_args!(
-            "invalid arg 'x-queue-type' for {place}: unacceptable type {}, expected longstr",
-            value.type_name()
-        ))),
+        Some("stream") => Err(refused("queue type 'stream' is not supported yet".to_owned())),
+        Some(other) => Err(refused(format!("\"unsupported queue type '{other}'\""))),
+        None => Err(refused(unacceptable(value))),
     }
 }
 
@@ -84,51 +160,132 @@ fn quorum_flags(flags: QueueFlags, place: Place<'_>) -> Result<(), Exception> {
     if flags.server_named {
         return Err(precondition("Cannot declare a server-named queue for type quorum"));
     }
-    let wrong =
-        [(!flags.durable, "non-durable"), (flags.exclusive, "exclusive"), (flags.auto_delete, "auto-delete")];
+    let wrong = [
+        (!flags.durable, "non-durable"),
+        (flags.exclusive, "exclusive-owner"),
+        (flags.auto_delete, "auto-delete"),
+    ];
     match wrong.iter().find(|(is, _)| *is) {
         Some((_, property)) => Err(precondition(format_args!("invalid property '{property}' for {place}"))),
         None => Ok(()),
     }
 }
 
+fn unacceptable(value: Value<'_>) -> String {
+    format!("{{unacceptable_type,{}}}", value.type_name())
+}
+
+fn integer(value: Value<'_>) -> Result<i64, String> {
+    value.as_integer().ok_or_else(|| format!("\"expected integer, got {}\"", value.type_name()))
+}
+
+fn count(value: Value<'_>) -> Result<i64, String> {
+    match integer(value)? {
+        negative @ ..0 => Err(format!("{{value_negative,{negative}}}")),
+        count => Ok(count),
+    }
+}
+
+fn above_zero(value: Value<'_>) -> Result<i64, String> {
+    match count(value)? {
+        0 => Err("{value_zero,0}".to_owned()),
+        count => Ok(count),
+    }
+}
+
+fn time_to_live(value: Value<'_>) -> Result<(), String> {
+    match count(value)? {
+        ..=TIME_MAX => Ok(()),
+        above => Err(format!("{{value_too_large,{above}}}")),
+    }
+}
+
+fn expiry(value: Value<'_>) -> Result<(), String> {
+    above_zero(value)?;
+    time_to_live(value)
+}
+
+fn text(value: Value<'_>) -> Result<(), String> {
+    if matches!(value, Value::LongStr(_)) { Ok(()) } else { Err(unacceptable(value)) }
+}
+
+fn flag(value: Value<'_>) -> Result<(), String> {
+    if matches!(value, Value::Bool(_)) { Ok(()) } else { Err(unacceptable(value)) }
+}
+
+fn one_of(value: Value<'_>, right: &[&str], wrong: impl FnOnce() -> String) -> Result<(), String> {
+    text(value)?;
+    if value.as_str().is_some_and(|given| right.contains(&given)) { Ok(()) } else { Err(wrong()) }
+}
+
+/// An argument that names an exchange. `joint`: "in" or "for".
+fn exchange_name(name: &str, value: Value<'_>, joint: &str, place: Place<'_>) -> Result<(), Exception> {
+    if matches!(value, Value::LongStr(_)) {
+        return Ok(());
+    }
+    let kind = value.type_name();
+    Err(precondition(format_args!("invalid type '{kind}' for arg '{name}' {joint} {place}")))
+}
+
 /// Checks the arguments of exchange.declare.
 pub(super) fn exchange(arguments: RawTable<'_>, place: Place<'_>) -> Result<(), Exception> {
-    if arguments.get("alternate-exchange").is_some() {
-        return Err(unsupported("alternate-exchange", place));
+    match arguments.get("alternate-exchange") {
+        Some(value) => {
+            exchange_name("alternate-exchange", value, "in", place)?;
+            Err(unsupported("alternate-exchange", place))
+        }
+        None => Ok(()),
     }
-    arguments.iter().try_for_each(|(name, _)| refuse_unknown(name, place))
 }
 
 /// Checks the arguments of a binding. `headers`: its source is a headers exchange, where keys are what to match.
 pub(super) fn binding(arguments: RawTable<'_>, headers: bool, place: Place<'_>) -> Result<(), Exception> {
     if headers {
-        return match arguments.get("x-match").map(|value| value.as_str()) {
-            None | Some(Some("all" | "any" | "all-with-x" | "any-with-x")) => Ok(()),
-            Some(Some(other)) => Err(precondition(format_args!(
-                "Invalid x-match field value {other}; expected all, any, all-with-x, or any-with-x"
+        let Some(value) = arguments.get("x-match") else { return Ok(()) };
+        return match value.as_str() {
+            Some("all" | "any" | "all-with-x" | "any-with-x") => Ok(()),
+            Some(other) => Err(precondition(format_args!(
+                "Invalid x-match field value <<\"{other}\">>; expected all, any, all-with-x, or any-with-x"
             ))),
-            Some(None) => Err(precondition("Invalid x-match field type; expected longstr")),
+            None => Err(precondition(format_args!(
+                "Invalid x-match field type {} (value {value}); expected longstr",
+                value.type_name()
+            ))),
         };
     }
-    match arguments.get("x-start") {
-        Some(_) => Err(unsupported("x-start", place)),
-        // x-match and the like on other exchanges: RabbitMQ keeps and ignores them, and so do bindings' identities here.
-        None => Ok(()),
-    }
+    // x-match and the like on other exchanges: RabbitMQ keeps and ignores them, and so do bindings' identities here.
+    refuse(arguments, &["x-start"], place)
 }
 
 /// Checks the arguments of basic.consume.
 pub(super) fn consume(arguments: RawTable<'_>, place: Place<'_>) -> Result<(), Exception> {
-    arguments.iter().try_for_each(|(name, _)| refuse_unknown(name, place))
+    let refused = |name: &str, why: Result<(), String>| match why {
+        Err(why) => Err(invalid(name, place, why)),
+        Ok(()) => Err(unsupported(name, place)),
+    };
+    if let Some(value) = arguments.get("x-priority") {
+        refused("x-priority", integer(value).map(drop))?;
+    }
+    if let Some(value) = arguments.get("x-cancel-on-ha-failover") {
+        refused("x-cancel-on-ha-failover", flag(value))?;
+    }
+    refuse(arguments, &["x-stream-offset", "x-stream-filter", "x-stream-match-unfiltered"], place)
 }
 
-fn refuse_unknown(name: &str, place: Place<'_>) -> Result<(), Exception> {
-    if name.starts_with("x-") { Err(unsupported(name, place)) } else { Ok(()) }
+/// Refuses arguments that have no effect yet.
+fn refuse(arguments: RawTable<'_>, names: &[&str], place: Place<'_>) -> Result<(), Exception> {
+    match names.iter().find(|name| arguments.get(name).is_some()) {
+        Some(name) => Err(unsupported(name, place)),
+        None => Ok(()),
+    }
+}
+
+fn invalid(name: &str, place: Place<'_>, why: impl std::fmt::Display) -> Exception {
+    precondition(format_args!("invalid arg '{name}' for {place}: {why}"))
 }
 
 fn unsupported(name: &str, place: Place<'_>) -> Exception {
-    precondition(format_args!("invalid arg '{name}' for {place}: this argument is not supported yet"))
+    invalid(name, place, "this argument is not supported yet")
 }
 
 #[cfg(test)]
@@ -155,7 +312,7 @@ mod tests {
         let text = queue(odd.as_table().unwrap(), DURABLE, PLACE).unwrap_err();
         assert_eq!(
             text.text(),
-            "PRECONDITION_FAILED - invalid arg 'x-queue-type' for queue 'q' in vhost '/': unsupported queue type 'mirrored'"
+            "PRECONDITION_FAILED - invalid arg 'x-queue-type' for queue 'q' in vhost '/': \"unsupported queue type 'mirrored'\""
         );
     }
 
@@ -175,16 +332,51 @@ mod tests {
 
     #[test]
     fn an_argument_without_effect_is_refused_by_name_and_a_remark_is_kept() {
-        for name in ["x-message-ttl", "x-max-length", "x-anything"] {
-            let arguments = table(name, "1");
-            let refused = queue(arguments.as_table().unwrap(), DURABLE, PLACE).unwrap_err();
-            assert_eq!(refused.code(), ReplyCode::PreconditionFailed);
-            assert!(refused.text().contains(&format!("'{name}'")), "{}", refused.text());
+        let mut arguments = TableBuilder::new();
+        arguments.put("x-message-ttl", 60_000).put("owner", "team-a");
+        let refused = queue(arguments.as_table().unwrap(), DURABLE, PLACE).unwrap_err();
+        assert_eq!(refused.code(), ReplyCode::PreconditionFailed);
+        assert!(refused.text().contains("'x-message-ttl'"), "{}", refused.text());
+        assert!(
+            queue(table("x-queue-master-locator", "min-masters").as_table().unwrap(), DURABLE, PLACE)
+                .is_err()
+        );
+        for remark in ["owner", "x-owner"] {
+            let remark = table(remark, "team-a");
+            let remark = remark.as_table().unwrap();
+            assert_eq!(queue(remark, DURABLE, PLACE), Ok(QueueKind::Classic));
+            assert_eq!((exchange(remark, PLACE), consume(remark, PLACE)), (Ok(()), Ok(())));
         }
-        let remark = table("owner", "team-a");
-        assert_eq!(queue(remark.as_table().unwrap(), DURABLE, PLACE), Ok(QueueKind::Classic));
         assert!(exchange(table("alternate-exchange", "ae").as_table().unwrap(), PLACE).is_err());
-        assert!(consume(table("x-priority", "5").as_table().unwrap(), PLACE).is_err());
+        let mut priority = TableBuilder::new();
+        priority.put("x-priority", 5);
+        assert!(
+            consume(priority.as_table().unwrap(), PLACE).unwrap_err().text().ends_with("not supported yet")
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_described_as_rabbitmq_prints_it() {
+        let wrong = |name: &str, value: Value<'_>| {
+            let mut arguments = TableBuilder::new();
+            arguments.put(name, value);
+            let refused = queue(arguments.as_table().unwrap(), DURABLE, PLACE).unwrap_err();
+            let prefix = format!("PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/'");
+            refused.text().strip_prefix(&prefix).unwrap_or_else(|| panic!("{}", refused.text())).to_owned()
+        };
+        for (name, value, why) in [
+            ("x-message-ttl", Value::from("60000"), ": \"expected integer, got longstr\""),
+            ("x-message-ttl", Value::from(-1), ": {value_negative,-1}"),
+            ("x-expires", Value::from(0), ": {value_zero,0}"),
+            ("x-expires", Value::from(TIME_MAX + 1), ": {value_too_large,315360000001}"),
+            ("x-max-priority", Value::from(256), ": {max_value_exceeded,256}"),
+            ("x-overflow", Value::from("none"), ": invalid_overflow"),
+            ("x-single-active-consumer", Value::from("yes"), ": {unacceptable_type,longstr}"),
+            ("x-dead-letter-routing-key", Value::from("k"), ": routing_key_but_no_dlx_defined"),
+            ("x-delivery-limit", Value::from(1), " of queue type rabbit_classic_queue"),
+        ] {
+            assert_eq!(wrong(name, value), why);
+        }
     }
 
     #[test]

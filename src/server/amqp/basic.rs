@@ -30,13 +30,12 @@ impl Session {
         if m.immediate {
             return Err(not_implemented("immediate=true"));
         }
-        let exchange = names::strip_line_ends(m.exchange);
-        let key = self.allow(Action::Write, Resource::Exchange(&exchange))?;
-        if !exchange.is_empty() {
-            self.allow_key(Action::Write, &exchange, m.routing_key)?;
+        let key = self.allow(Action::Write, Resource::Exchange(m.exchange))?;
+        if !m.exchange.is_empty() {
+            self.allow_key(Action::Write, m.exchange, m.routing_key)?;
         }
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
-        channel.last_address = Some(Address::new(channel.last_address.as_ref(), &exchange, m.routing_key));
+        channel.last_address = Some(Address::new(channel.last_address.as_ref(), m.exchange, m.routing_key));
         channel.publishing =
             Some(Publishing { key, also: Vec::new(), mandatory: m.mandatory, partial: None });
         Ok(())

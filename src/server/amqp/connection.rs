@@ -201,6 +201,8 @@ struct Task<T> {
     heard: bool,
     /// The peer broke the protocol.
     broken: bool,
+    /// What is in the read buffer waits for the shard's answers.
+    held: bool,
     /// When patience with a close ends.
     deadline: Option<Instant>,
 }
@@ -240,6 +242,7 @@ impl<T: Transport> Task<T> {
             wrote: false,
             heard: false,
             broken: false,
+            held: false,
             deadline: None,
         }
     }
@@ -284,7 +287,7 @@ impl<T: Transport> Task<T> {
 
     /// What we wait for on the socket.
     fn interest(&self) -> Option<Interest> {
-        let may_read = self.gate.is_open() && self.session.line.output.buffered() < OUTPUT_MAX;
+        let may_read = self.gate.is_open() && !self.held && self.session.line.output.buffered() < OUTPUT_MAX;
         match (may_read, self.session.line.output.is_empty() && self.stream.is_flushed()) {
             (true, true) => Some(Interest::READABLE),
             (true, false) => Some(Interest::READABLE.add(Interest::WRITABLE)),
@@ -314,10 +317,21 @@ impl<T: Transport> Task<T> {
         self.session.look(self.link.topology());
         let mut rest = &self.input[..];
         loop {
+            let before = rest;
             match self.session.line.wire.next_event(&mut rest) {
                 Ok(Some(Event::Close(close))) => self.session.line.close_ok(&close),
-                Ok(Some(event)) => self.session.on_heard(&event),
-                Ok(None) => break,
+                Ok(Some(event)) => {
+                    if !self.session.on_heard(&event) {
+                        // Methods change nothing in the codec: it can read this one again.
+                        rest = before;
+                        self.held = true;
+                        break;
+                    }
+                }
+                Ok(None) => {
+                    self.held = self.session.line.wire.missing() == 0;
+                    break;
+                }
                 Err(exception) => {
                     self.broken = true;
                     self.session.line.close(&exception);
@@ -342,6 +356,9 @@ impl<T: Transport> Task<T> {
             && let Some(more) = self.link.try_events()
         {
             self.session.on_events(more);
+        }
+        if self.held {
+            self.hear();
         }
         Flow::Go
     }
@@ -399,7 +416,7 @@ impl<T: Transport> Task<T> {
         let idle = !self.heard && !self.wrote;
         if let Some(pulse) = &mut self.pulse {
             // While we do not read, the peer's silence is our doing.
-            let deaf = !self.gate.is_open() || self.session.line.output.buffered() >= OUTPUT_MAX;
+            let deaf = !self.gate.is_open() || self.held || self.session.line.output.buffered() >= OUTPUT_MAX;
             pulse.silent_ticks = if self.heard || deaf { 0 } else { pulse.silent_ticks.saturating_add(1) };
             if pulse.silent_ticks > 4 {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "two heartbeats were missed"));

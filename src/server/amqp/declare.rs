@@ -58,7 +58,13 @@ impl Session {
         let name: Arc<str> = names::strip_line_ends(m.exchange).into();
         not_default(&name)?;
         if names::is_reserved(&name) {
-            return Err(reserved("exchange", &name));
+            return Err(Exception::new(
+                ReplyCode::AccessRefused,
+                format_args!(
+                    "deletion of system exchange '{name}' in vhost '{}' not allowed",
+                    self.agreed.vhost_name
+                ),
+            ));
         }
         let key = self.allow(Action::Configure, Resource::Exchange(&name))?;
         let op = Op::DeleteExchange { name, if_unused: m.if_unused };
@@ -150,7 +156,7 @@ impl Session {
     }
 
     pub(super) fn queue_delete(&mut self, number: u16, m: &QueueDelete<'_>) -> Result<(), Exception> {
-        let name = self.queue_name(number, m.queue)?;
+        let name = self.queue_name(number, &names::strip_line_ends(m.queue))?;
         let key = self.allow(Action::Configure, Resource::Queue(&name))?;
         let quorum =
             self.topology.queue(self.agreed.vhost, &name).is_some_and(|q| q.spec.kind == QueueKind::Quorum);
@@ -204,10 +210,10 @@ impl Session {
         )))
     }
 
-    /// The queue that a name means: the last declared one if it is empty.
+    /// The queue that a name means: the last declared one if it is empty. Line ends go where topology is made only.
     pub(super) fn queue_name(&self, number: u16, name: &str) -> Result<Arc<str>, Exception> {
         if !name.is_empty() {
-            return Ok(names::strip_line_ends(name).into());
+            return Ok(name.into());
         }
         let declared = self.channels.get(&number).and_then(|channel| channel.default_queue.clone());
         declared.ok_or_else(|| Exception::new(ReplyCode::NotFound, "no previously declared queue"))
@@ -221,7 +227,7 @@ impl Session {
         routing_key: &str,
         arguments: RawTable<'_>,
     ) -> Result<(Authorized, BindingSpec), Exception> {
-        let name = self.queue_name(number, queue)?;
+        let name = self.queue_name(number, &names::strip_line_ends(queue))?;
         // RabbitMQ: an empty queue and an empty key mean the last declared queue under its own name.
         let routing_key = if queue.is_empty() && routing_key.is_empty() { &*name } else { routing_key };
         let source: Arc<str> = names::strip_line_ends(exchange).into();

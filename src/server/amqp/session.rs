@@ -101,7 +101,12 @@ impl Session {
     }
 
     /// One thing the client said after the handshake. Those about the connection itself are the task's.
-    pub(super) fn on_heard(&mut self, heard: &Heard<'_>) {
+    ///
+    /// False: not now, answers come first; nothing has happened, say it again after the shard's next word. A channel's methods
+    /// happen one after the other, so that is how it is for one that settles what a get before it brings, and for one that is
+    /// refused: its error ends what is owed.
+    #[must_use]
+    pub(super) fn on_heard(&mut self, heard: &Heard<'_>) -> bool {
         match heard {
             Heard::Publish { channel, publish } => {
                 self.blame(*channel, method::BasicPublish::ID, |s| s.publish(*channel, publish))
@@ -115,7 +120,15 @@ impl Session {
                 self.blame(*channel, method::BasicPublish::ID, |s| s.body(*channel, bytes, *last));
             }
             Heard::Method { channel, method } => {
-                self.blame(*channel, method.id(), |s| s.dispatch(*channel, method))
+                if self.channels.get(channel).is_some_and(|c| c.answers.owes_message() && settles(method)) {
+                    return false;
+                }
+                if let Err(exception) = self.dispatch(*channel, method) {
+                    if self.channels.get(channel).is_some_and(|c| c.answers.len() > 0) {
+                        return false;
+                    }
+                    self.fail(*channel, &exception.during(method.id()));
+                }
             }
             Heard::ChannelOpen { channel } => self.open(*channel),
             Heard::ChannelClose { channel, .. } => self.close(*channel),
@@ -126,6 +139,7 @@ impl Session {
             // Handshake and end of the connection: the task has looked at them.
             _ => {}
         }
+        true
     }
 
     fn blame(&mut self, number: u16, method: MethodId, act: impl FnOnce(&mut Self) -> Result<(), Exception>) {
@@ -185,8 +199,6 @@ impl Session {
                 self.answer_now(number, method::AccessRequest::ID, false, Owed::Access);
                 Ok(())
             }
-            // Answers to what the server asked; nothing depends on them.
-            Method::BasicCancelOk(_) | Method::ChannelFlowOk(_) => Ok(()),
             other => Err(Exception::new(
                 ReplyCode::NotImplemented,
                 format_args!("{} is not supported", other.name()),
@@ -361,6 +373,18 @@ impl Session {
     }
 }
 
+/// Whether a method is about messages that were delivered before.
+fn settles(method: &Method<'_>) -> bool {
+    matches!(
+        method,
+        Method::BasicAck(_)
+            | Method::BasicNack(_)
+            | Method::BasicReject(_)
+            | Method::BasicRecover(_)
+            | Method::BasicRecoverAsync(_)
+    )
+}
+
 fn refused(requeue: bool) -> Settle {
     if requeue { Settle::Requeue } else { Settle::Discard }
 }
@@ -443,7 +467,7 @@ mod tests {
             write(&mut bytes);
             let mut rest = &bytes[..];
             while let Some(heard) = self.0.line.wire.next_event(&mut rest).expect("well-formed") {
-                self.0.on_heard(&heard);
+                assert!(self.0.on_heard(&heard), "no answer is awaited");
             }
             self.0.take_verbs()
         }

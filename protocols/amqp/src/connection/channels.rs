@@ -35,7 +35,7 @@ enum Channel {
     Open(Expect),
     /// We sent `channel.close`.
     Closing,
-    /// The client sent `channel.close`; it must not say anything before it has our answer.
+    /// The client sent `channel.close`; it should not say anything before it has our answer.
     ClosingByPeer,
 }
 
@@ -95,9 +95,6 @@ impl Channels {
         if id.name().is_none() {
             return Err(MethodError::Unknown(id).into());
         }
-        if id.class == CONNECTION_CLASS {
-            return Err(not_here(id));
-        }
         if id != ChannelOpen::ID {
             return Err(channel_error(format_args!("channel {channel} is not open"), id));
         }
@@ -114,6 +111,13 @@ impl Channels {
     /// Whether methods of this channel are still taken.
     pub(super) fn is_open(&self, channel: u16) -> bool {
         matches!(self.0.get(&channel), Some(Channel::Open(_)))
+    }
+
+    /// Whether this opens a channel whose close the client has no answer to yet.
+    pub(super) fn opens_too_early(&self, frame: Frame<'_>) -> bool {
+        matches!(self.0.get(&frame.channel), Some(Channel::ClosingByPeer))
+            && frame.kind == FrameKind::Method
+            && MethodId::peek(frame.payload) == Some(ChannelOpen::ID)
     }
 
     /// Turns an open channel into one that we are closing; false if it was not open.
@@ -152,7 +156,8 @@ fn method<'a>(state: &mut Channel, channel: u16, payload: &'a [u8]) -> Yield<'a>
             Ok(Some(Event::ChannelClose { channel, close }))
         }
         Method::ChannelOpen(_) => Err(channel_error(format_args!("channel {channel} is already open"), id)),
-        Method::ChannelCloseOk(_) => Err(channel_error(format_args!("channel {channel} is not closing"), id)),
+        // Answers to what this server never asks.
+        Method::ChannelCloseOk(_) | Method::ChannelFlowOk(_) | Method::BasicCancelOk(_) => Err(not_here(id)),
         _ if id.class == CONNECTION_CLASS || method.sender() == Sender::Server => Err(not_here(id)),
         method => Ok(Some(Event::Method { channel, method })),
     }
@@ -209,7 +214,9 @@ mod tests {
     use super::*;
     use crate::content;
     use crate::content::Properties;
-    use crate::method::{BasicAck, BasicDeliver, ConnectionBlocked, ConnectionTuneOk, QueuePurge};
+    use crate::method::{
+        BasicAck, BasicCancelOk, BasicDeliver, ChannelFlowOk, ConnectionBlocked, ConnectionTuneOk, QueuePurge,
+    };
 
     const MAX: u16 = 2047;
 
@@ -363,7 +370,7 @@ mod tests {
         let open = payload(ChannelOpen::default());
         assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, &open)), (504, 20, 10));
         let close_ok = payload(ChannelCloseOk {});
-        assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, &close_ok)), (504, 20, 41));
+        assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, &close_ok)), (503, 20, 41));
     }
 
     #[test]
@@ -384,7 +391,16 @@ mod tests {
             assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, &method)), (503, class, id));
         }
         let tune_ok = payload(ConnectionTuneOk::default());
-        assert_eq!(refused(&mut Channels::default(), frame(FrameKind::Method, 1, &tune_ok)), (503, 10, 31));
+        assert_eq!(refused(&mut Channels::default(), frame(FrameKind::Method, 1, &tune_ok)), (504, 10, 31));
+        for (answer, class, id) in
+            [(payload(ChannelFlowOk::default()), 20, 21), (payload(BasicCancelOk::default()), 60, 31)]
+        {
+            assert_eq!(
+                refused(&mut opened(), frame(FrameKind::Method, 1, &answer)),
+                (503, class, id),
+                "never asked"
+            );
+        }
         assert_eq!(refused(&mut opened(), frame(FrameKind::Method, 1, b"\0\x3c\0\x63")), (503, 60, 99));
     }
 
@@ -436,9 +452,11 @@ mod tests {
         assert!(!channels.is_open(1) && !channels.start_closing(1));
         for bytes in [payload(BasicPublish::default()), close, payload(ChannelCloseOk {})] {
             assert_eq!(channels.accept(frame(FrameKind::Method, 1, &bytes), MAX), Ok(None));
+            assert!(!channels.opens_too_early(frame(FrameKind::Method, 1, &bytes)));
         }
-        assert!(channels.finish_closing(1));
         let open = payload(ChannelOpen::default());
+        assert!(channels.opens_too_early(frame(FrameKind::Method, 1, &open)));
+        assert!(channels.finish_closing(1) && !channels.opens_too_early(frame(FrameKind::Method, 1, &open)));
         assert!(channels.accept(frame(FrameKind::Method, 1, &open), MAX).is_ok());
     }
 

@@ -681,6 +681,27 @@ mod tests {
     }
 
     #[test]
+    fn an_ack_right_behind_its_get_and_an_error_right_behind_a_declare_wait_for_what_comes_before_them() {
+        let mut test = open();
+        let verbs = test.hear(|out| BasicGet { queue: "q", ..Default::default() }.encode_frame(1, out));
+        let ack = Method::BasicAck(BasicAck { delivery_tag: 1, multiple: false });
+        let ack = Heard::Method { channel: 1, method: ack };
+        assert!(!test.0.on_heard(&ack) && test.0.take_verbs().is_empty());
+        test.answer(&verbs[0], Ok(Reply::Got { delivery: Some(delivery(7, b"x")), remaining: 0 }));
+        assert!(test.0.on_heard(&ack));
+        assert!(matches!(&test.0.take_verbs()[..], [Verb { op: Op::Settle { how: Settle::Ack, .. }, .. }]));
+        test.written();
+
+        let verbs = test.hear(|out| QueueDeclare { queue: "q", ..Default::default() }.encode_frame(1, out));
+        assert!(!test.0.on_heard(&ack), "the tag is unknown by now");
+        assert!(test.written().is_empty());
+        test.answer(&verbs[0], Ok(Reply::Queue { messages: 0, consumers: 0 }));
+        assert!(test.0.on_heard(&ack));
+        let expected = "channel.close PRECONDITION_FAILED - unknown delivery tag 1";
+        assert_eq!(test.written(), ["queue.declare-ok", expected]);
+    }
+
+    #[test]
     fn cancelling_ends_a_consumer_when_it_is_answered_and_its_messages_stay_settleable() {
         let mut test = open();
         let reader = test.consume("c");
@@ -732,15 +753,14 @@ mod tests {
             ),
             (
                 |out| {
-                    for _ in 0..2 {
-                        BasicConsume { queue: "q", consumer_tag: "c", ..Default::default() }
-                            .encode_frame(1, out);
-                    }
+                    BasicConsume { queue: "q", consumer_tag: "c", ..Default::default() }.encode_frame(1, out);
                 },
                 "connection.close NOT_ALLOWED - attempt to reuse consumer tag 'c'",
             ),
         ] {
             let mut test = open();
+            test.consume("c");
+            test.written();
             test.hear(write);
             assert_eq!(test.written(), [text]);
         }

@@ -168,7 +168,8 @@ fn health_and_metrics_answer_and_a_signal_ends_it_with_code_0() {
     for signal in ["TERM", "INT"] {
         let (http, metrics) = (free_port(), free_port());
         let listen = [format!("http.listen=127.0.0.1:{http}"), format!("metrics.listen=127.0.0.1:{metrics}")];
-        let running = Running::start(dassie(&directory(), &[&listen[0], &listen[1]]));
+        let data = directory(); // lives as long as the broker
+        let running = Running::start(dassie(&data, &[&listen[0], &listen[1]]));
         assert!(get(http, "/health/live").starts_with("HTTP/1.1 200"));
         assert!(get(http, "/health/ready").starts_with("HTTP/1.1 200"));
         assert!(get(metrics, "/metrics").contains("\nrabbitmq_connections 0\n"));

@@ -51,6 +51,14 @@ class Java(Program):
         stamp.touch()
 
 
+class Node(Program):
+    """The package lies below the cache, where NODE_PATH finds it: nothing is installed beside the sources."""
+
+    def build(self):
+        if not (CACHE / self.name / "node_modules").exists():
+            raise BuildError(f"{self.name}: {CACHE / self.name} does not exist, run setup")
+
+
 class Cargo(Program):
     def build(self):
         _build(self.name, ["cargo", "build", "--quiet", "--locked", "--target-dir", CACHE / "target",
@@ -80,6 +88,9 @@ def all_programs():
         Python("pika", "amqp", "amqp", ["pika"], [str(CACHE / "python/bin/python"), str(CLIENTS / "pika/main.py")]),
         _java("rabbitmq-java", "amqp", "amqp", ["java-kit", "rabbitmq-java"], "interop.rabbitmq.Main"),
         Cargo("lapin", "amqp", "amqp", ["lapin"], [str(CACHE / "target/debug/interop-lapin")]),
+        Go("amqp091-go", "amqp", "amqp", ["amqp091-go"], [str(CACHE / "amqp091-go")]),
+        Node("amqplib", "amqp", "amqp", ["amqplib"],
+             ["env", f"NODE_PATH={CACHE / 'amqplib/node_modules'}", "node", str(CLIENTS / "amqplib/main.js")]),
     ]
     for version in (CLIENTS / "rocketmq-java/versions").read_text().split():
         # The two lines differ in a few package names and signatures only: one small file each.

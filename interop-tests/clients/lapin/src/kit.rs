@@ -7,6 +7,7 @@
 use futures_lite::StreamExt;
 use lapin::message::{BasicGetMessage, Delivery};
 use lapin::options::*;
+use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
 use std::future::Future;
@@ -104,8 +105,15 @@ pub fn address() -> String {
 }
 
 pub async fn open(address: &str, login: &str, vhost: &str, query: &str) -> lapin::Result<Connection> {
-    Connection::connect(&format!("amqp://{login}@{address}/{vhost}?{query}"), ConnectionProperties::default())
-        .await
+    let Ok(authority) = std::env::var("INTEROP_TLS_CA") else {
+        let uri = format!("amqp://{login}@{address}/{vhost}?{query}");
+        return Connection::connect(&uri, ConnectionProperties::default()).await;
+    };
+    let pem = std::fs::read_to_string(authority).expect("the authority's PEM file");
+    let tls = OwnedTLSConfig { identity: None, cert_chain: Some(pem) };
+    let uri = format!("amqps://{login}@{address}/{vhost}?{query}");
+    let runtime = lapin::runtime::default_runtime()?;
+    Connection::connect_with_config(&uri, ConnectionProperties::default(), tls, runtime).await
 }
 
 impl Context {

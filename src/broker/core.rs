@@ -193,6 +193,10 @@ pub struct Core {
     /// The term whose first batch, this node's, was applied; it leads when consensus agrees.
     begun: Option<u64>,
     session_open: bool,
+    /// Nobody else can lead at this moment: what is applied here is all there is.
+    leased: bool,
+    /// Somebody else led since this node did.
+    deposed: bool,
     next_sequence: u64,
     /// Verbs with numbers, oldest first; the first one has number `first_pending`.
     pub(crate) pending: VecDeque<Pending>,
@@ -313,6 +317,8 @@ impl Core {
             draining: None,
             begun: None,
             session_open: false,
+            leased: false,
+            deposed: false,
             next_sequence: 1,
             pending: VecDeque::new(),
             first_pending: 1,
@@ -349,7 +355,17 @@ impl Core {
     /// This node leads and serves.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.overlay.is_some() && self.session_open
+        self.overlay.is_some() && self.session_open && self.leased
+    }
+
+    /// Consensus says which term this node certainly leads now. Without that nothing is read, handed out or decided: another
+    /// node may lead already.
+    pub fn lease(&mut self, term: Option<u64>) {
+        let had = self.is_ready();
+        self.leased = term.is_some() && self.overlay.as_ref().map(|o| o.term) == term;
+        if !had {
+            self.retry_stalled();
+        }
     }
 
     /// Last applied batch.
@@ -452,6 +468,7 @@ impl Core {
         if !urgent
             && (self.overlay.is_none()
                 || !self.session_open
+                || !self.leased
                 || !connection.stalled.is_empty()
                 || connection.stalled_on.is_some())
         {
@@ -695,6 +712,11 @@ impl Core {
         self.turn();
         self.session_open = last.is_some();
         self.restart_later();
+        self.leased = true;
+        if std::mem::take(&mut self.deposed) {
+            self.rebase_runtimes();
+            self.forget_late_wishes();
+        }
         let listed: Vec<QueueUid> = self.runtimes.keys().copied().collect();
         listed.into_iter().for_each(|uid| self.list(uid));
         if !self.session_open {
@@ -707,6 +729,27 @@ impl Core {
             return;
         }
         self.decide_again();
+    }
+
+    /// Somebody else led meanwhile: what connections that are gone by now had asked beside publishing is not done any more. They
+    /// got no answer, and may have asked otherwise there: an offset stored late would go back.
+    fn forget_late_wishes(&mut self) {
+        let publishes = |verb: &Verb| matches!(verb.op, Op::Publish(_) | Op::Send(_));
+        for connection in self.connections.values_mut().filter(|c| c.gone) {
+            connection.stalled.retain(publishes);
+        }
+        for (sequence, pending) in (self.first_pending..).zip(&mut self.pending).filter(|(_, p)| !p.done) {
+            let Work::Verb { connection, verb, .. } = &pending.work else { continue };
+            let waits = self.connections.get_mut(connection);
+            if publishes(verb) || waits.as_ref().is_some_and(|c| !c.gone) {
+                continue;
+            }
+            if let Some(connection) = waits.filter(|c| c.stalled_on == Some(sequence)) {
+                connection.stalled_on = None;
+            }
+            // Its number stays: nothing is left to be written under it.
+            pending.work = Work::Unanswered;
+        }
     }
 
     /// Applies a committed batch, tells who waited, and looks for what can go out now.
@@ -736,6 +779,7 @@ impl Core {
         self.counters.voided += applied.void_sections.len() as u64 + u64::from(applied.void.is_some());
         if let Some((term, leader)) = applied.term_start {
             self.stop_leading();
+            self.deposed |= leader != self.node;
             self.begun = (leader == self.node).then_some(term);
             return;
         }
@@ -1011,6 +1055,9 @@ impl Core {
 
     /// Serves listed queues for one turn; true: there is more to do.
     pub fn serve(&mut self) -> bool {
+        if !self.is_ready() {
+            return false;
+        }
         let started = self.clock.monotonic();
         while let Some(uid) = self.work.pop_front() {
             if let Some(runtime) = self.runtimes.get_mut(&uid) {

@@ -4,6 +4,7 @@
 //! back; a reader never holds more than its windows; a slow connection is given no more than its delivery credit.
 //! Does not know: sockets, layouts, how positions become bytes (that is `message`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::api::{
     ConnectionId, Delivery, Event, Fetch, FetchStatus, Fetched, Located, Op, QueueUid, Refusal, Reply,
     Subscribe, Verb,
 };
-use super::core::{Core, Waiter};
+use super::core::{Core, Waiter, Work};
 use super::decide::not_found;
 use super::index::Entry;
 use super::message::resolve;
@@ -220,6 +221,50 @@ impl Core {
     }
 
     // ---- handing out
+
+    /// Somebody else led meanwhile and handed out what was not settled. What the readers of this node hold still is theirs; what
+    /// was settled elsewhere is not, and the rest goes out again.
+    pub(crate) fn rebase_runtimes(&mut self) {
+        let mut uids: Vec<QueueUid> = self.runtimes.keys().copied().collect();
+        uids.sort_unstable();
+        for uid in uids {
+            let Some(cursor) = self.state.queues.get(&uid).map(|q| q.cursor.clone()) else { continue };
+            let mut taken: BTreeSet<u64> = self.settling(uid);
+            let mut unacked = 0;
+            let keys: Vec<ReaderKey> =
+                self.readers.iter().filter(|(_, r)| r.queue == uid).map(|(key, _)| *key).collect();
+            for key in keys {
+                let Some(reader) = self.readers.get_mut(&key) else { continue };
+                let before = reader.leases.len();
+                reader.leases.retain(|offset| !cursor.is_settled(*offset));
+                unacked += reader.leases.len() as u64;
+                taken.extend(&reader.leases);
+                let (channel, ended) = (reader.channel, before - reader.leases.len());
+                self.window_freed(key.0, channel, ended);
+            }
+            let Some(runtime) = self.runtimes.get_mut(&uid) else { continue };
+            runtime.unacked = unacked;
+            runtime.next = runtime.next.max(cursor.floor());
+            runtime.handed_before = runtime.handed_before.max(cursor.delivered_through);
+            runtime.returned = (cursor.floor()..runtime.next)
+                .filter(|offset| !cursor.is_settled(*offset) && !taken.contains(offset))
+                .collect();
+        }
+    }
+
+    /// Offsets of a queue whose settlement is decided and not applied.
+    fn settling(&self, uid: QueueUid) -> BTreeSet<u64> {
+        self.pending
+            .iter()
+            .filter(|pending| !pending.done)
+            .filter_map(|pending| match &pending.work {
+                Work::Settled { queue, ranges } if *queue == uid => Some(ranges),
+                _ => None,
+            })
+            .flatten()
+            .flat_map(|(first, count)| *first..*first + *count)
+            .collect()
+    }
 
     /// Gives a queue's messages to its readers and to the pulls that wait, for one turn.
     pub(crate) fn serve_queue(&mut self, uid: QueueUid) {
@@ -442,7 +487,7 @@ impl Core {
 
     /// What a purge takes: everything unsettled that nobody holds.
     pub(crate) fn ready_ranges(&mut self, uid: QueueUid) -> Vec<(u64, u64)> {
-        let held: std::collections::BTreeSet<u64> =
+        let held: BTreeSet<u64> =
             self.readers.values().filter(|r| r.queue == uid).flat_map(|r| r.leases.iter().copied()).collect();
         let (start, end) =
             match (self.runtimes.get(&uid).and_then(|r| r.memory.as_ref()), self.state.queues.get(&uid)) {
@@ -630,6 +675,10 @@ impl Core {
 
     /// Ends waits whose time is up, and messages.
     pub fn expire(&mut self) {
+        if !self.is_ready() {
+            // What is here may be old: who waits goes on waiting.
+            return;
+        }
         let now = self.monotonic();
         while let Some(((at, number), ())) = self.deadlines.first_key_value().map(|(k, ())| (*k, ())) {
             if at > now {

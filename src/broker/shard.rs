@@ -16,13 +16,17 @@ use super::link::{Input, Inputs};
 use super::state::Delta;
 use crate::limits;
 
+/// Who does not lead, or was refused, tries again after so long: a leader that hands its lead over refuses everything until the
+/// other one has it, and asking it at once again would be all that the shard's thread does meanwhile.
+const RETRY: Duration = Duration::from_millis(20);
+
 /// What the loop is joined to; `node` makes it.
 pub struct Seams {
     /// Hands a batch to consensus; never blocks.
     pub propose: Box<dyn Fn(Proposal)>,
     /// Terms of proposals that were refused.
     pub refused: mpsc::UnboundedReceiver<u64>,
-    /// The term that this node leads, as consensus sees it.
+    /// The term that this node leads, as consensus sees it, and nobody else can yet.
     pub leads: Box<dyn Fn() -> Option<u64>>,
     /// The membership as of the last applied batch, for the checkpoint to keep.
     pub membership: Box<dyn Fn() -> bytes::Bytes>,
@@ -95,6 +99,8 @@ pub struct ShardLoop {
     first_segment: u64,
     segment_size: u64,
     checkpoint_bytes: u64,
+    /// Not before this it leads again after a refusal.
+    resumes: tokio::time::Instant,
 }
 
 impl ShardLoop {
@@ -114,6 +120,7 @@ impl ShardLoop {
             first_segment,
             segment_size,
             checkpoint_bytes,
+            resumes: tokio::time::Instant::now(),
         }
     }
 
@@ -134,7 +141,10 @@ impl ShardLoop {
                 biased;
                 _ = seams.stop.changed() => break,
                 () = self.applied.notified() => {}
-                Some(term) = seams.refused.recv() => self.core.borrow_mut().refused(term),
+                Some(term) = seams.refused.recv() => {
+                    self.core.borrow_mut().refused(term);
+                    self.resumes = tokio::time::Instant::now() + RETRY;
+                }
                 Some(point) = seams.checkpoints.recv() => self.checkpoint_done(point, &mut seams),
                 taken = self.inputs.recv_many(&mut inputs, 256) => {
                     if taken == 0 {
@@ -159,20 +169,25 @@ impl ShardLoop {
             return Duration::ZERO;
         }
         let core = self.core.borrow();
-        let retry = if core.is_ready() { Duration::MAX } else { Duration::from_millis(20) };
-        core.next_deadline().map_or(Duration::MAX, |at| at.saturating_sub(core.monotonic())).min(retry)
+        if !core.is_ready() {
+            return RETRY;
+        }
+        core.next_deadline().map_or(Duration::MAX, |at| at.saturating_sub(core.monotonic()))
     }
 
     /// One turn; true: there is more to do at once.
     fn turn(&mut self, inputs: &mut Vec<Input>, seams: &mut Seams) -> bool {
         let mut core = self.core.borrow_mut();
         core.turn();
+        let leads = (seams.leads)();
+        core.lease(leads);
         for input in inputs.drain(..) {
             core.input(input);
         }
         core.expire();
         if !core.is_ready()
-            && let Some(term) = (seams.leads)()
+            && tokio::time::Instant::now() >= self.resumes
+            && let Some(term) = leads
         {
             core.lead(term);
         }

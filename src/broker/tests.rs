@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use dassie_storage::{Batch, LogPoint};
 use tokio::sync::{mpsc, watch};
 
@@ -17,7 +17,8 @@ use super::core::{Core, PageSource, Parts, Proposal};
 use super::index::NoPages;
 use super::link::{Credit, Input};
 use super::message::Batches;
-use super::state::{OUTCOMES, State, TERM_START};
+use super::record::{BatchBuilder, Kind, PayloadHead};
+use super::state::{OUTCOMES, State, TERM_START, put_ranges};
 use crate::clock::Clock;
 use crate::security::{self, Action, Resource};
 
@@ -160,9 +161,29 @@ impl Harness {
     }
 
     fn commit(&mut self, kind: u8, payload: Bytes) {
+        self.commit_by(1, kind, payload);
+    }
+
+    /// Another node leads a term: it opens a session and settles the first `settled` messages of `queue`.
+    fn other_leads(&mut self, queue: QueueUid, settled: u64) {
+        self.term += 1;
+        self.commit_by(2, TERM_START, Bytes::new());
+        let version = self.core.state.topology.version;
+        let mut builder = BatchBuilder::new();
+        let start = builder.begin(500, 0, 0, version, Kind::Session, 0);
+        builder.body().put_u64_le(2);
+        builder.end(start);
+        let start = builder.begin(500, 0, 1, version, Kind::Settlement, 0);
+        put_ranges(builder.body(), queue, &[(0, settled)]);
+        builder.end(start);
+        let head = PayloadHead { term: self.term, ordinal: 0, log_time: 1 };
+        self.commit_by(2, OUTCOMES, builder.close(head));
+    }
+
+    fn commit_by(&mut self, leader: u64, kind: u8, payload: Bytes) {
         let end = self.position + 96 + payload.len() as u64;
         let point =
-            LogPoint { index: self.index, term: self.term, leader: 1, position: self.position, end, hash: 0 };
+            LogPoint { index: self.index, term: self.term, leader, position: self.position, end, hash: 0 };
         let batch = Batch { point, kind, payload, payload_position: self.position + 96 };
         self.log.0.borrow_mut().insert(self.position, batch.clone());
         self.index += 1;
@@ -939,4 +960,66 @@ fn a_vhost_is_a_world_of_its_own_and_takes_everything_with_it() {
     assert_ne!(h.core.state.topology.vhost_id("staging"), Some(id), "a number is never given twice");
     let refused = h.call(&mut c, Op::DeleteVhost { name: "/".into() }).unwrap_err();
     assert!(matches!(refused, Refusal::Invalid(_)), "{refused}");
+}
+
+#[test]
+fn who_is_not_sure_to_lead_reads_and_hands_out_nothing() {
+    let mut h = Harness::new();
+    let (mut a, mut b) = (h.client(1), h.client(2));
+    h.call(&mut a, queue("q", true)).unwrap();
+    h.call(&mut a, consume(1, "q", 1)).unwrap();
+    for body in [b"0", b"1"] {
+        h.send(&mut b, publish("", "q", 0, body));
+    }
+    h.run();
+    assert_eq!(a.deliveries().len(), 1);
+    h.core.lease(None);
+    h.send(&mut a, Op::Settle { reader: 1, ranges: vec![(0, 0)], how: Settle::Ack });
+    h.send(&mut b, Op::Get { reader: 7, channel: 1, queue: "q".into(), no_ack: false });
+    h.run();
+    assert!(a.take().is_empty() && b.take().is_empty(), "another node may have handed it out");
+    h.core.lease(Some(h.term));
+    h.run();
+    assert_eq!((a.take().len(), b.take().len()), (0, 1), "the acknowledged one is gone, the other one got");
+}
+
+#[test]
+fn who_leads_again_goes_on_from_what_another_leader_settled() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    for body in [b"0", b"1", b"2", b"3"] {
+        h.send(&mut c, publish("", "q", 0, body));
+    }
+    h.call(&mut c, consume(5, "q", 2)).unwrap();
+    let uid = *h.core.state.queues.keys().next().unwrap();
+    h.other_leads(uid, 1);
+    h.start_term();
+    h.run();
+    // It held 0 and 1; 0 was settled elsewhere, which makes room for 2.
+    assert_eq!(c.deliveries().iter().map(|d| d.0).collect::<Vec<_>>(), [2]);
+    h.send(&mut c, Op::Settle { reader: 5, ranges: vec![(0, 2)], how: Settle::Ack });
+    h.run();
+    assert_eq!(c.deliveries().iter().map(|d| d.0).collect::<Vec<_>>(), [3]);
+    let Ok(Reply::Queue { messages: 0, .. }) = h.call(&mut c, queue("q", true)) else { panic!() };
+    assert_eq!((h.core.runtimes[&uid].unacked, h.core.runtimes[&uid].settling), (1, 0));
+}
+
+#[test]
+fn an_offset_of_a_gone_connection_is_not_stored_after_another_leader() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    let topic = Op::CreateTopic { topic: "T".into(), write_queues: 1, read_queues: 1, permission: 6 };
+    h.call(&mut c, topic).unwrap();
+    let uid = *h.core.state.queues.keys().next().unwrap();
+    let commit =
+        |wait| Op::CommitOffset { group: "g".into(), topic: "T".into(), queue_id: 0, offset: 7, wait };
+    h.send(&mut c, commit(false));
+    h.propose();
+    h.taken.clear();
+    h.core.input(Input::Disconnected(1));
+    h.other_leads(uid, 0);
+    h.start_term();
+    h.run();
+    assert!(h.core.state.group_offsets.is_empty(), "by now its client may have stored a later one elsewhere");
 }

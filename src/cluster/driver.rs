@@ -21,7 +21,7 @@ use bytes::Bytes;
 use dassie_storage::{Apply, Disk, Log, LogPoint, ProposalId, ReplicatedLog};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
-use openraft::{Raft, ServerState, SnapshotPolicy};
+use openraft::{Instant as _, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 
@@ -128,6 +128,8 @@ struct Inner<D: Disk, A: Apply + 'static> {
     outbox: Rc<Outbox>,
     role: watch::Receiver<Role>,
     failure: Rc<Failure>,
+    /// How long a majority's word holds.
+    lease: Duration,
 }
 
 /// The first failure, kept for everyone who asks.
@@ -191,7 +193,8 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         let outbox = Rc::<Outbox>::default();
         spawn_local(watch_role(raft.clone(), node, role_sender, failure.clone()));
         spawn_local(send_rest(outbox.clone()));
-        let inner = Inner { raft, log, node, applied, refusals: Rc::default(), outbox, role, failure };
+        let (refusals, lease) = (Rc::default(), timing.election.1);
+        let inner = Inner { raft, log, node, applied, refusals, outbox, role, failure, lease };
         let replica = Replica(Rc::new(inner));
         replica.begin(empty, birth, address).await?;
         Ok(replica)
@@ -223,13 +226,21 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         self.0.role.clone()
     }
 
-    /// The term this node leads.
+    /// The term this node leads, while its lease lasts: a majority has said so within the time that every voter waits before an
+    /// election. Behind the lease somebody else may lead, and what is read here may be old.
     #[must_use]
     pub fn leads(&self) -> Option<u64> {
         match *self.0.role.borrow() {
-            Role::Leader { term } => Some(term),
-            Role::Looking | Role::Follower { .. } => None,
+            Role::Leader { term } if self.holds_lease() => Some(term),
+            Role::Leader { .. } | Role::Looking | Role::Follower { .. } => None,
         }
+    }
+
+    fn holds_lease(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let alone = metrics.membership_config.membership().voter_ids().eq([self.0.node]);
+        alone || metrics.last_quorum_acked.is_some_and(|acked| acked.into_inner().elapsed() < self.0.lease)
     }
 
     /// Waits for proposals that were refused or lost with the lead; each is named once, to one caller.

@@ -1,22 +1,28 @@
-//! Deterministic simulation: three replicas of the product's log, driver and disk writer on one thread, under faults.
+//! Deterministic simulation: three nodes of the product (core, state, consensus driver, log, checkpoints) on one thread, under
+//! faults.
 //!
 //! Owns: the world around them (network, disks, clients, time), the judge, the planted bugs. Promises: one seed is one run,
 //! byte for byte; the product's code is the product's, without a line for this. Does not know: sockets, real disks, protocols.
 //!
-//! What is replicated is a [`node::SimNode`]; [`ledger::Ledger`] is the small one that comes with the harness.
+//! Clients hand broker verbs to the link of a node, as the product's connections do; what they saw is a history that the
+//! checkers of [`crate::check`] judge, what the nodes applied is judged by an oracle.
 
+mod clients;
+mod desk;
 pub mod dice;
-pub mod ledger;
+mod life;
 mod network;
-pub mod node;
 mod oracle;
+mod payload;
 pub mod plant;
+mod story;
+mod time;
+mod witness;
 mod world;
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use node::SimNode;
 use plant::Plant;
 
 /// What is to be run.
@@ -28,8 +34,8 @@ pub struct Plan {
     pub batches: u64,
     /// A bug on purpose.
     pub plant: Plant,
-    /// Keep the trace's words, not only its hash.
-    pub words: bool,
+    /// Print what happens while it happens.
+    pub loud: bool,
 }
 
 /// What happened.
@@ -49,14 +55,16 @@ pub struct Outcome {
     pub voided: u64,
     /// Power cuts.
     pub crashes: u64,
+    /// Checkpoints that became durable.
+    pub checkpoints: u64,
+    /// Segments given up for recycling.
+    pub retired: u64,
     /// What must not have happened; empty in a good run.
     pub violations: Vec<String>,
     /// Over everything that was observed, with its time.
     pub trace_hash: u64,
     /// Simulated time.
     pub simulated: Duration,
-    /// The trace, if it was wanted.
-    pub words: Vec<String>,
 }
 
 impl Outcome {
@@ -70,7 +78,7 @@ impl Outcome {
             write!(violations, "{comma}{violation:?}").expect("a string takes everything");
         }
         format!(
-            r#"{{"seed":{},"batches":{},"leader_changes":{},"truncations":{},"refused":{},"voided":{},"crashes":{},"violations":[{violations}],"trace_hash":"{:016x}","simulated_ms":{}}}"#,
+            r#"{{"seed":{},"batches":{},"leader_changes":{},"truncations":{},"refused":{},"voided":{},"crashes":{},"checkpoints":{},"retired":{},"violations":[{violations}],"trace_hash":"{:016x}","simulated_ms":{}}}"#,
             self.seed,
             self.batches,
             self.leader_changes,
@@ -78,6 +86,8 @@ impl Outcome {
             self.refused,
             self.voided,
             self.crashes,
+            self.checkpoints,
+            self.retired,
             self.trace_hash,
             self.simulated.as_millis()
         )
@@ -86,9 +96,11 @@ impl Outcome {
 
 /// Runs one plan on a thread of its own: clocks, seeds and tasks of one run can not touch those of another.
 #[must_use]
-pub fn run<M: SimNode>(plan: Plan) -> Outcome {
+pub fn run(plan: Plan) -> Outcome {
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    HOOK.call_once(|| std::panic::set_hook(Box::new(|panic| world::note_panic(&panic.to_string()))));
     let thread = std::thread::Builder::new().name(format!("seed {}", plan.seed)).stack_size(16 << 20);
-    let running = thread.spawn(move || world::run::<M>(&plan)).expect("a thread can be made");
+    let running = thread.spawn(move || world::run(&plan)).expect("a thread can be made");
     running.join().unwrap_or_else(|_| Outcome {
         seed: plan.seed,
         batches: 0,
@@ -97,9 +109,10 @@ pub fn run<M: SimNode>(plan: Plan) -> Outcome {
         refused: 0,
         voided: 0,
         crashes: 0,
-        violations: vec!["the run panicked".to_owned()],
+        checkpoints: 0,
+        retired: 0,
+        violations: vec!["the run itself panicked".to_owned()],
         trace_hash: 0,
         simulated: Duration::ZERO,
-        words: Vec::new(),
     })
 }

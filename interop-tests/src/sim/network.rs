@@ -13,13 +13,12 @@ use dassie::cluster::peer::{Answer, NoAnswer, Peers, Request};
 use tokio::sync::{mpsc, oneshot};
 
 use super::dice::Dice;
-use super::node::Verb;
 use super::plant::Plant;
 
-/// What arrives at a node.
-pub(crate) enum Letter {
-    Request { request: Request, reply: mpsc::UnboundedSender<Answer> },
-    Verbs(Vec<Verb>),
+/// A peer's request as it arrives at a node, and the way back.
+pub(crate) struct Letter {
+    pub(crate) request: Request,
+    pub(crate) reply: mpsc::UnboundedSender<Answer>,
 }
 
 type Door = mpsc::UnboundedSender<Letter>;
@@ -117,17 +116,13 @@ impl Network {
         }
     }
 
-    pub(crate) fn send_verbs(&self, from: u64, to: u64, verbs: Vec<Verb>) {
-        self.travel(from, to, move |network| network.knock(to, Letter::Verbs(verbs)));
-    }
-
     /// Sends a request; the answer, if one comes, comes through the channel.
     fn ask(&self, from: u64, to: u64, request: Request) -> oneshot::Receiver<Answer> {
         let (reply, mut answers) = mpsc::unbounded_channel();
         let twice = self.0.borrow().dice.permille(20);
         for request in std::iter::repeat_n(request, 1 + usize::from(twice)) {
             let reply = reply.clone();
-            self.travel(from, to, move |network| network.knock(to, Letter::Request { request, reply }));
+            self.travel(from, to, move |network| network.knock(to, Letter { request, reply }));
         }
         drop(reply);
         let (home, answer) = oneshot::channel();

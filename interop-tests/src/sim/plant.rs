@@ -1,6 +1,6 @@
 //! Bugs on purpose: a checker that has never found anything has proven nothing.
 //!
-//! Owns: the list. Promises: each is put in from outside, by the disk, the network or the state machine of the harness; the
+//! Owns: the list. Promises: each is put in from outside, by the disk, the network, a seam of the node or a client's link; the
 //! product has no line for them. Does not know: how they are found.
 
 /// A planted bug.
@@ -13,28 +13,64 @@ pub enum Plant {
     LyingSync,
     /// Syncs of votes and floors are reported and not made.
     ForgottenVote,
+    /// Syncs of index pages are reported and not made.
+    LyingPages,
     /// Followers acknowledge entries that never reached them.
     FalseAck,
-    /// Clients are told when a verb is proposed.
+    /// Publishers are told before the commit.
     EarlyConfirm,
-    /// A verb that is sent again is decided again, and takes effect again.
-    NoSkip,
     /// Batches take effect whatever their ordinal, sections whatever stood before them.
     NoVoid,
     /// One node applies one batch differently.
     OwnMind,
+    /// Applying looks at the node's own clock.
+    LocalClock,
+    /// The leader is not told of refused proposals.
+    DeafToRefusals,
+    /// A batch holds a message twice.
+    DoubleEnqueue,
+    /// A message does not get into its batch.
+    DroppedRecord,
+    /// Two messages of a batch change places.
+    SwappedRecords,
+    /// What is given back is thrown away.
+    DropOnRequeue,
+    /// Acknowledgements do not reach the log.
+    ForgottenAck,
+    /// Deliveries do not say that they are not the first.
+    LostFlag,
+    /// A checkpoint leaves out a queue that changed.
+    StaleCheckpoint,
+    /// Segments with live messages are recycled.
+    RecycledAlive,
+    /// A byte of a message changes while it is read.
+    FlippedByte,
+    /// Offsets of sends are told one too high.
+    WrongOffset,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 7] = [
+    pub const ALL: [Plant; 19] = [
         Plant::LyingSync,
         Plant::ForgottenVote,
+        Plant::LyingPages,
         Plant::FalseAck,
         Plant::EarlyConfirm,
-        Plant::NoSkip,
         Plant::NoVoid,
         Plant::OwnMind,
+        Plant::LocalClock,
+        Plant::DeafToRefusals,
+        Plant::DoubleEnqueue,
+        Plant::DroppedRecord,
+        Plant::SwappedRecords,
+        Plant::DropOnRequeue,
+        Plant::ForgottenAck,
+        Plant::LostFlag,
+        Plant::StaleCheckpoint,
+        Plant::RecycledAlive,
+        Plant::FlippedByte,
+        Plant::WrongOffset,
     ];
 
     /// By the name it is printed with.

@@ -2,7 +2,7 @@
 //!
 //! Owns: the nodes' lives and disks, the plan of faults, the trace. Promises: everything that happens follows from the seed;
 //! a crash takes all of a node at once, between two steps, and leaves its disk as a power cut would.
-//! Does not know: what is replicated; see [`SimNode`].
+//! Does not know: what clients say, how a node is made.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -12,63 +12,71 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use dassie::cluster::peer::{Answer, Request};
-use dassie::cluster::{Birth, Node, Refused, Replica, Role, Start, Timing};
+use dassie::broker::link::Shard;
+use dassie::cluster::Role;
+use dassie_storage::Apply;
 use dassie_storage::sim::{Fault, Keep, OpKind, SimDisk};
-use dassie_storage::{Genesis, Log, LogPoint, Opened, Options, ReplicatedLog};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
+use super::clients::{self, Client, TOPICS, Trade};
+use super::desk::{Desk, PARTS, STEADY, Target};
 use super::dice::{Dice, mix};
-use super::network::{Letter, Network, Wire};
-use super::node::{SimNode, Verb};
+use super::life::{Dawn, Face, live};
+use super::network::Network;
 use super::oracle::Oracle;
 use super::plant::Plant;
+use super::story::Story;
+use super::time::{self, NodeClock, now};
 use super::{Outcome, Plan};
+use crate::check;
+use crate::history::event;
 
-const NODES: u64 = 3;
-/// Small, so that a run fills several.
-const SEGMENT: u64 = 32 << 10;
-/// A node's own clock of work.
-const TURN: Duration = Duration::from_millis(5);
-/// Proposals refused on their way, in a thousand.
-const REFUSED: u64 = 5;
+pub(crate) const NODES: u64 = 3;
 /// Longest life of a run, in simulated time.
 const LIMIT: Duration = Duration::from_secs(600);
-/// How long a healed cluster may take to agree and to answer everybody.
+/// How long a healed cluster may take to serve, and how long to answer everybody and to agree.
+const HEALS: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(60);
 
 /// Counted over all lives.
 #[derive(Default)]
 pub(crate) struct Counts {
-    refused: Cell<u64>,
-    truncations: Cell<u64>,
-    crashes: Cell<u64>,
+    pub(crate) refused: Cell<u64>,
+    pub(crate) truncations: Cell<u64>,
+    pub(crate) crashes: Cell<u64>,
+    pub(crate) checkpoints: Cell<u64>,
+    pub(crate) retired: Cell<u64>,
 }
 
-fn count(cell: &Cell<u64>, more: u64) {
+pub(crate) fn count(cell: &Cell<u64>, more: u64) {
     cell.set(cell.get() + more);
 }
 
 /// What all parts of a run share.
 #[derive(Clone)]
-struct Shared {
-    dice: Dice,
-    network: Network,
-    oracle: Rc<RefCell<Oracle>>,
-    counts: Rc<Counts>,
+pub(crate) struct Shared {
+    pub(crate) dice: Dice,
+    pub(crate) network: Network,
+    pub(crate) oracle: Rc<RefCell<Oracle>>,
+    pub(crate) story: Story,
+    pub(crate) counts: Rc<Counts>,
+    pub(crate) plant: Plant,
+    /// Clients go home.
+    pub(crate) over: Rc<Cell<bool>>,
+    /// Living nodes, as clients see them.
+    faces: Rc<RefCell<BTreeMap<u64, Rc<Face>>>>,
     trace: Rc<RefCell<Trace>>,
-    plant: Plant,
 }
 
-/// A hash over everything that was observed, and the words themselves when somebody wants to read them.
+/// A hash over everything that was observed; loud when somebody wants to read it.
 struct Trace {
     hash: u64,
-    words: Option<Vec<String>>,
+    loud: bool,
 }
 
 impl Shared {
-    fn note(&self, what: impl FnOnce() -> String) {
+    pub(crate) fn note(&self, what: impl FnOnce() -> String) {
         let mut trace = self.trace.borrow_mut();
         let line = format!("{:?} {}", now(), what());
         for byte in line.as_bytes().chunks(8) {
@@ -76,53 +84,45 @@ impl Shared {
             word[..byte.len()].copy_from_slice(byte);
             trace.hash = mix(trace.hash ^ u64::from_le_bytes(word));
         }
-        if let Some(words) = &mut trace.words {
-            words.push(line);
+        if trace.loud {
+            println!("{line}");
         }
     }
-}
 
-thread_local! {
-    static BEGAN: Cell<Option<tokio::time::Instant>> = const { Cell::new(None) };
-}
-
-/// Simulated time since the run began.
-fn now() -> Duration {
-    BEGAN.get().map_or(Duration::ZERO, |began| began.elapsed())
+    /// Where a client connects: mostly to a node that serves, now and then to any that lives.
+    pub(crate) fn door(&self) -> Option<Shard> {
+        let faces = self.faces.borrow();
+        let any = self.dice.permille(50);
+        let open: Vec<Shard> = faces
+            .values()
+            .filter(|face| any || face.ready.get())
+            .filter_map(|face| face.shard.borrow().clone())
+            .collect();
+        let which = self.dice.below(open.len().max(1) as u64);
+        open.into_iter().nth(usize::try_from(which).expect("few"))
+    }
 }
 
 /// One life of a node: all its tasks live in a set of their own, so that a crash can drop them together.
-struct Life<M> {
+struct Life {
     tasks: Rc<RefCell<Option<Pin<Box<LocalSet>>>>>,
-    machine: M,
     session: u64,
-    role: Rc<Cell<Role>>,
+    face: Rc<Face>,
 }
 
-/// A place for lives: the node's disk outlives them.
-struct Seat<M> {
+/// A place for lives: the node's disk and clock outlive them.
+struct Seat {
     disk: SimDisk,
     slow: Rc<Cell<u64>>,
-    life: Option<Life<M>>,
+    clock: NodeClock,
+    life: Option<Life>,
 }
 
 /// The run.
-struct World<M> {
+struct World {
     shared: Shared,
-    seats: BTreeMap<u64, Seat<M>>,
+    seats: BTreeMap<u64, Seat>,
     next_session: u64,
-}
-
-fn genesis(node: u64) -> Genesis {
-    Genesis {
-        cluster: [7; 16],
-        shard: *b"simulated shard.",
-        store: [u8::try_from(node).expect("few nodes"); 16],
-        shard_number: 0,
-        node,
-        segment_size: SEGMENT,
-        created: 0,
-    }
 }
 
 /// Writes and syncs take the time the seat says.
@@ -153,179 +153,34 @@ thread_local! {
     static SLOW: RefCell<Vec<(Dice, Rc<Cell<u64>>)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The tasks of one life, begun inside its own set.
-struct Living<M: SimNode> {
-    shared: Shared,
-    node: u64,
-    session: u64,
-    machine: M,
-    replica: Replica<SimDisk, M::Apply>,
-    log: Log<SimDisk>,
-    /// The end of the log when it was looked at last: an end that is gone was truncated.
-    end: Cell<Option<LogPoint>>,
-    /// Proposals that were refused on the way to the replica and not said so yet.
-    withheld: RefCell<Vec<Refused>>,
+thread_local! {
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-async fn open(disk: &SimDisk, node: u64) -> std::io::Result<Opened<SimDisk>> {
-    if Genesis::load(disk).await?.is_none() {
-        genesis(node).create(disk).await?;
-    }
-    let options = Options { tail_bytes: 16 << 10, ..Options::default() };
-    Log::open(disk, options, &genesis(node), None).await
+/// A task of a node that panics ends alone here, where the product's thread would end the process: it must not go unseen.
+pub(crate) fn note_panic(what: &str) {
+    PANICS.with_borrow_mut(|all| all.push(what.replace('\n', " ")));
 }
 
-async fn begin<M: SimNode>(
-    shared: &Shared,
-    node: u64,
-    disk: &SimDisk,
-    machine: &M,
-) -> std::io::Result<(Replica<SimDisk, M::Apply>, Log<SimDisk>)> {
-    let Opened { log, writer, preparer, .. } = open(disk, node).await?;
-    spawn_local(writer.run());
-    spawn_local(preparer.run());
-    let member = |id: u64| (id, Node { address: format!("node-{id}") });
-    let replica = Replica::start(Start {
-        node,
-        address: format!("node-{node}"),
-        log: log.clone(),
-        apply: machine.apply(),
-        membership: None,
-        peers: Wire { network: shared.network.clone(), node },
-        birth: if node == 1 { Birth::Founds((1..=NODES).map(member).collect()) } else { Birth::Joins },
-        timing: Timing::default(),
-    });
-    Ok((replica.await?, log))
-}
-
-impl<M: SimNode> Living<M> {
-    /// Everything a node does on its own clock, until its set is dropped.
-    async fn work(self: Rc<Self>, roles: Rc<Cell<Role>>) {
-        let role = self.replica.role();
-        loop {
-            let known = *role.borrow();
-            if roles.replace(known) != known {
-                self.shared.note(|| format!("node {} is {known:?}", self.node));
-            }
-            self.turn(known);
-            tokio::time::sleep(TURN).await;
-        }
-    }
-
-    fn turn(&self, role: Role) {
-        for told in self.machine.told() {
-            self.shared.note(|| format!("node {} {told:?}", self.node));
-            self.shared.oracle.borrow_mut().told(self.node, self.session, &told);
-        }
-        if let Role::Follower { leader } = role {
-            let verbs = self.machine.forward(leader, now());
-            if !verbs.is_empty() {
-                self.shared.network.send_verbs(self.node, leader, verbs);
-            }
-        }
-        let mut refused = self.replica.take_refused();
-        refused.append(&mut self.withheld.borrow_mut());
-        count(&self.shared.counts.refused, refused.len() as u64);
-        for (payload, id) in self.machine.turn(self.replica.leads(), &refused, now()) {
-            // The library may refuse one proposal and take the next in the same term. That is rare, and what follows from
-            // it is where confirms were lost elsewhere: so it is made to happen.
-            if self.shared.dice.permille(REFUSED) {
-                self.withheld.borrow_mut().push(Refused { id, certain: true });
-            } else {
-                self.replica.propose(payload, id);
-            }
-        }
-    }
-
-    async fn receive(self: Rc<Self>, mut letters: mpsc::UnboundedReceiver<Letter>) {
-        while let Some(letter) = letters.recv().await {
-            match letter {
-                Letter::Verbs(verbs) => self.machine.deliver(&verbs),
-                Letter::Request { request, reply } => {
-                    spawn_local(self.clone().answer(request, reply));
-                }
-            }
-        }
-    }
-
-    async fn answer(self: Rc<Self>, request: Request, reply: mpsc::UnboundedSender<Answer>) {
-        let answer = self.replica.answer(request).await;
-        self.look_for_truncation();
-        if let Ok(answer) = answer {
-            drop(reply.send(answer));
-        }
-    }
-
-    fn look_for_truncation(&self) {
-        if let Some(end) = self.end.get()
-            && self.log.point(end.index).ok().flatten() != Some(end)
-        {
-            count(&self.shared.counts.truncations, 1);
-            self.shared.note(|| format!("node {} truncated {}", self.node, end.index));
-        }
-        self.end.set(self.log.last());
-    }
-
-    async fn watch_failure(self: Rc<Self>) {
-        let error = self.replica.failed().await;
-        let what = format!("node {} failed: {error}", self.node);
-        self.shared.oracle.borrow_mut().violated(what);
-    }
-}
-
-/// What a life is begun with.
-struct Dawn<M> {
-    shared: Shared,
-    node: u64,
-    session: u64,
-    disk: SimDisk,
-    machine: M,
-    roles: Rc<Cell<Role>>,
-    letters: mpsc::UnboundedReceiver<Letter>,
-}
-
-async fn live<M: SimNode>(dawn: Dawn<M>) {
-    let Dawn { shared, node, session, disk, machine, roles, letters } = dawn;
-    let (replica, log) = match begin(&shared, node, &disk, &machine).await {
-        Ok(begun) => begun,
-        Err(error) => {
-            let what = format!("node {node} does not start: {error}");
-            return shared.oracle.borrow_mut().violated(what);
-        }
-    };
-    let living = Rc::new(Living {
-        shared,
-        node,
-        session,
-        machine,
-        replica,
-        log,
-        end: Cell::new(None),
-        withheld: RefCell::default(),
-    });
-    spawn_local(living.clone().receive(letters));
-    spawn_local(living.clone().watch_failure());
-    living.work(roles).await;
-}
-
-impl<M: SimNode> World<M> {
+impl World {
     fn start(&mut self, node: u64) {
         self.next_session += 1;
         let session = self.next_session;
         let seat = self.seats.get_mut(&node).expect("a seat");
-        let machine = M::born(node, session, self.shared.plant);
-        let role = Rc::new(Cell::new(Role::Looking));
+        let face = Rc::<Face>::default();
         let (door, letters) = mpsc::unbounded_channel();
         self.shared.network.open_door(node, door);
+        self.shared.faces.borrow_mut().insert(node, face.clone());
         self.shared.note(|| format!("node {node} starts as {session}"));
         let set = LocalSet::new();
         set.spawn_local(live(Dawn {
             shared: self.shared.clone(),
             node,
             session,
-            disk: seat.disk.clone(),
-            machine: machine.clone(),
-            roles: role.clone(),
+            disk: timed(seat.disk.clone(), &self.shared.dice, &seat.slow),
+            prompt: seat.disk.clone(),
+            clock: seat.clock.clone(),
+            face: face.clone(),
             letters,
         }));
         let tasks = Rc::new(RefCell::new(Some(Box::pin(set))));
@@ -334,7 +189,7 @@ impl<M: SimNode> World<M> {
             Some(set) => set.as_mut().poll(context),
             None => Poll::Ready(()),
         }));
-        seat.life = Some(Life { tasks, machine, session, role });
+        seat.life = Some(Life { tasks, session, face });
     }
 
     fn crash(&mut self, node: u64) {
@@ -342,12 +197,15 @@ impl<M: SimNode> World<M> {
         let seat = self.seats.get_mut(&node).expect("a seat");
         let Some(life) = seat.life.take() else { return };
         shared.network.close_door(node);
+        shared.faces.borrow_mut().remove(&node);
         seat.disk.cut_power();
+        life.face.shard.take();
+        life.face.applier.take();
         let tasks = life.tasks.borrow_mut().take();
         drop(tasks);
         let seed = shared.dice.throw();
         let keep = match (shared.plant, shared.dice.below(6)) {
-            (Plant::LyingSync | Plant::ForgottenVote, _) | (_, 0) => Keep::Nothing,
+            (Plant::LyingSync | Plant::ForgottenVote | Plant::LyingPages, _) | (_, 0) => Keep::Nothing,
             (_, 1) => Keep::All,
             (_, 2 | 3) => Keep::Subset(seed),
             (_, 4) => Keep::Torn(seed),
@@ -360,33 +218,18 @@ impl<M: SimNode> World<M> {
         shared.note(|| format!("node {node} loses power: {keep:?}"));
     }
 
+    fn leads(&self, node: u64) -> bool {
+        let life = self.seats[&node].life.as_ref();
+        life.is_some_and(|life| matches!(life.face.role.get(), Role::Leader { .. }))
+    }
+
     /// A leader as it sees itself, else any node.
     fn leader(&self) -> u64 {
-        let leads = |(node, seat): (&u64, &Seat<M>)| {
-            let life = seat.life.as_ref()?;
-            matches!(life.role.get(), Role::Leader { .. }).then_some(*node)
-        };
-        self.seats.iter().find_map(leads).unwrap_or_else(|| self.any())
+        (1..=NODES).find(|node| self.leads(*node)).unwrap_or_else(|| self.any())
     }
 
     fn any(&self) -> u64 {
         1 + self.shared.dice.below(NODES)
-    }
-
-    /// Clients of living nodes wish something now and then.
-    fn wish(&self) {
-        let dice = &self.shared.dice;
-        for seat in self.seats.values() {
-            let Some(life) = &seat.life else { continue };
-            if life.machine.waiting() >= 32 || !dice.permille(120) {
-                continue;
-            }
-            for _ in 0..=dice.below(6) {
-                let value = dice.throw();
-                let sequence = life.machine.submit(value);
-                self.shared.oracle.borrow_mut().wished(Verb { session: life.session, sequence, value });
-            }
-        }
     }
 
     fn isolate(&self, node: u64, inward: bool, outward: bool) {
@@ -400,11 +243,22 @@ impl<M: SimNode> World<M> {
         }
     }
 
+    fn jump_clocks(&self) {
+        let dice = &self.shared.dice;
+        for seat in self.seats.values() {
+            let far =
+                [3_000, 3_600_000, 10 * 365 * 24 * 3_600_000][usize::try_from(dice.below(3)).expect("few")];
+            let millis =
+                i64::try_from(dice.below(2 * far)).expect("small") - i64::try_from(far).expect("small");
+            seat.clock.jump(millis);
+        }
+    }
+
     fn harm(&mut self) {
         let dice = self.shared.dice.clone();
         let what = match self.shared.plant {
-            Plant::LyingSync | Plant::ForgottenVote => 9,
-            _ => dice.below(10),
+            Plant::LyingSync | Plant::ForgottenVote | Plant::LyingPages => 9,
+            _ => dice.below(13),
         };
         let leader = self.leader();
         self.shared.note(|| format!("harm {what}, leader {leader}"));
@@ -420,7 +274,13 @@ impl<M: SimNode> World<M> {
                 let node = self.any();
                 self.seats[&node].slow.set(50_000 + dice.below(900_000));
             }
-            _ => (1..=NODES).for_each(|node| self.crash(node)),
+            9 => (1..=NODES).for_each(|node| self.crash(node)),
+            10 | 11 => {
+                if let Some(life) = &self.seats[&leader].life {
+                    life.face.transfer.set(Some(1 + leader % NODES));
+                }
+            }
+            _ => self.jump_clocks(),
         }
     }
 
@@ -435,14 +295,17 @@ impl<M: SimNode> World<M> {
         self.shared.note(|| "healed".to_owned());
     }
 
+    fn violated(&self, what: String) {
+        self.shared.oracle.borrow_mut().violated(what);
+    }
+
     /// Runs until enough was committed under changing weather.
     async fn storm(&mut self, batches: u64) {
         let dice = self.shared.dice.clone();
         let millis = |least: u64, more: u64| Duration::from_millis(least + dice.below(more));
-        let (mut change, mut harmed) = (now() + millis(2_000, 2_000), false);
+        let (mut change, mut harmed) = (now() + millis(1_000, 3_000), false);
         while self.shared.oracle.borrow().batches < batches && now() < LIMIT {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            self.wish();
             if now() < change {
                 continue;
             }
@@ -452,31 +315,147 @@ impl<M: SimNode> World<M> {
                 self.harm();
             }
             harmed = !harmed;
-            change = now() + if harmed { millis(200, 4_000) } else { millis(1_500, 3_000) };
+            change = now() + if harmed { millis(200, 4_500) } else { millis(1_500, 4_000) };
         }
         if now() >= LIMIT {
             let done = self.shared.oracle.borrow().batches;
-            self.shared.oracle.borrow_mut().violated(format!("only {done} batches in {LIMIT:?}"));
+            self.violated(format!("only {done} batches in {LIMIT:?}"));
         }
         self.heal();
     }
 
-    /// Waits until all agree and everybody was answered, then judges.
-    async fn rest(&self) {
+    /// A connection to a node that serves, once there is one.
+    async fn desk(&self, name: &str, incarnation: u64) -> Option<Desk> {
+        let until = now() + HEALS;
+        while now() < until {
+            let faces: Vec<Rc<Face>> = self.shared.faces.borrow().values().cloned().collect();
+            let serving = faces.iter().filter(|face| face.ready.get());
+            let leads = |face: &&Rc<Face>| matches!(face.role.get(), Role::Leader { .. });
+            if let [face] = serving.filter(leads).collect::<Vec<_>>()[..]
+                && let Some(shard) = face.shard.borrow().clone()
+            {
+                return Some(Desk::new(&self.shared, shard.connect(), name, incarnation));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.violated(format!("nobody serves {HEALS:?} after healing"));
+        None
+    }
+
+    async fn answered(&self, desk: &mut Desk, what: &str) -> bool {
+        while !desk.is_idle() && !desk.is_lost() {
+            desk.listen(Duration::from_millis(5)).await;
+        }
+        if desk.is_lost() {
+            self.violated(format!("{what}: a healthy cluster does not answer"));
+        }
+        !desk.is_lost()
+    }
+
+    /// Declares what is there for ever.
+    async fn declare(&self) {
+        clients::tell(&self.shared);
+        let Some(mut desk) = self.desk("harness", 0).await else { return };
+        for op in clients::declarations() {
+            desk.ask(op);
+            if !self.answered(&mut desk, "declaring").await {
+                return;
+            }
+        }
+        desk.end();
+    }
+
+    /// A message through every queue, then everything is drained and every topic read from its beginning.
+    async fn drain(&self) {
+        let story = &self.shared.story;
+        let Some(mut desk) = self.desk("last", 1).await else { return };
+        story.note(story.name("harness"), event::Op::Healed);
+        for (seq, name) in (0..).zip(STEADY) {
+            let target = Target { exchange: "", key: name, place: name, sure: true, confirmed: true };
+            desk.publish(target, seq, 200);
+        }
+        for (seq, topic) in (100..).zip(TOPICS) {
+            desk.send_rmq(topic, None, seq..seq + 1, 200);
+        }
+        if !self.answered(&mut desk, "publishing").await {
+            return;
+        }
+        // What others held comes back when the node has seen that they are gone.
+        for round in 0..2_000_u64 {
+            let before = desk.got_nothing;
+            STEADY.iter().for_each(|name| desk.get(name, false));
+            if round == 0 {
+                TOPICS.iter().for_each(|topic| (0..PARTS).for_each(|part| desk.resume(topic, part)));
+            }
+            if !self.answered(&mut desk, "draining").await {
+                return;
+            }
+            (0..STEADY.len() as u64).for_each(|_| desk.settle(0, 1, dassie::broker::api::Settle::Ack));
+            if desk.got_nothing == before + STEADY.len() as u64 {
+                break;
+            }
+        }
+        self.read_topics(&mut desk, "consuming").await;
+        TOPICS.iter().for_each(|topic| (0..PARTS).for_each(|part| desk.commit(topic, part)));
+        if !self.answered(&mut desk, "committing").await {
+            return;
+        }
+        desk.scans = true;
+        desk.cursors.values_mut().for_each(|cursor| cursor.next = Some(0));
+        self.read_topics(&mut desk, "scanning").await;
+        desk.end();
+    }
+
+    async fn read_topics(&self, desk: &mut Desk, what: &str) {
+        loop {
+            let before = desk.fetched_nothing;
+            TOPICS.iter().for_each(|topic| (0..PARTS).for_each(|part| desk.fetch(topic, part, 0)));
+            if !self.answered(desk, what).await {
+                return;
+            }
+            if desk.fetched_nothing == before + TOPICS.len() as u64 * u64::from(PARTS) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until all have applied everything, and compares.
+    async fn agree(&self) {
         let until = now() + REST;
-        let all = |done: &dyn Fn(&Life<M>) -> bool| {
-            self.seats.values().all(|seat| seat.life.as_ref().is_some_and(done))
-        };
         let settled = || {
             let oracle = self.shared.oracle.borrow();
-            all(&|life| life.machine.waiting() == 0 && oracle.progress(life.session) == oracle.length())
+            let done = |life: &Life| oracle.progress(life.session) == oracle.length();
+            self.seats.values().all(|seat| seat.life.as_ref().is_some_and(done))
         };
         while now() < until && !settled() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let lives = self.seats.values().filter_map(|seat| seat.life.as_ref());
-        let alive: Vec<(u64, usize)> = lives.map(|life| (life.session, life.machine.waiting())).collect();
-        self.shared.oracle.borrow_mut().rest(&alive);
+        if !settled() {
+            self.violated(format!("the nodes did not agree in {REST:?}"));
+        }
+        for (node, seat) in &self.seats {
+            let applier = seat.life.as_ref().and_then(|life| life.face.applier.take());
+            if let Some(applier) = applier
+                && let Some(point) = applier.applied()
+            {
+                self.shared.oracle.borrow_mut().digest(*node, point.index, applier.digest());
+            }
+        }
+        let compared = self.shared.oracle.borrow().compared;
+        if compared < 2 {
+            self.violated("no states were compared".to_owned());
+        }
+    }
+
+    fn judge(&self) {
+        PANICS.take().into_iter().for_each(|panic| self.violated(panic));
+        let report = check::all(&self.shared.story.history());
+        for violation in report.findings().violations() {
+            self.violated(format!("{}: {}", violation.rule, violation.detail));
+        }
+        if self.shared.trace.borrow().loud {
+            println!("{report}");
+        }
     }
 }
 
@@ -485,6 +464,7 @@ fn lie(disk: &SimDisk, plant: Plant, honest: u64) {
     let path = match plant {
         Plant::LyingSync => "log/",
         Plant::ForgottenVote => "state",
+        Plant::LyingPages => "pages/",
         _ => return,
     };
     for _ in 0..2_000 {
@@ -493,39 +473,55 @@ fn lie(disk: &SimDisk, plant: Plant, honest: u64) {
 }
 
 /// One run on this thread, which must be fresh: seeds and clocks are its own.
-pub(crate) fn run<M: SimNode>(plan: &Plan) -> Outcome {
+pub(crate) fn run(plan: &Plan) -> Outcome {
     dassie::cluster::seed_thread(mix(plan.seed));
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_time().start_paused(true).build().expect("a runtime needs no help");
     LocalSet::new().block_on(&runtime, async {
-        BEGAN.set(Some(tokio::time::Instant::now()));
+        time::begin();
         let dice = Dice::new(plan.seed);
-        let words = plan.words.then(Vec::new);
         let shared = Shared {
             dice: dice.clone(),
             network: Network::new(dice.clone(), plan.plant),
             oracle: Rc::default(),
+            story: Story::default(),
             counts: Rc::default(),
-            trace: Rc::new(RefCell::new(Trace { hash: 0, words })),
+            trace: Rc::new(RefCell::new(Trace { hash: 0, loud: plan.loud })),
             plant: plan.plant,
+            over: Rc::default(),
+            faces: Rc::default(),
         };
         let seat = |node| {
-            let slow = Rc::new(Cell::new(0));
-            let disk = timed(SimDisk::new(), &dice, &slow);
+            let disk = SimDisk::new();
             lie(&disk, plan.plant, 8);
-            (node, Seat { disk, slow, life: None })
+            let clock = NodeClock::drifting(i64::try_from(dice.below(41)).expect("small") - 20);
+            (node, Seat { disk, slow: Rc::default(), clock, life: None })
         };
-        let mut world: World<M> = World { shared, seats: (1..=NODES).map(seat).collect(), next_session: 0 };
+        let mut world = World { shared, seats: (1..=NODES).map(seat).collect(), next_session: 0 };
         (1..=NODES).for_each(|node| world.start(node));
+        world.declare().await;
+        let trades = [Trade::Amqp, Trade::Amqp, Trade::Amqp, Trade::Producer, Trade::Member];
+        let clients: Vec<_> = (1..)
+            .zip(trades)
+            .map(|(number, trade)| {
+                let shared = world.shared.clone();
+                spawn_local(Client { shared, trade, name: format!("p{number}"), seq: 0 }.live())
+            })
+            .collect();
         world.storm(plan.batches).await;
-        world.rest().await;
+        world.shared.over.set(true);
+        for client in clients {
+            drop(client.await);
+        }
+        world.drain().await;
+        world.agree().await;
+        world.judge();
         outcome(plan, &world.shared)
     })
 }
 
 fn outcome(plan: &Plan, shared: &Shared) -> Outcome {
     let oracle = shared.oracle.borrow();
-    let mut trace = shared.trace.borrow_mut();
     Outcome {
         seed: plan.seed,
         batches: oracle.batches,
@@ -534,9 +530,10 @@ fn outcome(plan: &Plan, shared: &Shared) -> Outcome {
         refused: shared.counts.refused.get(),
         voided: oracle.voided,
         crashes: shared.counts.crashes.get(),
+        checkpoints: shared.counts.checkpoints.get(),
+        retired: shared.counts.retired.get(),
         violations: oracle.violations.clone(),
-        trace_hash: trace.hash,
+        trace_hash: shared.trace.borrow().hash,
         simulated: now(),
-        words: trace.words.take().unwrap_or_default(),
     }
 }

@@ -1,0 +1,638 @@
+//! One connection of a simulated client: what it asked, what it holds, what it was told, written into the story.
+//!
+//! Owns: requests, confirms and leases of one link. Promises: every publish, delivery and settlement is an event; an
+//! acknowledgement counts as certain once a publish behind it was confirmed. Does not know: what the client wants next.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use dassie::broker::api::{
+    Delivery, Event, Fetch, FetchStatus, Message, Op, Origin, Publish, Reply, Send, SendMessage, Settle,
+    StoredMessage, Subscribe, Verb, Window,
+};
+use dassie::broker::link::Link;
+use dassie::broker::message::{Cache, resolve};
+use dassie::security::users::Users;
+use dassie::security::{Action, Authorized, Realm, Resource, authorize};
+
+use super::plant::Plant;
+use super::time::now;
+use super::world::Shared;
+use crate::body::{self, Identity};
+use crate::history::event::{self, Msg, Name, Offset, Outcome};
+
+/// A request without an answer for so long: the client tries elsewhere.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// The group that consumes all topics.
+pub(crate) const GROUP: &str = "g";
+/// Bytes before the body of a RocketMQ message; longer than what the shard writes into.
+const RMQ_PREFIX: usize = 88;
+/// A topic's message queues.
+pub(crate) const PARTS: u32 = 3;
+
+/// Queues whose places are checked: declared once and for ever.
+pub(crate) const STEADY: [&str; 4] = ["q0", "q1", "q2", "q3"];
+
+fn key() -> Authorized {
+    let guest = Realm::new(Users::only_guest()).anonymous("127.0.0.1".parse().expect("an address"));
+    authorize(&guest, Action::Write, Resource::Own).expect("guest may all")
+}
+
+/// Where a publish goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) exchange: &'static str,
+    pub(crate) key: &'static str,
+    /// Its place in the story.
+    pub(crate) place: &'static str,
+    /// It certainly reaches a durable queue.
+    pub(crate) sure: bool,
+    /// Confirms are wanted: the exchange is there for ever.
+    pub(crate) confirmed: bool,
+}
+
+/// Something asked for.
+enum Call {
+    Plain,
+    Purge,
+    Got { queue: &'static str, reader: u32, auto: bool, t0: u64 },
+    Subscribed { reader: u32 },
+    Sent { places: Vec<usize> },
+    Fetched { topic: &'static str, part: u32, t0: u64 },
+    Committed { place: usize },
+    Resumed { topic: &'static str, part: u32, t0: u64 },
+}
+
+struct Sent {
+    place: usize,
+    at: Duration,
+    /// Acknowledgements that were sent before it.
+    fence: usize,
+    sure: bool,
+    returned: bool,
+}
+
+struct Reader {
+    queue: &'static str,
+    auto: bool,
+    leases: VecDeque<(u64, Msg)>,
+}
+
+/// See the module.
+pub(crate) struct Desk {
+    shared: Shared,
+    link: Link,
+    pub(crate) me: Name,
+    publisher: Name,
+    publisher_text: String,
+    requests: u64,
+    calls: BTreeMap<u64, (Duration, Call)>,
+    confirms: BTreeMap<u16, u64>,
+    published: BTreeMap<(u16, u64), Sent>,
+    acks: Vec<usize>,
+    acks_known: usize,
+    readers: BTreeMap<u32, Reader>,
+    next_reader: u32,
+    cache: Cache,
+    pub(crate) cursors: BTreeMap<(&'static str, u32), Cursor>,
+    /// Messages of topics are noted as lying there, not as consumed.
+    pub(crate) scans: bool,
+    pub(crate) fetched_nothing: u64,
+    pub(crate) got_nothing: u64,
+    tags: u64,
+    broken: bool,
+}
+
+/// How far a group's member has come.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cursor {
+    pub(crate) next: Option<u64>,
+    pub(crate) busy: bool,
+}
+
+impl Desk {
+    pub(crate) fn new(shared: &Shared, link: Link, actor: &str, incarnation: u64) -> Self {
+        let story = &shared.story;
+        Self {
+            link,
+            me: story.name(&format!("{actor}.{incarnation}")),
+            publisher: story.name(actor),
+            publisher_text: actor.to_owned(),
+            shared: shared.clone(),
+            requests: 0,
+            calls: BTreeMap::new(),
+            confirms: BTreeMap::new(),
+            published: BTreeMap::new(),
+            acks: Vec::new(),
+            acks_known: 0,
+            readers: BTreeMap::new(),
+            next_reader: 1,
+            cache: Cache::default(),
+            cursors: BTreeMap::new(),
+            scans: false,
+            fetched_nothing: 0,
+            got_nothing: 0,
+            tags: 0,
+            broken: false,
+        }
+    }
+
+    /// What it waits for longest is overdue, or its node is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        let late = |at: &Duration| now() >= *at + PATIENCE;
+        self.broken
+            || self.calls.values().next().is_some_and(|(at, _)| late(at))
+            || self.published.values().any(|sent| late(&sent.at))
+    }
+
+    /// Nothing is unanswered.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.calls.is_empty() && self.published.is_empty()
+    }
+
+    /// The connection ends: what it does not know now it never will.
+    pub(crate) fn end(self) {
+        self.shared.story.note(self.me, event::Op::Lost { queue: None });
+    }
+
+    fn send(&mut self, request: u64, op: Op) {
+        self.broken |= !self.link.send(vec![Verb { key: key(), request, vhost: 0, op }]);
+    }
+
+    fn call(&mut self, op: Op, call: Call) {
+        self.requests += 1;
+        self.calls.insert(self.requests, (now(), call));
+        self.send(self.requests, op);
+    }
+
+    pub(crate) fn ask(&mut self, op: Op) {
+        self.call(op, Call::Plain);
+    }
+
+    pub(crate) fn purge(&mut self, queue: &'static str) {
+        self.call(Op::PurgeQueue { name: queue.into() }, Call::Purge);
+    }
+
+    // ---- publishing
+
+    fn body(&self, seq: u32, place: &str, size: usize) -> Vec<u8> {
+        let publisher = &self.publisher_text;
+        Identity { run: "sim", publisher, seq, queue: place }.encode(size).expect("sound names")
+    }
+
+    fn begin_publish(&self, place: &str, seq: u32, sum: u32) -> usize {
+        let publish = event::Publish {
+            queue: self.shared.story.name(place),
+            part: None,
+            msg: Msg { publisher: self.publisher, seq },
+            offset: None,
+            sum: Some(sum),
+            ordered: true,
+        };
+        self.shared.story.begin(self.me, event::Op::Publish(publish))
+    }
+
+    pub(crate) fn publish(&mut self, target: Target, seq: u32, size: usize) {
+        let body = self.body(seq, target.place, size);
+        let mut bytes = BytesMut::new();
+        for text in [target.exchange, target.key] {
+            bytes.put_u8(u8::try_from(text.len()).expect("short"));
+            bytes.put_slice(text.as_bytes());
+        }
+        bytes.put_u16(60);
+        bytes.put_u16(0);
+        bytes.put_u64(body.len() as u64);
+        bytes.put_u16(0);
+        let prefix = bytes.len();
+        let place = self.begin_publish(target.place, seq, body::checksum(&bytes));
+        bytes.put_slice(&body);
+        let channel = 1 + u16::try_from(seq % 2).expect("two channels");
+        let confirm = if target.confirmed {
+            let confirm = self.confirms.entry(channel).or_default();
+            *confirm += 1;
+            let number = *confirm;
+            let fence = self.acks.len();
+            let sent = Sent { place, at: now(), fence, sure: target.sure, returned: false };
+            self.published.insert((channel, number), sent);
+            number
+        } else {
+            0
+        };
+        if self.shared.plant == Plant::EarlyConfirm {
+            self.shared.story.end(place, Outcome::Ok);
+        }
+        let publish = Publish {
+            channel,
+            exchange: target.exchange.into(),
+            routing_key: target.key.into(),
+            also: Default::default(),
+            mandatory: true,
+            confirm,
+            message: Message {
+                origin: Origin::Amqp,
+                prefix_len: u32::try_from(prefix).expect("short"),
+                body_len: u32::try_from(body.len()).expect("short"),
+                bytes: bytes.freeze(),
+                tag_hash: 0,
+                persistent: true,
+                ttl: None,
+            },
+        };
+        self.send(0, Op::Publish(publish));
+    }
+
+    fn rmq_message(&self, topic: &str, seq: u32, size: usize) -> (SendMessage, usize) {
+        let body = self.body(seq, topic, size);
+        let suffix = format!("{topic} {seq}");
+        let place = self.begin_publish(topic, seq, body::checksum(suffix.as_bytes()));
+        let bytes = [&[0; RMQ_PREFIX], &body[..], suffix.as_bytes()].concat();
+        let message = Message {
+            origin: Origin::Rocketmq,
+            bytes: Bytes::from(bytes),
+            prefix_len: u32::try_from(RMQ_PREFIX).expect("short"),
+            body_len: u32::try_from(body.len()).expect("short"),
+            tag_hash: seq % 3,
+            persistent: true,
+            ttl: None,
+        };
+        (SendMessage { message, tag: format!("tag{}", seq % 3).into() }, place)
+    }
+
+    pub(crate) fn send_rmq(
+        &mut self,
+        topic: &'static str,
+        queue_id: Option<u32>,
+        seqs: std::ops::Range<u32>,
+        size: usize,
+    ) {
+        let (messages, places) = seqs.map(|seq| self.rmq_message(topic, seq, size)).unzip();
+        let send = Send { topic: topic.into(), queue_id, create_queues: Some(PARTS), messages };
+        self.call(Op::Send(send), Call::Sent { places });
+    }
+
+    // ---- reading
+
+    pub(crate) fn subscribe(&mut self, queue: &'static str, window: u16, auto: bool) {
+        let reader = self.next_reader;
+        self.next_reader += 1;
+        let channel = 10 + u16::try_from(reader % 50).expect("small");
+        let subscribe = Subscribe {
+            reader,
+            queue: queue.into(),
+            no_ack: auto,
+            exclusive: false,
+            window: Window { reader: window, channel },
+        };
+        self.readers.insert(reader, Reader { queue, auto, leases: VecDeque::new() });
+        self.call(Op::Subscribe(subscribe), Call::Subscribed { reader });
+    }
+
+    pub(crate) fn get(&mut self, queue: &'static str, auto: bool) {
+        let reader = self.next_reader;
+        self.next_reader += 1;
+        let t0 = super::time::nanos();
+        let op = Op::Get { reader, channel: 5, queue: queue.into(), no_ack: auto };
+        self.call(op, Call::Got { queue, reader, auto, t0 });
+    }
+
+    pub(crate) fn readers(&self) -> usize {
+        self.readers.len()
+    }
+
+    /// Cancels one; what it holds stays held.
+    pub(crate) fn unsubscribe(&mut self, which: u64) {
+        let which = usize::try_from(which).unwrap_or(0) % self.readers.len().max(1);
+        if let Some(reader) = self.readers.keys().nth(which).copied() {
+            self.call(Op::Unsubscribe { reader }, Call::Plain);
+        }
+    }
+
+    /// Settles some of what one reader holds.
+    pub(crate) fn settle(&mut self, which: u64, count: usize, how: Settle) {
+        let holders: Vec<u32> =
+            self.readers.iter().filter(|(_, r)| !r.leases.is_empty()).map(|(id, _)| *id).collect();
+        if holders.is_empty() {
+            return;
+        }
+        let reader = holders[usize::try_from(which).unwrap_or(0) % holders.len()];
+        let held = self.readers.get_mut(&reader).expect("a holder");
+        let taken: Vec<(u64, Msg)> = held.leases.drain(..count.min(held.leases.len())).collect();
+        let queue = self.shared.story.name(held.queue);
+        for (_, msg) in &taken {
+            let settle = event::Settle { queue, group: Name::NONE, msg: *msg, token: None };
+            let op = match how {
+                Settle::Ack => event::Op::Ack(settle),
+                Settle::Requeue => event::Op::Requeue(settle),
+                Settle::Discard => event::Op::Reject(settle),
+            };
+            let place = self.shared.story.begin(self.me, op);
+            if how != Settle::Requeue {
+                self.acks.push(place);
+            }
+        }
+        let how = match (self.shared.plant, how) {
+            (Plant::DropOnRequeue, Settle::Requeue) => Settle::Discard,
+            (Plant::ForgottenAck, Settle::Ack) if which.is_multiple_of(8) => return,
+            (_, how) => how,
+        };
+        let mut offsets: Vec<u64> = taken.iter().map(|(offset, _)| *offset).collect();
+        offsets.sort_unstable();
+        let ranges = offsets.into_iter().map(|offset| (offset, offset)).collect();
+        self.send(0, Op::Settle { reader, ranges, how });
+    }
+
+    // ---- topics
+
+    pub(crate) fn resume(&mut self, topic: &'static str, part: u32) {
+        let cursor = self.cursors.entry((topic, part)).or_default();
+        if cursor.busy {
+            return;
+        }
+        cursor.busy = true;
+        let op = Op::GroupOffset { group: GROUP.into(), topic: topic.into(), queue_id: part };
+        self.call(op, Call::Resumed { topic, part, t0: super::time::nanos() });
+    }
+
+    pub(crate) fn fetch(&mut self, topic: &'static str, part: u32, wait_ms: u32) {
+        let cursor = self.cursors.entry((topic, part)).or_default();
+        let Some(offset) = cursor.next.filter(|_| !cursor.busy) else { return };
+        cursor.busy = true;
+        let fetch = Fetch {
+            topic: topic.into(),
+            queue_id: part,
+            offset,
+            max_messages: 16,
+            max_bytes: 64 << 10,
+            tags: [].into(),
+            wait_ms,
+        };
+        self.call(Op::Fetch(fetch), Call::Fetched { topic, part, t0: super::time::nanos() });
+    }
+
+    pub(crate) fn commit(&mut self, topic: &'static str, part: u32) {
+        let Some(offset) = self.cursors.get(&(topic, part)).and_then(|c| c.next) else { return };
+        let story = &self.shared.story;
+        let cursor = event::Cursor {
+            queue: story.name(topic),
+            group: story.name(GROUP),
+            part: u16::try_from(part).expect("few parts"),
+            offset: Offset::new(offset).expect("a small offset"),
+        };
+        let place = story.begin(self.me, event::Op::Commit(cursor));
+        let op =
+            Op::CommitOffset { group: GROUP.into(), topic: topic.into(), queue_id: part, offset, wait: true };
+        self.call(op, Call::Committed { place });
+    }
+
+    // ---- what comes back
+
+    /// Waits so long for events, and takes in all that come.
+    pub(crate) async fn listen(&mut self, patience: Duration) {
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            tokio::select! {
+                biased;
+                events = self.link.events() => match events {
+                    Some(events) => self.take_in(events),
+                    None => {
+                        self.broken = true;
+                        return;
+                    }
+                },
+                () = tokio::time::sleep_until(until) => return,
+            }
+        }
+    }
+
+    fn take_in(&mut self, events: Vec<Event>) {
+        for event in events {
+            match event {
+                Event::Reply { request, result } => {
+                    let Some((_, call)) = self.calls.remove(&request) else {
+                        let what = format!("request {request} was answered twice: {result:?}");
+                        self.shared.oracle.borrow_mut().violated(what);
+                        continue;
+                    };
+                    self.answered(call, result.ok());
+                }
+                Event::Confirmed { channel, first, last, accepted } => {
+                    (first..=last).for_each(|number| self.confirmed(channel, number, accepted));
+                }
+                Event::Returned { channel, publish } => {
+                    if let Some(sent) = self.published.get_mut(&(channel, publish.confirm)) {
+                        sent.returned = true;
+                    }
+                }
+                Event::Deliveries { reader, deliveries } => {
+                    let Some((queue, auto)) = self.readers.get(&reader).map(|r| (r.queue, r.auto)) else {
+                        continue;
+                    };
+                    for delivery in deliveries {
+                        self.delivered(reader, queue, auto, &delivery);
+                    }
+                }
+                Event::ReaderCancelled { reader } => {
+                    self.readers.remove(&reader);
+                }
+                Event::PublishRefused { .. } | Event::ShuttingDown => {}
+            }
+        }
+    }
+
+    fn confirmed(&mut self, channel: u16, number: u64, accepted: bool) {
+        let Some(sent) = self.published.remove(&(channel, number)) else {
+            let what = format!("publish {number} of channel {channel} was confirmed twice");
+            return self.shared.oracle.borrow_mut().violated(what);
+        };
+        let stored = accepted && !sent.returned;
+        self.shared.story.end(sent.place, if stored { Outcome::Ok } else { Outcome::Fail });
+        if !stored && sent.sure {
+            let what =
+                format!("publish {number} was not taken: accepted {accepted}, returned {}", sent.returned);
+            self.shared.oracle.borrow_mut().violated(what);
+        }
+        if stored && sent.sure && self.acks_known < sent.fence {
+            // It stands behind them in the log.
+            for place in &self.acks[self.acks_known..sent.fence] {
+                self.shared.story.end(*place, Outcome::Ok);
+            }
+            self.acks_known = sent.fence;
+        }
+    }
+
+    fn answered(&mut self, call: Call, reply: Option<Reply>) {
+        match (call, reply) {
+            (Call::Got { queue, reader, auto, .. }, Some(Reply::Got { delivery: Some(delivery), .. })) => {
+                self.readers.insert(reader, Reader { queue, auto, leases: VecDeque::new() });
+                // A get may wait for a leader longer than others hold the message: its arrival counts, as of a push.
+                self.delivered(reader, queue, auto, &delivery);
+                if auto {
+                    self.readers.remove(&reader);
+                }
+            }
+            (Call::Got { queue, t0, .. }, Some(Reply::Got { delivery: None, .. })) => {
+                self.got_nothing += 1;
+                let queue = self.shared.story.name(queue);
+                let op = event::Op::Empty { queue };
+                self.shared.story.put(self.me, op, Outcome::Ok, t0, super::time::nanos());
+            }
+            (Call::Subscribed { reader }, None) => {
+                self.readers.remove(&reader);
+            }
+            (Call::Sent { places }, Some(Reply::Sent { queue_id, offsets, .. })) => {
+                self.sent(&places, queue_id, &offsets);
+            }
+            (Call::Sent { places }, None) => {
+                places.iter().for_each(|place| self.shared.story.end(*place, Outcome::Fail));
+            }
+            (Call::Fetched { topic, part, t0 }, reply) => self.fetched(topic, part, t0, reply),
+            (Call::Committed { place }, reply) => {
+                self.shared.story.end(place, if reply.is_some() { Outcome::Ok } else { Outcome::Fail });
+            }
+            (Call::Resumed { topic, part, t0 }, reply) => self.resumed(topic, part, t0, reply.as_ref()),
+            _ => {}
+        }
+    }
+
+    fn sent(&mut self, places: &[usize], queue_id: u32, offsets: &[u64]) {
+        if places.len() != offsets.len() {
+            let what = format!("{} messages were sent, {} offsets came back", places.len(), offsets.len());
+            return self.shared.oracle.borrow_mut().violated(what);
+        }
+        let wrong = u64::from(self.shared.plant == Plant::WrongOffset);
+        for (place, offset) in places.iter().zip(offsets) {
+            self.shared.story.end(*place, Outcome::Ok);
+            self.shared.story.change(*place, |op| {
+                if let event::Op::Publish(publish) = op {
+                    publish.part = u16::try_from(queue_id).ok();
+                    publish.offset = Offset::new(*offset + wrong);
+                }
+            });
+        }
+    }
+
+    fn resumed(&mut self, topic: &'static str, part: u32, t0: u64, reply: Option<&Reply>) {
+        let cursor = self.cursors.entry((topic, part)).or_default();
+        cursor.busy = false;
+        let Some(Reply::GroupOffset { offset, .. }) = reply else { return };
+        let offset = *offset;
+        cursor.next = Some(offset.unwrap_or(0));
+        let Some(offset) = offset.and_then(Offset::new) else { return };
+        let story = &self.shared.story;
+        let (queue, group) = (story.name(topic), story.name(GROUP));
+        let part = u16::try_from(part).expect("few parts");
+        let op = event::Op::Committed(event::Cursor { queue, group, part, offset });
+        story.put(self.me, op, Outcome::Ok, t0, super::time::nanos());
+    }
+
+    fn fetched(&mut self, topic: &'static str, part: u32, t0: u64, reply: Option<Reply>) {
+        let cursor = self.cursors.entry((topic, part)).or_default();
+        cursor.busy = false;
+        let Some(Reply::Fetched(fetched)) = reply else {
+            self.fetched_nothing += 1;
+            return;
+        };
+        if fetched.status == FetchStatus::OffsetMoved {
+            let what = format!("offset {:?} of {topic} {part} moved to {}", cursor.next, fetched.next);
+            self.shared.oracle.borrow_mut().violated(what);
+        }
+        cursor.next = Some(fetched.next);
+        self.fetched_nothing += u64::from(fetched.deliveries.is_empty());
+        for delivery in &fetched.deliveries {
+            let Some((msg, sum)) = self.read(topic, delivery) else { continue };
+            let (queue, part) = (self.shared.story.name(topic), u16::try_from(part).expect("few parts"));
+            let offset = Offset::new(delivery.offset).expect("a small offset");
+            let op = if self.scans {
+                event::Op::Scan(event::Scan { queue, part, offset, msg, sum: Some(sum) })
+            } else {
+                event::Op::Deliver(event::Delivery {
+                    queue,
+                    group: self.shared.story.name(GROUP),
+                    part,
+                    msg,
+                    offset: Some(offset),
+                    tag: None,
+                    token: None,
+                    redelivered: None,
+                    sum: Some(sum),
+                    asked: true,
+                    auto: false,
+                })
+            };
+            self.shared.story.put(self.me, op, Outcome::Ok, t0, super::time::nanos());
+        }
+    }
+
+    fn delivered(&mut self, reader: u32, queue: &'static str, auto: bool, delivery: &Delivery) {
+        self.send(0, Op::Drained { bytes: delivery.weight });
+        let Some((msg, sum)) = self.read(queue, delivery) else { return };
+        self.tags += 1;
+        let lost = self.shared.plant == Plant::LostFlag;
+        let op = event::Op::Deliver(event::Delivery {
+            queue: self.shared.story.name(queue),
+            group: Name::NONE,
+            part: 0,
+            msg,
+            // Others are deleted and declared anew: their places begin again.
+            offset: Offset::new(delivery.offset).filter(|_| STEADY.contains(&queue)),
+            tag: NonZeroU64::new(self.tags),
+            token: None,
+            redelivered: Some(delivery.redelivered && !lost),
+            sum: Some(sum),
+            asked: false,
+            auto,
+        });
+        self.shared.story.note(self.me, op);
+        if !auto && let Some(held) = self.readers.get_mut(&reader) {
+            held.leases.push_back((delivery.offset, msg));
+        }
+    }
+
+    /// The message and the checksum of what goes with its body; `None`: it does not prove itself.
+    fn read(&mut self, queue: &'static str, delivery: &Delivery) -> Option<(Msg, u32)> {
+        let log = self.link.log().clone();
+        let stored = match resolve(&delivery.message, &log, &mut self.cache) {
+            Ok(stored) => stored,
+            Err(error) => {
+                self.damaged(queue, &format!("{error}"));
+                return None;
+            }
+        };
+        let (body, rest) = parts(&stored);
+        let sum = body::checksum(&rest);
+        match body::verify(&body, "sim") {
+            Ok(identity) => {
+                let publisher = self.shared.story.name(identity.publisher);
+                Some((Msg { publisher, seq: identity.seq }, sum))
+            }
+            Err(error) => {
+                self.damaged(queue, &format!("{error:?}"));
+                None
+            }
+        }
+    }
+
+    fn damaged(&self, queue: &'static str, why: &str) {
+        let story = &self.shared.story;
+        self.shared.note(|| format!("damaged in {queue}: {why}"));
+        story.note(
+            self.me,
+            event::Op::Damaged(event::Damaged { queue: story.name(queue), why: story.name(why) }),
+        );
+    }
+}
+
+/// The body, and what of the rest nobody may change.
+fn parts(stored: &StoredMessage) -> (Vec<u8>, Vec<u8>) {
+    let (prefix, body) = (stored.prefix_len as usize, stored.body_len as usize);
+    let (body, suffix) = match &stored.body {
+        Some(pieces) => (pieces.concat(), stored.bytes.slice(prefix..)),
+        None => (stored.bytes[prefix..prefix + body].to_vec(), stored.bytes.slice(prefix + body..)),
+    };
+    match stored.origin {
+        Origin::Amqp => (body, stored.bytes[..prefix].to_vec()),
+        Origin::Rocketmq => (body, suffix.to_vec()),
+    }
+}

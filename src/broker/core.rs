@@ -728,6 +728,7 @@ impl Core {
             overlay.builder.end(start);
             return;
         }
+        self.give_up_unnamed();
         self.decide_again();
     }
 
@@ -1122,6 +1123,8 @@ impl Core {
     /// Forgets a connection that has nothing left to decide.
     pub(crate) fn forget(&mut self, id: ConnectionId) {
         self.connections.remove(&id);
-        self.large.remove(&id);
+        if let Some(large) = self.large.remove(&id) {
+            self.give_up(&large.extents);
+        }
     }
 }

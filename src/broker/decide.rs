@@ -120,7 +120,7 @@ impl Core {
         }
         pending.enqueued.clear();
         pending.in_memory = None;
-        let extents = pending.extents.clone();
+        let mut extents = pending.extents.clone();
         let mut work = std::mem::replace(&mut pending.work, Work::Unanswered);
         let written = match &mut work {
             Work::Verb { connection, verb, .. } => {
@@ -151,8 +151,12 @@ impl Core {
             Work::Part { publish, targets } => {
                 let topology = self.decided().clone();
                 targets.retain(|uid| topology.queue_by_uid(*uid).is_some());
-                self.write_reference(sequence, publish, targets, &extents);
-                true
+                if !targets.is_empty() {
+                    self.write_reference(sequence, publish, targets, &extents);
+                }
+                // The pieces of its body are given up by the publish that it is a part of.
+                extents.clear();
+                !targets.is_empty()
             }
             Work::Commit(committing) => match self.redo_commit(sequence, committing, &extents) {
                 Ok(written) => written,
@@ -162,6 +166,11 @@ impl Core {
                 }
             },
             Work::Unanswered => false,
+        };
+        let written = written || {
+            self.make_room(end_size(&extents));
+            self.write_end_of_pieces(sequence, &extents);
+            !extents.is_empty()
         };
         if let Some(pending) = self.pending(sequence) {
             pending.work = work;
@@ -181,7 +190,7 @@ impl Core {
                 if last.is_empty() {
                     return Redone::Nothing;
                 }
-                self.write_reference(sequence, publish, last, extents);
+                self.write_last(sequence, (&publish.message, 0), last, extents);
                 Redone::Written
             }
             Op::Send(send) => self.redo_send(sequence, verb, send, extents),
@@ -239,9 +248,8 @@ impl Core {
         if extents.is_empty() {
             self.write_send(sequence, send, queue_id, &targets);
         } else {
-            let now = self.stamp();
             let shown = shown_queue(send, queue_id);
-            self.write_one(sequence, &send.messages[0].message, &targets[0], extents, shown, now);
+            self.write_last(sequence, (&send.messages[0].message, shown), &targets[0], extents);
         }
         Redone::Written
     }
@@ -293,7 +301,7 @@ impl Core {
             let sequence = self.number(part);
             self.keep_extents(sequence, extents);
         }
-        self.write_reference(self.next_sequence(), publish, last, extents);
+        self.write_last(self.next_sequence(), (&publish.message, 0), last, extents);
         let sequence = self.number(Work::Verb { connection: id, verb, weight });
         self.published(id, sequence);
         self.keep_extents(sequence, extents);
@@ -402,9 +410,70 @@ impl Core {
         self.record(sequence, Kind::Body, bytes.len() + 64, |buf, _| buf.put_slice(bytes));
     }
 
+    /// Writes the last reference to a body; if that lies in pieces, the end of their wait in the same batch.
+    fn write_last(
+        &mut self,
+        sequence: u64,
+        (message, queue_id): (&Message, u32),
+        targets: &[QueueUid],
+        extents: &[Extent],
+    ) {
+        if !extents.is_empty() {
+            self.make_room(reference_size(message, targets, extents) + end_size(extents));
+        }
+        let now = self.stamp();
+        self.write_one(sequence, message, targets, extents, queue_id, now);
+        self.write_end_of_pieces(sequence, extents);
+    }
+
+    /// Writes that no reference behind this record names these pieces: one without entries. Who writes one in front of it made room
+    /// for both.
+    pub(crate) fn write_end_of_pieces(&mut self, sequence: u64, extents: &[Extent]) {
+        if extents.is_empty() {
+            return;
+        }
+        let nothing = Message {
+            origin: Origin::Amqp,
+            bytes: Bytes::new(),
+            prefix_len: 0,
+            body_len: 0,
+            tag_hash: 0,
+            persistent: false,
+            ttl: None,
+        };
+        let now = self.stamp();
+        self.record(sequence, Kind::Reference, 0, |buf, record| {
+            put_reference(buf, record, &nothing, &[], extents, now, |_| 0);
+        });
+    }
+
+    /// Nobody will name these pieces.
+    pub(crate) fn give_up(&mut self, extents: &[Extent]) {
+        if self.overlay.is_none() || extents.is_empty() {
+            // Who does not lead looks for them when it does again.
+            return;
+        }
+        self.make_room(end_size(extents));
+        let sequence = self.number(Work::Unanswered);
+        self.write_end_of_pieces(sequence, extents);
+    }
+
+    /// This node leads again: pieces that nobody here knows any more are given up.
+    pub(crate) fn give_up_unnamed(&mut self) {
+        let Some(session) = self.state.sessions.get(&self.session) else { return };
+        let mut unnamed = session.pieces.clone();
+        let waiting =
+            self.pending.iter().filter(|pending| !pending.done).flat_map(|pending| &pending.extents);
+        for extent in waiting.chain(self.large.values().flat_map(|large| &large.extents)) {
+            unnamed.remove(&extent.position);
+        }
+        let extent = |position| Extent { position, len: 0, batch_back: 0 };
+        self.give_up(&unnamed.into_iter().map(extent).collect::<Vec<_>>());
+    }
+
     /// One piece of a large body is in the log.
     pub(crate) fn piece_stored(&mut self, id: ConnectionId, extent: Extent) {
-        let Some(large) = self.large.get_mut(&id) else { return };
+        let Some(large) = self.large.get_mut(&id) else { return self.give_up(&[extent]) };
         large.extents.push(extent);
         large.left -= 1;
         if large.left > 0 {
@@ -419,9 +488,19 @@ impl Core {
 
     fn complete_large(&mut self, id: ConnectionId, large: Large) {
         if self.overlay.is_none() {
-            // Not leading any more: the pieces are garbage, the verb starts over under the next leader.
+            // Not leading any more: the pieces are garbage, the verb starts over when it leads again.
             return self.stall(id, large.verb);
         }
+        let (first, extents) = (self.next_sequence(), large.extents.clone());
+        self.put_references(id, large);
+        let named = |core: &mut Self, sequence| core.pending(sequence).is_some_and(|p| !p.extents.is_empty());
+        if !(first..self.next_sequence()).any(|sequence| named(self, sequence)) {
+            self.give_up(&extents);
+        }
+    }
+
+    /// Writes the references to a large body, or tells that there are none.
+    fn put_references(&mut self, id: ConnectionId, large: Large) {
         match &large.verb.op {
             Op::Commit(_) => self.complete_commit(id, large.verb, &large.extents),
             Op::Publish(publish) => {
@@ -448,8 +527,8 @@ impl Core {
                     pending.queue_id = queue_id;
                 }
                 self.keep_extents(sequence, &large.extents);
-                let (now, shown) = (self.stamp(), shown_queue(&send, queue_id));
-                self.write_one(sequence, &send.messages[0].message, &targets[0], &large.extents, shown, now);
+                let shown = shown_queue(&send, queue_id);
+                self.write_last(sequence, (&send.messages[0].message, shown), &targets[0], &large.extents);
             }
             _ => {}
         }
@@ -542,11 +621,7 @@ impl Core {
         now: u64,
     ) {
         let semantics = Arc::clone(&self.semantics);
-        let elsewhere = if extents.is_empty() { 0 } else { message.body_len as usize };
-        let size = message.bytes.len() - elsewhere
-            + REFERENCE_OVERHEAD
-            + targets.len() * ENTRY
-            + size_of_val(extents);
+        let size = reference_size(message, targets, extents);
         // Most messages have none.
         let deadlines: Vec<u64> = match message.ttl {
             Some(_) => targets.iter().map(|uid| self.deadline(message, *uid)).collect(),
@@ -1314,6 +1389,17 @@ impl Core {
             None => Runtime { memory: Some(memory::MemoryQueue::default()), ..Runtime::default() },
         })
     }
+}
+
+/// Bytes of a reference record, at most.
+fn reference_size(message: &Message, targets: &[QueueUid], extents: &[Extent]) -> usize {
+    let elsewhere = if extents.is_empty() { 0 } else { message.body_len as usize };
+    message.bytes.len() - elsewhere + REFERENCE_OVERHEAD + targets.len() * ENTRY + size_of_val(extents)
+}
+
+/// Bytes of the record that ends the wait of pieces.
+pub(crate) fn end_size(extents: &[Extent]) -> usize {
+    if extents.is_empty() { 0 } else { REFERENCE_OVERHEAD + size_of_val(extents) }
 }
 
 /// A body in pieces that fit into batches.

@@ -82,7 +82,8 @@ impl Core {
     /// What becomes of a message that is sent back.
     pub(crate) fn judge_back(&mut self, back: &SendBack) -> Result<Move, Refusal> {
         let lost = || Refusal::Invalid(format!("look message by offset failed, {}", back.position));
-        let definition = self.state.topology.queue_by_uid(back.queue).ok_or_else(lost)?;
+        // Its entry keeps the body alive. One whose removal is on its way does not: this move would come behind it.
+        let definition = self.decided().queue_by_uid(back.queue).ok_or_else(lost)?;
         if definition.spec.kind != QueueKind::Topic {
             return Err(lost());
         }

@@ -1,11 +1,11 @@
 //! The replicated state of a shard, and the total function that applies records to it.
 //!
-//! Owns: topology, queues' indexes and cursors, sessions, group offsets, live references per segment, log time.
+//! Owns: topology, queues' indexes and cursors, sessions, group offsets, what lives in each segment, log time.
 //! Promises: two replicas that applied the same batches hold the same state (`digest` compares them); applying reads nothing but
 //! the state and the record (D6), and a void is a named outcome on every replica (D10).
 //! Does not know: connections, leases, who leads, the clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -17,7 +17,7 @@ use super::change;
 use super::cursor::Cursor;
 use super::index::{Entry, Pages, QueueIndex};
 use super::locks::{Held, LockChange, Locks, Place};
-use super::message::parse_reference;
+use super::message::{Reference, parse_reference};
 use super::record::{self, Kind, Malformed, Record, SectionHead};
 use super::topology::{Change, Topology};
 
@@ -128,12 +128,32 @@ impl QueueState {
 }
 
 /// A node's incarnation as the log knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Session {
     /// Whose.
     pub(crate) node: u64,
     /// Last sequence with a record in the log.
     pub(crate) last: u64,
+    /// Pieces of large bodies that a reference may still name. They live until the session says that none will; a session has
+    /// few: each of its connections puts one body at a time.
+    pub(crate) pieces: BTreeSet<Position>,
+}
+
+impl Session {
+    fn value(&self) -> Bytes {
+        let mut value = BytesMut::with_capacity(16 + self.pieces.len() * 8);
+        value.put_u64_le(self.node);
+        value.put_u64_le(self.last);
+        self.pieces.iter().for_each(|piece| value.put_u64_le(*piece));
+        value.freeze()
+    }
+
+    fn read(value: &[u8]) -> Result<Self, Malformed> {
+        let mut cursor = record::Cursor::new(value, 0);
+        let (node, last) = (cursor.u64()?, cursor.u64()?);
+        let pieces = (16..value.len()).step_by(8).map(|_| cursor.u64()).collect::<Result<_, _>>()?;
+        Ok(Self { node, last, pieces })
+    }
 }
 
 /// One message that entered one queue.
@@ -211,7 +231,7 @@ pub(crate) struct State {
     pub(crate) group_offsets: HashMap<Arc<str>, BTreeMap<QueueUid, Offset>, foldhash::fast::RandomState>,
     /// Queue locks of ordered consumption.
     pub(crate) locks: Locks,
-    /// Live references into each segment of the log.
+    /// Live references into each segment of the log, and pieces that wait for theirs.
     pub(crate) segments: BTreeMap<u64, u64>,
     /// The membership that the last checkpoint keeps, opaque.
     pub(crate) membership: Option<Bytes>,
@@ -344,8 +364,7 @@ impl State {
             }
             if let Some(session) = self.sessions.get_mut(&section.head.session) {
                 session.last = section.head.last;
-                let (node, last) = (session.node, session.last);
-                self.keep_session(section.head.session, node, last);
+                self.keep_session(section.head.session);
             }
         }
         Ok(())
@@ -378,9 +397,20 @@ impl State {
             Kind::Body => {
                 let position = batch.payload_position + u64::from(record.start) + record::RECORD_HEAD as u64;
                 let batch_back = u32::try_from(position - batch.point.position).unwrap_or(u32::MAX);
+                if let Some(session) = self.sessions.get_mut(&session)
+                    && session.pieces.insert(position)
+                {
+                    *self.segments.entry(position / self.segment_size).or_default() += 1;
+                }
                 return Ok(Done::Body { position, batch_back });
             }
-            Kind::Reference => return self.enqueue(batch, record, out),
+            Kind::Reference => {
+                let reference = parse_reference(record.bytes)?;
+                if reference.entries().next().is_some() {
+                    return Ok(self.enqueue(batch, record, &reference, out));
+                }
+                self.end_pieces(session, reference.extents.iter().map(|extent| extent.position));
+            }
             Kind::Settlement => {
                 let (queue, ranges) = read_ranges(&mut cursor)?;
                 self.settle(queue, &ranges, pages);
@@ -425,8 +455,13 @@ impl State {
         Ok(Done::Other)
     }
 
-    fn enqueue(&mut self, batch: &Batch, record: &Record<'_>, out: &mut Applied) -> Result<Done, Malformed> {
-        let reference = parse_reference(record.bytes)?;
+    fn enqueue(
+        &mut self,
+        batch: &Batch,
+        record: &Record<'_>,
+        reference: &Reference<'_>,
+        out: &mut Applied,
+    ) -> Done {
         self.store_time = self.store_time.max(reference.store_time);
         let record_position = batch.payload_position + u64::from(record.start);
         let batch_distance = u32::try_from(record_position - batch.point.position).unwrap_or(u32::MAX);
@@ -460,7 +495,7 @@ impl State {
             mark(&mut self.dirty_queues, queue);
             out.enqueued.push(Enqueued { queue: uid, offset, position: entry.position, deadline });
         }
-        Ok(Done::Enqueued { first, count: out.enqueued.len() - first })
+        Done::Enqueued { first, count: out.enqueued.len() - first }
     }
 
     fn settle(&mut self, uid: QueueUid, ranges: &[(Offset, u64)], pages: &dyn Pages) {
@@ -544,7 +579,10 @@ impl State {
     fn open_session(&mut self, session: u64, node: u64, out: &mut Applied) {
         let old: Vec<u64> = self.sessions.iter().filter(|(_, s)| s.node == node).map(|(id, _)| *id).collect();
         for id in &old {
-            self.sessions.remove(id);
+            let ended = self.sessions.remove(id).unwrap_or_default();
+            for piece in ended.pieces {
+                take_from(&mut self.segments, piece / self.segment_size, 1);
+            }
             self.changed.insert(session_key(*id), None);
         }
         // Memory queues go with the incarnation that held them (D17).
@@ -567,15 +605,23 @@ impl State {
         for (vhost, name) in exchanges {
             self.change(&Change::RemoveExchange(vhost, name), out);
         }
-        self.sessions.insert(session, Session { node, last: 0 });
-        self.keep_session(session, node, 0);
+        self.sessions.insert(session, Session { node, ..Session::default() });
+        self.keep_session(session);
     }
 
-    fn keep_session(&mut self, id: u64, node: u64, last: u64) {
-        let mut value = BytesMut::with_capacity(16);
-        value.put_u64_le(node);
-        value.put_u64_le(last);
-        self.changed.insert(session_key(id), Some(value.freeze()));
+    /// No reference will name these pieces any more: from now on they live by the references that did.
+    fn end_pieces(&mut self, session: u64, pieces: impl Iterator<Item = Position>) {
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        for piece in pieces {
+            if session.pieces.remove(&piece) {
+                take_from(&mut self.segments, piece / self.segment_size, 1);
+            }
+        }
+    }
+
+    fn keep_session(&mut self, id: u64) {
+        let value = self.sessions.get(&id).map(Session::value);
+        self.changed.insert(session_key(id), value);
     }
 
     fn change(&mut self, change: &Change, out: &mut Applied) {
@@ -795,8 +841,10 @@ impl State {
                     state.queues.insert(uid, queue);
                 }
                 (Some(KEY_SESSION), 9) => {
-                    let mut cursor = record::Cursor::new(&value, 0);
-                    let session = Session { node: cursor.u64()?, last: cursor.u64()? };
+                    let session = Session::read(&value)?;
+                    for piece in &session.pieces {
+                        *state.segments.entry(piece / segment_size).or_default() += 1;
+                    }
                     state.sessions.insert((&key[1..]).get_u64(), session);
                 }
                 (Some(KEY_OFFSET), _) => {
@@ -834,8 +882,8 @@ impl State {
             digest.update(&change);
         }
         for (id, session) in &self.sessions {
-            digest
-                .update(&[id.to_le_bytes(), session.node.to_le_bytes(), session.last.to_le_bytes()].concat());
+            digest.update(&id.to_le_bytes());
+            digest.update(&session.value());
         }
         let mut groups: Vec<_> = self.group_offsets.iter().collect();
         groups.sort();

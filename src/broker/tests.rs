@@ -24,6 +24,7 @@ use crate::security::{self, Action, Resource};
 
 mod expiration;
 mod later;
+mod pieces;
 mod replies;
 mod transactions;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::api::{Commit, ConnectionId, Event, Op, Publish, QueueUid, Refusal, Reply, Settle, Verb, VhostId};
 use super::core::{Core, Work};
-use super::decide::{REFERENCE_OVERHEAD, not_found};
+use super::decide::{REFERENCE_OVERHEAD, end_size, not_found};
 use super::link::weight;
 use super::memory;
 use super::message::{ENTRY, Extent};
@@ -232,6 +232,7 @@ impl Core {
                 self.write_settlement(sequence, *queue, some);
             }
         }
+        self.write_end_of_pieces(sequence, extents);
     }
 
     /// Writes a commit again whose records were lost; false: nothing of it needs a record any more.
@@ -377,7 +378,7 @@ fn published_size(publishes: &[Publish], durable: &[&[QueueUid]], extents: &[Ext
         let records = queues.len().div_ceil(limits::TARGETS_PER_REFERENCE);
         (other + body + REFERENCE_OVERHEAD) * records + queues.len() * ENTRY
     };
-    publishes.iter().zip(durable).map(one).sum::<usize>() + size_of_val(extents)
+    publishes.iter().zip(durable).map(one).sum::<usize>() + size_of_val(extents) + end_size(extents)
 }
 
 fn settled_size((settlements, ranges): (usize, usize)) -> usize {

@@ -268,7 +268,7 @@ impl Desk {
         size: usize,
     ) {
         let (messages, places) = seqs.map(|seq| self.rmq_message(topic, seq, size)).unzip();
-        let send = Send { topic: topic.into(), queue_id, create_queues: Some(PARTS), messages };
+        let send = Send { topic: topic.into(), queue_id, create_queues: Some(PARTS), messages, waits: None };
         self.call(Op::Send(send), Call::Sent { places });
     }
 
@@ -436,7 +436,7 @@ impl Desk {
                 Event::ReaderCancelled { reader } => {
                     self.readers.remove(&reader);
                 }
-                Event::PublishRefused { .. } | Event::ShuttingDown => {}
+                Event::PublishRefused { .. } | Event::CheckBack(_) | Event::ShuttingDown => {}
             }
         }
     }

@@ -97,14 +97,23 @@ struct Reading {
 
 impl Batches for Reading {
     fn batch(&self, position: u64) -> io::Result<Batch> {
-        let mut batch = self.log.batch(position)?;
+        Ok(self.seen(self.log.batch(position)?))
+    }
+
+    fn holding(&self, position: u64) -> io::Result<Batch> {
+        Ok(self.seen(self.log.holding(position)?))
+    }
+}
+
+impl Reading {
+    fn seen(&self, mut batch: Batch) -> Batch {
         if self.flip && batch.payload.len() > 600 && batch.point.index % 5 == 3 {
             let mut bytes = batch.payload.to_vec();
             let last = bytes.len() - 20;
             bytes[last] ^= 4;
             batch.payload = bytes.into();
         }
-        Ok(batch)
+        batch
     }
 }
 

@@ -1,25 +1,29 @@
 //! A message of one world seen from the other.
 //!
-//! Owns: the property mapping from RocketMQ to AMQP. Promises: the stored message is not changed; a body that RocketMQ's producer
+//! Owns: the property mapping from RocketMQ to AMQP, and which names the mapping keeps for itself. Promises: the stored message is not changed; a body that RocketMQ's producer
 //! compressed arrives opened, within the broker's own limit on messages; what can not be expressed is left out, never mangled.
 //! Does not know: queues, frames, who reads.
 
 use bytes::{Bytes, BytesMut};
 use dassie_amqp::content::{BASIC_CLASS, PropertyList};
-use dassie_amqp::table::{RawTable, TableBuilder};
-use dassie_rocketmq::message::{Compression, Properties, Record, RecordError, decompress_bounded, property};
+use dassie_amqp::table::{RawTable, TableBuilder, Value};
+use dassie_rocketmq::message::{
+    Compression, DLQ_PREFIX, Properties, Record, RecordError, decompress_bounded, property,
+};
 
 use super::amqp::deliver::put_prefix;
 use crate::broker::api::{Origin, StoredMessage};
 use crate::broker::topology::TOPIC_EXCHANGE_PREFIX;
 use crate::limits;
 
+/// Why a message of a group is dead, in RabbitMQ's words.
+const DEAD: &str = "delivery_limit";
 /// A 5.5 producer's priority.
 const PRIORITY: &str = "_SYS_MSG_PRIORITY_";
 /// Most headers made of properties; AMQP clients count them.
 const HEADERS_MAX: usize = 512;
 /// Properties that belong to brokers and clients, not to the application.
-const SYSTEM: [&str; 40] = [
+const SYSTEM: [&str; 54] = [
     property::KEYS,
     property::TAGS,
     property::WAIT_STORE_MSG_OK,
@@ -59,12 +63,50 @@ const SYSTEM: [&str; 40] = [
     property::BORN_TIMESTAMP,
     property::DLQ_ORIGIN_TOPIC,
     property::DLQ_ORIGIN_MESSAGE_ID,
+    property::INNER_MULTI_DISPATCH,
+    property::INNER_MULTI_QUEUE_OFFSET,
+    property::TRACE_CONTEXT,
+    property::TIMER_DELAY_SEC,
+    property::TIMER_DELAY_MS,
+    property::TIMER_DELIVER_MS,
+    property::TIMER_OUT_MS,
+    property::TIMER_ENQUEUE_MS,
+    property::TIMER_DEQUEUE_MS,
+    property::TIMER_ROLL_TIMES,
+    property::TIMER_DEL_UNIQUE_KEY,
+    property::TIMER_DELAY_LEVEL,
+    property::CRC32,
     PRIORITY,
+    DEATHS,
 ];
+/// Begins the names of properties that hold an AMQP property.
+const AMQP: &str = "AMQP_";
+/// Before the names of headers that mean something to RocketMQ or to this mapping.
+pub(super) const RESERVED_PREFIX: &str = "amqp.h.";
+/// Where an AMQP-born message's `x-death` is, as JSON.
+pub(super) const DEATHS: &str = "AMQP_DEATHS";
+/// Headers that the broker writes: a property of that name would stand beside them.
+const OURS: [&str; 10] = [
+    "x-rmq-keys",
+    "x-rmq-topic",
+    "x-rmq-queue-id",
+    "x-rmq-born-host",
+    "timestamp_in_ms",
+    "x-delivery-count",
+    "x-death",
+    "x-first-death-reason",
+    "x-first-death-queue",
+    "x-first-death-exchange",
+];
+
+/// Does this topic's name belong to an exchange or a queue of AMQP? There is no such thing yet.
+pub(super) fn is_foreign(topic: &str) -> bool {
+    topic.starts_with("AMQP-X-") || topic.starts_with("AMQP-Q-")
+}
 
 /// Is this property the application's own?
 pub(super) fn is_user_property(name: &str) -> bool {
-    !SYSTEM.contains(&name)
+    !SYSTEM.contains(&name) && !name.starts_with(AMQP)
 }
 
 /// A RocketMQ-born message as an AMQP client sees it: published to `amq.rmq.<topic>` with the tag as routing key.
@@ -135,8 +177,13 @@ fn open(record: &Record<'_>, body: Bytes) -> (Bytes, Option<&'static str>) {
 
 fn headers(record: &Record<'_>) -> TableBuilder {
     let mut table = TableBuilder::new();
-    let short = |name: &str| name.len() <= 255;
-    let own = record.properties.iter().filter(|(name, _)| is_user_property(name) && short(name));
+    // What was a header once is one again, under its own name.
+    let header = |(name, value)| match str::strip_prefix(name, RESERVED_PREFIX) {
+        Some(name) => Some((name, value)),
+        None => (is_user_property(name) || name == DEATHS).then_some((name, value)),
+    };
+    let own = record.properties.iter().filter_map(header);
+    let own = own.filter(|(name, _)| !name.is_empty() && name.len() <= 255 && !OURS.contains(name));
     for (name, value) in own.take(HEADERS_MAX) {
         table.put(name, value);
     }
@@ -151,7 +198,40 @@ fn headers(record: &Record<'_>) -> TableBuilder {
     if record.reconsume_times > 0 {
         table.put("x-delivery-count", i64::from(record.reconsume_times));
     }
+    if let Some(group) = record.topic.strip_prefix(DLQ_PREFIX) {
+        put_death(&mut table, record, group);
+    }
     table
+}
+
+/// A dead letter says so as RabbitMQ's do: the group is the queue it died in.
+fn put_death(table: &mut TableBuilder, record: &Record<'_>, group: &str) {
+    let property = |name| record.properties.get(name);
+    let topic = property(property::RETRY_TOPIC).or_else(|| property(property::DLQ_ORIGIN_TOPIC));
+    let exchange = match (property("AMQP_EXCHANGE"), topic) {
+        (Some(exchange), _) => exchange.to_owned(),
+        (None, Some(topic)) => format!("{TOPIC_EXCHANGE_PREFIX}{topic}"),
+        (None, None) => String::new(),
+    };
+    let key = property("AMQP_ROUTING_KEY").unwrap_or_else(|| tag(record.properties));
+    let time = u64::try_from(record.store_time / 1000).unwrap_or(0);
+    table
+        .put_array("x-death", |deaths| {
+            deaths.push_table(|death| {
+                death
+                    .put("count", 1_i64)
+                    .put("reason", DEAD)
+                    .put("queue", group)
+                    .put("time", Value::Timestamp(time))
+                    .put("exchange", exchange.as_str())
+                    .put_array("routing-keys", |keys| {
+                        keys.push(key);
+                    });
+            });
+        })
+        .put("x-first-death-reason", DEAD)
+        .put("x-first-death-queue", group)
+        .put("x-first-death-exchange", exchange.as_str());
 }
 
 fn properties<'a>(
@@ -167,10 +247,11 @@ fn properties<'a>(
         delivery_mode: Some(2),
         priority: record.properties.get(PRIORITY).and_then(|priority| priority.parse().ok()),
         correlation_id: text(property::CORRELATION_ID),
-        message_id: text(property::UNIQUE_KEY),
+        reply_to: text("AMQP_REPLY_TO"),
+        message_id: text("AMQP_MESSAGE_ID").or_else(|| text(property::UNIQUE_KEY)),
         timestamp: u64::try_from(record.born_time / 1000).ok(),
         message_type: text("AMQP_TYPE"),
-        app_id: text(property::PRODUCER_GROUP),
+        app_id: text("AMQP_APP_ID").or_else(|| text(property::PRODUCER_GROUP)),
         ..PropertyList::default()
     }
 }
@@ -190,6 +271,18 @@ mod tests {
     const ZLIB: [u8; 17] = [120, 156, 75, 76, 28, 5, 163, 96, 20, 12, 119, 0, 0, 249, 216, 122, 248];
 
     fn stored(body: &[u8], sys_flag: i32, in_pieces: bool) -> StoredMessage {
+        let properties =
+            "TAGS\u{1}paid\u{2}UNIQ_KEY\u{1}ID1\u{2}colour\u{1}red\u{2}KEYS\u{1}k1 k2\u{2}WAIT\u{1}true";
+        stored_as("Orders", properties, body, sys_flag, in_pieces)
+    }
+
+    fn stored_as(
+        topic: &str,
+        properties: &str,
+        body: &[u8],
+        sys_flag: i32,
+        in_pieces: bool,
+    ) -> StoredMessage {
         let record = Record {
             queue_id: 3,
             flag: 0,
@@ -198,14 +291,12 @@ mod tests {
             sys_flag: SysFlag(sys_flag),
             born_time: 1_700_000_000_123,
             born_host: "127.0.0.1:50123".parse().unwrap(),
-            store_time: 0,
+            store_time: 1_700_000_009_000,
             store_host: "127.0.0.1:10911".parse().unwrap(),
-            reconsume_times: 0,
+            reconsume_times: i32::from(topic.starts_with('%')) * 3,
             prepared_transaction_offset: 0,
-            topic: "Orders",
-            properties: Properties::new(
-                "TAGS\u{1}paid\u{2}UNIQ_KEY\u{1}ID1\u{2}colour\u{1}red\u{2}KEYS\u{1}k1 k2\u{2}WAIT\u{1}true",
-            ),
+            topic,
+            properties: Properties::new(properties),
         };
         let mut bytes = Vec::new();
         record.encode(body, &mut bytes).unwrap();
@@ -244,6 +335,126 @@ mod tests {
             assert_eq!(headers.get("x-rmq-queue-id").and_then(|v| v.as_integer()), Some(3));
             assert!(headers.get("WAIT").is_none() && headers.get("TAGS").is_none());
             assert_eq!(view.body.unwrap().concat(), b"hello");
+        }
+    }
+
+    /// The view's properties, with its headers in order.
+    fn seen<T>(topic: &str, properties: &str, look: impl FnOnce(&Seen<'_>) -> T) -> T {
+        let view = amqp_view(&stored_as(topic, properties, b"b", 0, false)).unwrap();
+        let prefix = &view.bytes[..view.prefix_len as usize];
+        let exchange = 1 + usize::from(prefix[0]);
+        let key = usize::from(prefix[exchange]);
+        let start = exchange + 1 + key;
+        let header = ContentHeader::parse(&prefix[start..]).unwrap();
+        look(&Seen { key: str::from_utf8(&prefix[exchange + 1..start]).unwrap(), header })
+    }
+
+    struct Seen<'a> {
+        key: &'a str,
+        header: ContentHeader<'a>,
+    }
+
+    impl Seen<'_> {
+        fn header(&self, name: &str) -> Option<String> {
+            let headers = self.header.properties.headers()?;
+            assert!(headers.iter().filter(|(known, _)| *known == name).count() <= 1, "{name} twice");
+            headers.get(name).map(|value| value.to_string())
+        }
+    }
+
+    #[test]
+    fn every_property_has_its_place() {
+        for (name, value, expected) in [
+            ("TAGS", "t", "key=t"),
+            ("AMQP_CONTENT_TYPE", "text/plain", "content_type=text/plain"),
+            ("AMQP_CONTENT_ENCODING", "gzip", "content_encoding=gzip"),
+            ("_SYS_MSG_PRIORITY_", "4", "priority=4"),
+            ("CORRELATION_ID", "c", "correlation_id=c"),
+            ("AMQP_REPLY_TO", "r", "reply_to=r"),
+            ("UNIQ_KEY", "u", "message_id=u"),
+            ("AMQP_MESSAGE_ID", "m", "message_id=m"),
+            ("AMQP_TYPE", "y", "type=y"),
+            ("PGROUP", "g", "app_id=g"),
+            ("AMQP_APP_ID", "a", "app_id=a"),
+            ("AMQP_USER_ID", "guest", ""),
+            ("AMQP_EXPIRATION", "5", ""),
+            ("TTL", "5", ""),
+            ("_SYS_MSG_PRIORITY_", "high", ""),
+            ("CORRELATION_ID", &"c".repeat(256), ""),
+        ] {
+            let shown = seen("T", &format!("{name}\u{1}{value}\u{2}"), |seen| {
+                assert_eq!(seen.header(name), None, "{name} is a header, too");
+                let p = &seen.header.properties;
+                assert_eq!((p.delivery_mode(), p.timestamp()), (Some(2), Some(1_700_000_000)));
+                let text = |name: &str, value: Option<&[u8]>| {
+                    value.map(|value| format!("{name}={}", String::from_utf8_lossy(value)))
+                };
+                [
+                    (!seen.key.is_empty()).then(|| format!("key={}", seen.key)),
+                    text("content_type", p.content_type()),
+                    text("content_encoding", p.content_encoding()),
+                    p.priority().map(|priority| format!("priority={priority}")),
+                    text("correlation_id", p.correlation_id()),
+                    text("reply_to", p.reply_to()),
+                    text("expiration", p.expiration()),
+                    text("message_id", p.message_id()),
+                    text("type", p.message_type()),
+                    text("user_id", p.user_id()),
+                    text("app_id", p.app_id()),
+                ]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join(" ")
+            });
+            assert_eq!(shown, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_header_has_its_source() {
+        for (property, header, expected) in [
+            ("colour\u{1}red", "colour", Some("red")),
+            ("KEYS\u{1}k1 k2", "x-rmq-keys", Some("k1 k2")),
+            ("__SHARDINGKEY\u{1}s", "__SHARDINGKEY", Some("s")),
+            ("amqp.h.KEYS\u{1}theirs", "KEYS", Some("theirs")),
+            ("AMQP_DEATHS\u{1}[]", "AMQP_DEATHS", Some("[]")),
+            ("amqp.h.x-rmq-topic\u{1}lie", "x-rmq-topic", Some("T")),
+            ("x-rmq-topic\u{1}lie", "x-rmq-topic", Some("T")),
+            ("a\u{1}b", "x-rmq-queue-id", Some("3")),
+            ("a\u{1}b", "x-rmq-born-host", Some("127.0.0.1:50123")),
+            ("a\u{1}b", "timestamp_in_ms", Some("1700000000123")),
+            ("a\u{1}b", "x-delivery-count", None),
+            ("a\u{1}b", "x-death", None),
+            ("AMQP_EXCHANGE\u{1}e", "AMQP_EXCHANGE", None),
+            ("TIMER_DELAY_MS\u{1}5", "TIMER_DELAY_MS", None),
+        ] {
+            let found = seen("T", &format!("{property}\u{2}"), |seen| seen.header(header));
+            assert_eq!(found.as_deref(), expected, "{header} of {property}");
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_says_where_it_died() {
+        for (properties, exchange, key) in [
+            ("RETRY_TOPIC\u{1}T\u{2}TAGS\u{1}t\u{2}", "amq.rmq.T", "t"),
+            ("DLQ_ORIGIN_TOPIC\u{1}U\u{2}", "amq.rmq.U", ""),
+            ("RETRY_TOPIC\u{1}T\u{2}AMQP_EXCHANGE\u{1}e\u{2}AMQP_ROUTING_KEY\u{1}a||b\u{2}", "e", "a||b"),
+        ] {
+            seen("%DLQ%G", properties, |seen| {
+                let headers = seen.header.properties.headers().unwrap();
+                let Some(Value::Array(deaths)) = headers.get("x-death") else { panic!("no x-death") };
+                let Some(Value::Table(death)) = deaths.iter().next() else { panic!("no table") };
+                let text = |name| death.get(name).map(|value| value.to_string()).unwrap_or_default();
+                assert_eq!(
+                    ["count", "reason", "queue", "time", "exchange"].map(text),
+                    ["1", "delivery_limit", "G", "1700000009", exchange]
+                );
+                let Some(Value::Array(keys)) = death.get("routing-keys") else { panic!("no keys") };
+                assert_eq!(keys.iter().map(|key| key.to_string()).collect::<Vec<_>>(), [key]);
+                assert_eq!(seen.header("x-first-death-queue").as_deref(), Some("G"));
+                assert_eq!(seen.header("x-delivery-count").as_deref(), Some("3"));
+            });
         }
     }
 

@@ -7,16 +7,21 @@
 
 use std::net::SocketAddr;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use dassie_amqp::content::ContentHeader;
 use dassie_amqp::table::Value;
-use dassie_rocketmq::message::{Body, PropertiesText, Record, RecordError, SysFlag, UniqueKey, property};
+use dassie_rocketmq::message::{
+    Body, PropertiesText, Record, RecordError, SysFlag, UniqueKey, check_group, property,
+};
+use serde_json::Value as Json;
 
-use super::across::is_user_property;
+use super::across::{DEATHS, RESERVED_PREFIX, is_user_property};
 use crate::broker::api::{Origin, Position, StoredMessage};
 
-/// Before headers whose names mean something to RocketMQ.
-const RESERVED_PREFIX: &str = "amqp.h.";
+/// Header that counts earlier deliveries.
+const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// Where the message stands in the RocketMQ world.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +69,7 @@ pub(super) fn rocketmq_view(message: &StoredMessage, place: &Place<'_>) -> Resul
         born_host: place.store_host,
         store_time: born_time,
         store_host: place.store_host,
-        reconsume_times: 0,
+        reconsume_times: delivered(&header),
         prepared_transaction_offset: 0,
         topic: place.topic,
         properties: text.properties(),
@@ -135,6 +140,11 @@ fn properties(
     for (name, value) in texts {
         put(name, &String::from_utf8_lossy(value.unwrap_or_default()));
     }
+    if let Some(app) =
+        p.app_id().and_then(|app| str::from_utf8(app).ok()).filter(|app| check_group(app).is_ok())
+    {
+        put(property::PRODUCER_GROUP, app);
+    }
     let numbers = [
         ("AMQP_DELIVERY_MODE", p.delivery_mode().map(u64::from)),
         ("AMQP_TIMESTAMP", p.timestamp()),
@@ -159,12 +169,15 @@ fn put_headers(text: &mut PropertiesText, header: &ContentHeader<'_>) {
     let Some(table) = header.properties.headers() else { return };
     let mut headers: Vec<(String, String)> = Vec::new();
     for (name, value) in table.iter() {
-        // Blind copies are nobody's business.
-        if name == "BCC" || name.is_empty() {
-            continue;
-        }
-        let reserved = !is_user_property(name) && name != property::SHARDING_KEY;
-        let name = if reserved { format!("{RESERVED_PREFIX}{name}") } else { name.to_owned() };
+        let name = match name {
+            // Blind copies are nobody's business; the count is a field of the record.
+            "" | "BCC" | DELIVERY_COUNT => continue,
+            "x-death" => DEATHS.to_owned(),
+            _ if !is_user_property(name) || name.starts_with(RESERVED_PREFIX) => {
+                format!("{RESERVED_PREFIX}{name}")
+            }
+            _ => name.to_owned(),
+        };
         let value = escaped(&shown(&value));
         if !value.is_empty() {
             headers.push((escaped(&name), value));
@@ -185,16 +198,35 @@ fn put_headers(text: &mut PropertiesText, header: &ContentHeader<'_>) {
     }
 }
 
-/// A header's value as text; what is no scalar, as AMQP tools show it.
+/// How often it was delivered before, as a queue that it came from says.
+fn delivered(header: &ContentHeader<'_>) -> i32 {
+    let count = header.properties.headers().and_then(|headers| headers.get(DELIVERY_COUNT)?.as_integer());
+    count.map_or(0, |count| i32::try_from(count.max(0)).unwrap_or(i32::MAX))
+}
+
+/// A header's value as text; what is no scalar, as JSON.
 fn shown(value: &Value<'_>) -> String {
     match value {
         Value::LongStr(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Value::Bool(value) => value.to_string(),
-        Value::F32(value) => value.to_string(),
-        Value::F64(value) => value.to_string(),
-        Value::Timestamp(value) => value.to_string(),
-        Value::Void => "null".to_owned(),
-        other => other.as_integer().map_or_else(|| other.to_string(), |value| value.to_string()),
+        Value::Bytes(_) | Value::Array(_) | Value::Table(_) | Value::Void => json(value).to_string(),
+        scalar => scalar.to_string(),
+    }
+}
+
+/// As JSON: bytes in base64, numbers that JSON has no word for as text. Tables end before the stack does: a header is parsed with
+/// a limit on its depth.
+fn json(value: &Value<'_>) -> Json {
+    match value {
+        Value::Bool(value) => (*value).into(),
+        Value::LongStr(bytes) => String::from_utf8_lossy(bytes).into(),
+        Value::Bytes(bytes) => STANDARD.encode(bytes).into(),
+        Value::Timestamp(value) => (*value).into(),
+        Value::Void => Json::Null,
+        Value::Array(array) => array.iter().map(|value| json(&value)).collect(),
+        Value::Table(table) => table.iter().map(|(name, value)| (name.to_owned(), json(&value))).collect(),
+        Value::F64(number) if number.is_finite() => (*number).into(),
+        Value::F32(number) if number.is_finite() => (*number).into(),
+        other => other.as_integer().map_or_else(|| other.to_string().into(), Json::from),
     }
 }
 
@@ -221,13 +253,14 @@ mod tests {
     }
 
     fn message(headers: &TableBuilder, key: &str) -> StoredMessage {
+        let headers = Some(headers.as_table().unwrap());
+        let list =
+            PropertyList { message_id: Some(b"m-1"), delivery_mode: Some(2), ..PropertyList::default() };
+        message_of(&PropertyList { headers, ..list }, key)
+    }
+
+    fn message_of(list: &PropertyList<'_>, key: &str) -> StoredMessage {
         let mut header = vec![0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
-        let list = PropertyList {
-            headers: Some(headers.as_table().unwrap()),
-            message_id: Some(b"m-1"),
-            delivery_mode: Some(2),
-            ..PropertyList::default()
-        };
         list.encode(&mut header);
         let mut bytes = BytesMut::new();
         put_prefix(&mut bytes, "amq.rmq.T", key, [&header, &[]]);
@@ -275,6 +308,195 @@ mod tests {
         }
         assert_eq!(property_of(&text, "UNIQ_KEY").map(str::len), Some(32));
         assert_eq!(view(&message(&headers, "paid")).0, record);
+    }
+
+    #[test]
+    fn every_property_has_its_name() {
+        let none = PropertyList::default;
+        for (list, expected) in [
+            (PropertyList { message_id: Some(b"m"), ..none() }, "AMQP_MESSAGE_ID=m KEYS=m"),
+            (PropertyList { correlation_id: Some(b"c"), ..none() }, "CORRELATION_ID=c"),
+            (PropertyList { reply_to: Some(b"r"), ..none() }, "AMQP_REPLY_TO=r"),
+            (PropertyList { expiration: Some(b"5"), ..none() }, "AMQP_EXPIRATION=5"),
+            (PropertyList { priority: Some(0), ..none() }, "_SYS_MSG_PRIORITY_=0"),
+            (PropertyList { delivery_mode: Some(1), ..none() }, "AMQP_DELIVERY_MODE=1"),
+            (PropertyList { timestamp: Some(7), ..none() }, "AMQP_TIMESTAMP=7"),
+            (PropertyList { message_type: Some(b"t"), ..none() }, "AMQP_TYPE=t"),
+            (PropertyList { content_type: Some(b"t"), ..none() }, "AMQP_CONTENT_TYPE=t"),
+            (PropertyList { content_encoding: Some(b"t"), ..none() }, "AMQP_CONTENT_ENCODING=t"),
+            (PropertyList { app_id: Some(b"app"), ..none() }, "AMQP_APP_ID=app PGROUP=app"),
+            (PropertyList { app_id: Some(b"my app"), ..none() }, "AMQP_APP_ID=my app"),
+            (PropertyList { user_id: Some(b"guest"), ..none() }, "AMQP_USER_ID=guest"),
+            (PropertyList { message_type: Some(b""), ..none() }, ""),
+            (PropertyList { message_type: Some(b"a\x02KEYS\x01b"), ..none() }, "AMQP_TYPE=a%02KEYS%01b"),
+        ] {
+            assert_eq!(added(&message_of(&list, "")), expected);
+        }
+        assert_eq!(added(&message_of(&none(), "a.b")), "AMQP_ROUTING_KEY=a.b TAGS=a.b");
+        assert_eq!(added(&message_of(&none(), "a||b")), "AMQP_ROUTING_KEY=a||b");
+        assert_eq!(added(&message_of(&none(), "a\u{1}b")), "AMQP_ROUTING_KEY=a%01b TAGS=a%01b");
+    }
+
+    /// The properties in order, without the two that every message has.
+    fn added(message: &StoredMessage) -> String {
+        let (_, text) = view(message);
+        let mut all: Vec<String> =
+            Properties::new(&text).iter().map(|(name, value)| format!("{name}={value}")).collect();
+        all.retain(|property| !property.starts_with("UNIQ_KEY=") && property != "AMQP_EXCHANGE=amq.rmq.T");
+        all.sort();
+        all.join(" ")
+    }
+
+    #[test]
+    fn every_header_becomes_text_and_none_a_name_that_rocketmq_believes() {
+        type Fill = fn(&mut TableBuilder);
+        let cases: [(Fill, &str); 20] = [
+            (
+                |t| {
+                    t.put("h", "text");
+                },
+                "h=text",
+            ),
+            (
+                |t| {
+                    t.put("h", "a\u{1}b\u{2}c");
+                },
+                "h=a%01b%02c",
+            ),
+            (
+                |t| {
+                    t.put("a\u{1}KEYS", "x");
+                },
+                "a%01KEYS=x",
+            ),
+            (
+                |t| {
+                    t.put("h", -7_i64);
+                },
+                "h=-7",
+            ),
+            (
+                |t| {
+                    t.put("h", true);
+                },
+                "h=true",
+            ),
+            (
+                |t| {
+                    t.put("h", 0.5_f64);
+                },
+                "h=0.5",
+            ),
+            (
+                |t| {
+                    t.put("h", Value::Timestamp(9));
+                },
+                "h=9",
+            ),
+            (
+                |t| {
+                    t.put("h", Value::Void);
+                },
+                "h=null",
+            ),
+            (
+                |t| {
+                    t.put("h", Value::Bytes(&[1, 2, 3]));
+                },
+                "h=\"AQID\"",
+            ),
+            (
+                |t| {
+                    t.put("h", Value::Decimal { scale: 2, value: 314 });
+                },
+                "h=314e-2",
+            ),
+            (
+                |t| {
+                    t.put_table("h", |t| {
+                        t.put("n", 1_i32).put("s", "a\"b").put("f", f64::NAN).put("v", Value::Void);
+                    });
+                },
+                r#"h={"f":"NaN","n":1,"s":"a\"b","v":null}"#,
+            ),
+            (
+                |t| {
+                    t.put_array("CC", |a| {
+                        a.push("one").push(true).push(Value::Bytes(b"a"));
+                    });
+                },
+                r#"CC=["one",true,"YQ=="]"#,
+            ),
+            (
+                |t| {
+                    t.put("BCC", "secret");
+                },
+                "",
+            ),
+            (
+                |t| {
+                    t.put("", "nameless").put("h", "");
+                },
+                "",
+            ),
+            (
+                |t| {
+                    t.put("UNIQ_KEY", "mine");
+                },
+                "amqp.h.UNIQ_KEY=mine",
+            ),
+            (
+                |t| {
+                    t.put("AMQP_EXCHANGE", "e");
+                },
+                "amqp.h.AMQP_EXCHANGE=e",
+            ),
+            (
+                |t| {
+                    t.put("amqp.h.KEYS", "k");
+                },
+                "amqp.h.amqp.h.KEYS=k",
+            ),
+            (
+                |t| {
+                    t.put("__SHARDINGKEY", "s");
+                },
+                "__SHARDINGKEY=s",
+            ),
+            (
+                |t| {
+                    t.put("DELAY", "3");
+                },
+                "amqp.h.DELAY=3",
+            ),
+            (
+                |t| {
+                    t.put_array("x-death", |deaths| {
+                        deaths.push_table(|death| {
+                            death.put("count", 2_i64).put("queue", "q");
+                        });
+                    });
+                },
+                r#"AMQP_DEATHS=[{"count":2,"queue":"q"}]"#,
+            ),
+        ];
+        for (fill, expected) in cases {
+            let mut headers = TableBuilder::new();
+            fill(&mut headers);
+            let list = PropertyList { headers: Some(headers.as_table().unwrap()), ..PropertyList::default() };
+            assert_eq!(added(&message_of(&list, "")), expected);
+        }
+    }
+
+    #[test]
+    fn earlier_deliveries_are_a_field_of_the_record() {
+        for (count, expected) in [(2, 2), (-1, 0), (i64::MAX, i32::MAX)] {
+            let mut headers = TableBuilder::new();
+            headers.put("x-delivery-count", count);
+            let (record, text) = view(&message(&headers, "k"));
+            assert_eq!(Decoded::decode(&record).unwrap().0.record.reconsume_times, expected);
+            assert_eq!(property_of(&text, "x-delivery-count"), None);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use dassie_rocketmq::message::{
     PATCH_QUEUE_ID, Record, check_topic, is_system_topic, patch_store_time, property,
 };
 
-use super::across::is_user_property;
+use super::across::{is_foreign, is_user_property};
 use super::amqp::publish::java_hash;
 use super::steps;
 use crate::broker::api::{Half, Message, Origin, Semantics, Step, Stepped, StoredMessage};
@@ -80,7 +80,8 @@ impl Semantics for Layouts {
     }
 
     fn new_topic(&self, name: &str) -> Option<u32> {
-        self.auto_topic_queues.filter(|_| check_topic(name).is_ok() && !is_system_topic(name))
+        self.auto_topic_queues
+            .filter(|_| check_topic(name).is_ok() && !is_system_topic(name) && !is_foreign(name))
     }
 
     fn step(&self, message: &StoredMessage, step: &Step<'_>) -> Result<Stepped, Arc<str>> {
@@ -154,8 +155,9 @@ mod tests {
 
     #[test]
     fn a_publish_makes_topics_only_where_it_may_and_under_legal_names() {
-        let made: Vec<_> = ["T", "", "a b", "SELF_TEST_TOPIC"].map(|name| LAYOUTS.new_topic(name)).into();
-        assert_eq!(made, [Some(4), None, None, None]);
+        let made: Vec<_> =
+            ["T", "", "a b", "SELF_TEST_TOPIC", "AMQP-X-e"].map(|name| LAYOUTS.new_topic(name)).into();
+        assert_eq!(made, [Some(4), None, None, None, None]);
         assert_eq!(Layouts::default().new_topic("T"), None);
     }
 

@@ -21,6 +21,8 @@ import interop.rabbitmq.Amqp;
 import interop.rabbitmq.Inbox;
 import interop.rocketmq.Received;
 import interop.rocketmq.Rocket;
+import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -29,7 +31,15 @@ import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
 import java.util.stream.Stream;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
+import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.client.producer.LocalTransactionState;
+import org.apache.rocketmq.client.producer.SendResult;
+import org.apache.rocketmq.client.producer.TransactionListener;
+import org.apache.rocketmq.client.producer.TransactionMQProducer;
+import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageExt;
 
@@ -51,6 +61,10 @@ public final class Main {
         scenario("exchange-makes-topic", Main::exchangeMakesTopic);
         scenario("exchange-tag-filter", Main::exchangeTagFilter);
         scenario("binding-to-topic", Main::bindingToTopic);
+        scenario("transaction-to-queue", Main::transactionToQueue);
+        scenario("delay-to-queue", Main::delayToQueue);
+        scenario("dead-letters-both", Main::deadLettersBoth);
+        scenario("amqp-retry", Main::amqpRetry);
         Kit.scenario("across-restart", Kit.RESTART_SECONDS, closer -> restart(new Amqp(closer), closer));
         Kit.main();
     }
@@ -224,6 +238,160 @@ public final class Main {
         publish(channel, exchangeOf(topic), "end", "end");
         waitUntil(() -> group.bodies().contains("end"), () -> "the last message, have " + group.bodies());
         group.awaitExactly(List.of("orders.new", "orders.old.one", "end"));
+    }
+
+    private static void transactionToQueue(Amqp amqp, Closer closer) throws Exception {
+        TransactionMQProducer producer = Rocket.at(new TransactionMQProducer(Kit.uniqueName("producers")));
+        Map<String, Integer> early = new HashMap<>();
+        Channel channel = amqp.channel();
+        List<String> queues = new ArrayList<>();
+        producer.setTransactionListener(new TransactionListener() {
+            @Override
+            public LocalTransactionState executeLocalTransaction(Message message, Object argument) {
+                try {
+                    for (String queue : queues) {
+                        early.merge(queue, (int) channel.messageCount(queue), Integer::sum);
+                    }
+                } catch (IOException e) {
+                    throw new UncheckedIOException(e);
+                }
+                return LocalTransactionState.valueOf((String) argument);
+            }
+
+            @Override
+            public LocalTransactionState checkLocalTransaction(MessageExt message) {
+                return LocalTransactionState.COMMIT_MESSAGE;
+            }
+        });
+        Rocket.started(closer, producer);
+        String topic = newTopic(producer, "transaction");
+        for (String key : List.of("#", "orders", "bills")) {
+            queues.add(boundQueue(amqp, channel, topic, key));
+        }
+        Received group = Rocket.consume(closer, topic, "*");
+        for (String[] tagBodyAndEnd : new String[][] {
+            {"orders", "rolled back", "ROLLBACK_MESSAGE"}, {"orders", "z".repeat(30_000), "COMMIT_MESSAGE"},
+            {"bills", "bill", "COMMIT_MESSAGE"}, {"orders", "asked", "UNKNOW"}}) {
+            Message message = new Message(topic, tagBodyAndEnd[0], bytes(tagBodyAndEnd[1]));
+            message.putUserProperty("colour", "red");
+            producer.sendMessageInTransaction(message, tagBodyAndEnd[2]);
+            if (tagBodyAndEnd[2].equals("COMMIT_MESSAGE")) {
+                // One batch: where one queue has it, all have it.
+                Amqp.waitReady(channel, queues.get(tagBodyAndEnd[0].equals("orders") ? 1 : 2), 1);
+                check(channel.messageCount(queues.get(0)) >= 1, "a queue of two has the message");
+            }
+        }
+        waitUntil(30, () -> group.messages().size() >= 3, () -> "three committed messages, have " + group.messages().size());
+        group.awaitExactly(List.of("z".repeat(30_000), "bill", "asked"));
+        equal(drain(channel, queues.get(0)), List.of("z".repeat(30_000), "bill", "asked"), "bodies for #");
+        equal(drain(channel, queues.get(2)), List.of("bill"), "bodies for bills");
+        GetResponse first = channel.basicGet(queues.get(1), true);
+        equal(headers(first.getProps()).get("colour"), "red", "user property as header");
+        check(headers(first.getProps()).keySet().stream().noneMatch(name -> name.startsWith("REAL_") || name.equals("TRAN_MSG")),
+            "headers of the broker's own: " + first.getProps().getHeaders());
+        equal(headers(first.getProps()).get("x-rmq-topic"), topic, "topic");
+        equal(drain(channel, queues.get(1)), List.of("asked"), "bodies for orders");
+        equal(early.get(queues.get(0)), 3, "messages in the queue of all, counted during each transaction");
+    }
+
+    private static void delayToQueue(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "delayed");
+        Channel channel = amqp.channel();
+        Inbox inbox = Inbox.autoAck(channel, boundQueue(amqp, channel, topic, "later"));
+        long sent = System.currentTimeMillis();
+        for (String body : List.of("small", "x".repeat(20_000))) {
+            Message message = new Message(topic, "later", bytes(body));
+            message.setDelayTimeLevel(1);
+            message.putUserProperty("colour", "red");
+            sendOk(producer, message);
+        }
+        List<Inbox.Message> got = inbox.await(2);
+        check(System.currentTimeMillis() - sent >= Kit.delay(1) - 100, "came before its time");
+        equal(inbox.texts(), List.of("small", "x".repeat(20_000)), "bodies");
+        for (Inbox.Message message : got) {
+            equal(message.envelope().getExchange(), exchangeOf(topic), "exchange");
+            Map<String, String> headers = headers(message.properties());
+            equal(List.of(headers.get("x-rmq-topic"), headers.get("colour")), List.of(topic, "red"), "headers");
+            check(!headers.containsKey("DELAY") && !headers.containsKey("REAL_TOPIC"), "headers of the broker's own: " + headers);
+        }
+    }
+
+    /** A consumer that never consumes; attempts are counted by body. */
+    private static void never(Closer closer, String group, String topic, int retries, List<MessageExt> attempts) throws Exception {
+        DefaultMQPushConsumer consumer = Rocket.at(new DefaultMQPushConsumer(group));
+        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        consumer.setMaxReconsumeTimes(retries);
+        consumer.subscribe(topic, "*");
+        consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
+            if (Rocket.SEED.equals(messages.get(0).getTags())) {
+                return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+            }
+            synchronized (attempts) {
+                attempts.add(messages.get(0));
+            }
+            context.setDelayLevelWhenNextConsume(1);
+            return ConsumeConcurrentlyStatus.RECONSUME_LATER;
+        });
+        Rocket.started(closer, consumer);
+    }
+
+    private static void deadLettersBoth(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "deadly");
+        String group = Kit.uniqueName("group");
+        String dead = "%DLQ%" + group;
+        Channel channel = amqp.channel();
+        // The topic of a group's dead letters can be made, and bound, before there is one.
+        producer.createTopic(topic, dead, 1, Map.of());
+        Inbox inbox = Inbox.autoAck(channel, boundQueue(amqp, channel, dead, "#"));
+        List<MessageExt> attempts = new ArrayList<>();
+        never(closer, group, topic, 1, attempts);
+        Message message = new Message(topic, "bills", bytes("dead " + "x".repeat(9000)));
+        message.putUserProperty("colour", "red");
+        SendResult sent = sendOk(producer, message);
+        Inbox.Message letter = inbox.await(1).get(0);
+        equal(letter.text(), "dead " + "x".repeat(9000), "body");
+        equal(List.of(letter.envelope().getExchange(), letter.envelope().getRoutingKey(), letter.properties().getMessageId()),
+            List.of(exchangeOf(dead), "bills", sent.getMsgId()), "exchange, key and id");
+        Map<?, ?> death = (Map<?, ?>) ((List<?>) letter.properties().getHeaders().get("x-death")).get(0);
+        equal(List.of(String.valueOf(death.get("reason")), String.valueOf(death.get("queue")), String.valueOf(death.get("exchange")),
+            String.valueOf(death.get("routing-keys")), death.get("count")),
+            List.of("delivery_limit", group, exchangeOf(topic), "[bills]", 1L), "x-death");
+        equal(headers(letter.properties()).get("colour"), "red", "user property as header");
+        equal(headers(letter.properties()).get("x-delivery-count"), "2", "deliveries");
+        equal(attempts.size(), 2, "attempts");
+        // And RocketMQ's own tools see it, too.
+        Rocket.consume(closer, dead, "*").awaitExactly(List.of(letter.text()));
+    }
+
+    private static void amqpRetry(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "amqp-retry");
+        String group = Kit.uniqueName("group");
+        String dead = "%DLQ%" + group;
+        Channel channel = amqp.confirming();
+        producer.createTopic(topic, dead, 1, Map.of());
+        Inbox inbox = Inbox.autoAck(channel, boundQueue(amqp, channel, dead, "#"));
+        List<MessageExt> attempts = new ArrayList<>();
+        never(closer, group, topic, 2, attempts);
+        AMQP.BasicProperties properties = Amqp.PERSISTENT.builder().headers(Map.of("colour", "grün", "KEYS", "theirs", "size", 5))
+            .messageId("m-1").type("order").contentType("text/plain").build();
+        publish(channel, exchangeOf(topic), "orders.new", properties, List.of("by AMQP"));
+        Inbox.Message letter = inbox.await(1).get(0);
+        for (int i = 0; i < 3; i++) {
+            MessageExt attempt = attempts.get(i);
+            equal(List.of(attempt.getTopic(), attempt.getTags(), attempt.getKeys(), attempt.getReconsumeTimes(), attempt.getUserProperty("colour")),
+                List.of(topic, "orders.new", "m-1", i, "grün"), "attempt " + i);
+            equal(attempt.getMsgId(), attempts.get(0).getMsgId(), "one id for all attempts");
+        }
+        equal(letter.text(), "by AMQP", "body");
+        AMQP.BasicProperties seen = letter.properties();
+        equal(List.of(seen.getMessageId(), seen.getType(), seen.getContentType(), letter.envelope().getRoutingKey()),
+            List.of("m-1", "order", "text/plain", "orders.new"), "properties");
+        Map<String, String> headers = headers(seen);
+        equal(List.of(headers.get("colour"), headers.get("KEYS"), headers.get("size")), List.of("grün", "theirs", "5"), "headers");
+        equal(headers.get("x-first-death-exchange"), exchangeOf(topic), "exchange that it was published to");
     }
 
     private static void restart(Amqp amqp, Closer closer) throws Exception {

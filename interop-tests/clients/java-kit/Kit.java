@@ -173,6 +173,21 @@ public final class Kit {
         return new String[] {value.substring(0, colon), value.substring(colon + 1)};
     }
 
+    /** How long delay level 1, 2, … of this broker waits, in ms. */
+    public static long delay(int level) {
+        return seconds("INTEROP_DELAY_SECONDS", "1 5 10 30 60 120")[level - 1] * 1000L;
+    }
+
+    /** After how many ms this broker asks about a transaction first (0), and how many ms later again (1). */
+    public static long check(int which) {
+        return seconds("INTEROP_CHECK_SECONDS", "6 30")[which] * 1000L;
+    }
+
+    private static int[] seconds(String variable, String otherwise) {
+        String value = System.getenv(variable);
+        return Arrays.stream((value == null ? otherwise : value).split(" ")).mapToInt(Integer::parseInt).toArray();
+    }
+
     /** True when the broker is a peer that Dassie is compared with. */
     public static boolean onControl() {
         return "control".equals(System.getenv("INTEROP_TARGET"));

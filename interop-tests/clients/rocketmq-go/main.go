@@ -22,6 +22,7 @@ func main() {
 	registerProducing()
 	registerTopics()
 	registerConsuming()
+	registerLater()
 	registerDurability()
 	runAll()
 }

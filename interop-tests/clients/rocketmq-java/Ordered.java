@@ -34,6 +34,7 @@ final class Ordered {
 
     static void register() {
         scenario("push-orderly", Kit.RESTART_SECONDS, closer -> orderly(closer, null));
+        scenario("orderly-dead-letters", Ordered::deadLetters);
         scenario("restart-orderly", Kit.RESTART_SECONDS, closer -> orderly(closer, "kill"));
     }
 
@@ -126,6 +127,39 @@ final class Ordered {
         awaitCount(journal, sent);
         second.shutdown();
         journal.verify(restart != null);
+    }
+
+    /** What an ordered group gives up is a dead letter at once, and its queue goes on. */
+    private static void deadLetters(Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "orderly");
+        String group = uniqueName("group");
+        List<String> seen = new ArrayList<>();
+        DefaultMQPushConsumer consumer = Rocket.at(new DefaultMQPushConsumer(group));
+        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        consumer.setMaxReconsumeTimes(2);
+        consumer.setSuspendCurrentQueueTimeMillis(50);
+        consumer.subscribe(topic, "*");
+        consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
+            String body = Rocket.text(messages.get(0).getBody());
+            if (Rocket.SEED.equals(messages.get(0).getTags())) {
+                return ConsumeOrderlyStatus.SUCCESS;
+            }
+            synchronized (seen) {
+                seen.add(body);
+            }
+            return body.equals("bad") ? ConsumeOrderlyStatus.SUSPEND_CURRENT_QUEUE_A_MOMENT : ConsumeOrderlyStatus.SUCCESS;
+        });
+        started(closer, consumer);
+        MessageQueue queue = queues(producer, topic).get(0);
+        for (String body : List.of("before", "bad", "after")) {
+            sendOk(producer, new Message(topic, "T", "key", bytes(body)), queue);
+        }
+        waitUntil(30, () -> seen.contains("after"), () -> "the message behind the bad one, have " + seen);
+        equal(seen, List.of("before", "bad", "bad", "bad", "after"), "attempts");
+        MessageExt letter = Rocket.consume(closer, "%DLQ%" + group, "*").await(1).get(0);
+        equal(List.of(Rocket.text(letter.getBody()), letter.getTags(), letter.getKeys(), letter.getProperty("RETRY_TOPIC")),
+            List.of("bad", "T", "key", topic), "dead letter");
     }
 
     private static void awaitCount(Journal journal, int count) throws InterruptedException {

@@ -46,6 +46,18 @@ def _is_free(port):
     return True
 
 
+# How long things wait that come later: delay levels in seconds, the first question about a transaction and the next ones.
+# Short, and the same for every broker of ours, so that no scenario waits for long. Clients learn of it by the environment; for a
+# broker that runs already they believe in Apache's defaults.
+DELAY_SECONDS = [1, 3, 4, 6] + [60 * minutes for minutes in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 60, 120)]
+DELAY_LEVELS = " ".join(f"{seconds}s" for seconds in DELAY_SECONDS)
+CHECK_SECONDS = (3, 5)
+WAITS = {
+    "INTEROP_DELAY_SECONDS": " ".join(map(str, DELAY_SECONDS)),
+    "INTEROP_CHECK_SECONDS": " ".join(map(str, CHECK_SECONDS)),
+}
+
+
 class Process:
     """One child process whose output goes to a file."""
 
@@ -122,6 +134,7 @@ class Broker:
     amqp = None
     name_server = None
     authority = None  # the PEM file that clients must trust; None: plaintext
+    waits = WAITS  # what clients are told of the waits that it was started with
 
     def start(self):
         raise NotImplementedError
@@ -150,6 +163,7 @@ class RunningBroker(Broker):
         pass
 
     restart = None
+    waits = {}
 
 
 def certificates(directory):
@@ -187,6 +201,9 @@ class Dassie(Broker):
             "rocketmq.name_server_listen": self.name_server,
             "http.listen": f"127.0.0.1:{self.http}",
             "metrics.listen": f"127.0.0.1:{metrics}",
+            "rocketmq.delay_levels": DELAY_LEVELS,
+            "rocketmq.transaction_timeout": CHECK_SECONDS[0],
+            "rocketmq.transaction_check_interval": CHECK_SECONDS[1],
         }
         if tls:
             made = certificates(directory / "certificates")
@@ -308,6 +325,8 @@ class RocketMQ(Broker):
             f"namesrvAddr={self.name_server}", f"storePathRootDir={directory}/store",
             f"storePathCommitLog={directory}/store/commitlog", "mappedFileSizeCommitLog=268435456",
             "flushDiskType=ASYNC_FLUSH", "autoCreateTopicEnable=true",
+            f"messageDelayLevel={DELAY_LEVELS}",
+            f"transactionTimeOut={CHECK_SECONDS[0] * 1000}", f"transactionCheckInterval={CHECK_SECONDS[1] * 1000}",
             # Without it a busy two-core machine answers SYSTEM_BUSY after 200 ms in the queue.
             "waitTimeMillsInSendQueue=2000", ""]))
 

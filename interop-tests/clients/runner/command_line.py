@@ -73,7 +73,7 @@ def run_all(programs, broker, target, options, directory, restart=None):
     only = [name for name in options.only.split(",") if name]
     outcomes = []
     with contextlib.ExitStack() as stack:
-        environment = {}
+        environment = dict(broker.waits)
         if broker.amqp:
             environment["INTEROP_AMQP"] = broker.amqp
         if broker.name_server:

@@ -16,6 +16,7 @@ from .paths import CLIENTS
 from .programs import scenario_names
 
 LINE = re.compile(r"(ok|FAIL|skip) ([a-z0-9-]+)(?:: (.*))?")
+LONG_SECONDS = 10  # a scenario that takes longer is printed with its time
 PROGRAM_SECONDS = 900  # a broker that answers nothing costs every scenario its own time limit
 
 
@@ -64,6 +65,8 @@ def run_program(program, broker, environment, only, target, log, deadline):
         return outcome
     expectations = [e for e in Expectation.load(target) if fnmatch.fnmatch(program.name, e.program)]
 
+    timing = {"last": time.monotonic()}
+
     def record(name, verdict, reason):
         for expectation in expectations:
             if expectation.scenario == name:
@@ -71,9 +74,13 @@ def run_program(program, broker, environment, only, target, log, deadline):
         if name in outcome.results:
             verdict, reason = "FAIL", "more than one result"
         outcome.results[name] = (verdict, reason)
-        print(f"{program.name}: {verdict} {name}" + (f": {reason}" if reason else ""), flush=True)
+        now = time.monotonic()
+        took = f" ({now - timing['last']:.0f} s)" if now - timing["last"] >= LONG_SECONDS else ""
+        timing["last"] = now
+        print(f"{program.name}: {verdict} {name}{took}" + (f": {reason}" if reason else ""), flush=True)
 
     started, raw_failure = time.monotonic(), False
+    timing["last"] = started
     environment = dict(os.environ, INTEROP_TARGET=target, INTEROP_ONLY=",".join(names),
                        INTEROP_TABLES=str(CLIENTS / "tables"), **environment)
     with open(log, "w") as errors:

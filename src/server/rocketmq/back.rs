@@ -10,10 +10,10 @@ use dassie_rocketmq::header::{ConsumerSendBack, ViewMessage};
 use dassie_rocketmq::message::{MessageId, check_group};
 use dassie_rocketmq::{Command, ResponseCode};
 
+use super::group_configs;
 use super::offsets::signed;
 use super::pull;
 use super::refuse::{Refused, refused};
-use super::send::RETRIES_MAX;
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::{Op, QueueUid, Reply, SendBack};
 use crate::broker::message::queue_at;
@@ -37,7 +37,7 @@ pub(super) fn on_back(session: &mut Session, command: &Command<'_>, asked: Asked
         topic: header.origin_topic.filter(|topic| !topic.is_empty()).map(Into::into),
         group: group.into(),
         level: header.delay_level,
-        attempts_max: header.max_reconsume_times.filter(|times| *times >= 0).unwrap_or(RETRIES_MAX),
+        attempts_max: group_configs::retries_max(&session.topology, group, header.max_reconsume_times),
         id: id.to_string().into(),
     };
     session.ask(Action::Read, Resource::Group(group), Op::SendBack(back), asked, Wait::Step)?;

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dassie_rocketmq::body::{ConsumeFromWhere, ConsumeType, MessageModel, Subscription as Wish};
@@ -124,6 +125,8 @@ struct Group {
     members: Members,
     manner: Option<Manner>,
     topics: HashMap<String, Subscription>,
+    /// It consumes in order, if nobody locks again, until this monotonic time.
+    ordered_until: Option<Duration>,
 }
 
 /// See the module.
@@ -224,6 +227,19 @@ impl Groups {
             members.retain(|(number, _), _| *number != connection);
             !members.is_empty()
         });
+    }
+
+    /// A member locks queues: the group consumes in order for as long as locks hold.
+    pub(super) fn note_order(&self, group: &str, until: Duration) {
+        if let Some(group) = self.state().groups.get_mut(group) {
+            group.ordered_until = Some(until);
+        }
+    }
+
+    /// Does the group consume in order, at this monotonic time?
+    pub(super) fn is_ordered(&self, group: &str, now: Duration) -> bool {
+        let state = self.state();
+        state.groups.get(group).and_then(|group| group.ordered_until).is_some_and(|until| now < until)
     }
 
     /// The client ids of a group, in the order in which clients share queues.

@@ -26,6 +26,11 @@ pub(super) fn config(topology: &Topology, group: &str) -> GroupConfig {
         .unwrap_or_else(|| GroupConfig { group_name: group.to_owned(), ..GroupConfig::default() })
 }
 
+/// Retries after which a message of the group is dead: as the client says, else as the group is set.
+pub(super) fn retries_max(topology: &Topology, group: &str, said: Option<i32>) -> i32 {
+    said.filter(|times| *times >= 0).unwrap_or_else(|| config(topology, group).retry_max_times.max(0))
+}
+
 fn own_config(topology: &Topology, group: &str) -> Option<GroupConfig> {
     // Most brokers have none: a pull does not pay for looking then.
     if topology.setting_count() == 0 {

@@ -5,6 +5,7 @@
 //! Does not know: where locks are kept, how long they hold.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dassie_rocketmq::body::{LockAnswer, LockQueues as Wish, MessageQueue, from_json, to_json};
 use dassie_rocketmq::message::check_group;
@@ -13,12 +14,15 @@ use dassie_rocketmq::{Command, ResponseCode};
 use super::refuse::{Refused, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::{LockQueues, Op, Reply};
+use crate::limits;
 use crate::security::{Action, Resource, authorize};
 
 /// LOCK_BATCH_MQ.
 pub(super) fn on_lock(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let (wish, broker) = judge(session, command)?;
     let group = Arc::clone(&wish.group);
+    let until = session.front.clock.monotonic() + Duration::from_millis(limits::QUEUE_LOCK_MS);
+    session.front.groups.note_order(&group, until);
     session.ask(Action::Read, Resource::Group(&group), Op::LockQueues(wish), asked, Wait::Lock(broker))?;
     Ok(())
 }

@@ -17,12 +17,14 @@ use dassie_rocketmq::message::{
 use dassie_rocketmq::{Command, RequestCode, ResponseCode};
 
 use super::Front;
+use super::group_configs::retries_max;
 use super::offsets::signed;
 use super::refuse::{Refused, missing, name_refused, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::{Message, Op, Origin, Reply, Send, SendMessage as Enqueue, Waits};
 use crate::limits;
 use crate::security::{Action, Resource, TOPIC_EXCHANGE_PREFIX, authorize};
+use crate::server::across::is_foreign;
 use crate::server::steps::shown_topic;
 
 /// Largest body of a send, of a batch as a whole too: Apache's `maxMessageSize`. Bytes.
@@ -34,8 +36,6 @@ const BATCH_MAX: usize = 10_000;
 const BATCH_STORED_MAX: usize = limits::BATCH_TARGET / 4 * 3;
 /// What the core adds to each message, at most, unless many AMQP queues are bound. Bytes.
 const STORED_OVERHEAD: usize = 256;
-/// Retries after which a message is dead, if the sender does not say.
-pub(super) const RETRIES_MAX: i32 = 16;
 /// Ids in an answer, together: a header has an end. Bytes.
 const IDS_MAX: usize = 48 * 1024;
 /// The region of every broker that was given no other.
@@ -60,7 +60,7 @@ pub(super) struct Sent {
 pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let mut header = SendMessage::of(command)?;
     check(&header, command.body)?;
-    let dead = dead_letters(&header);
+    let dead = dead_letters(session, &header);
     if let Some(dead) = &dead {
         header.topic = dead;
     }
@@ -173,6 +173,9 @@ fn check(header: &SendMessage<'_>, body: &[u8]) -> Result<(), Refused> {
         let text = format!("Sending message to topic[{topic}] is forbidden.");
         return Err(refused(ResponseCode::NoPermission, text));
     }
+    if is_foreign(topic) {
+        return Err(missing(&format!("an exchange or a queue of AMQP as a topic ({topic})")));
+    }
     if body.is_empty() {
         return Err(illegal("the message body is empty"));
     }
@@ -189,11 +192,13 @@ fn check(header: &SendMessage<'_>, body: &[u8]) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Where a message goes that was retried too often: clients that can not send back send again to the retry topic.
-fn dead_letters(header: &SendMessage<'_>) -> Option<String> {
+/// Where a message goes that was retried too often: clients that can not send back send again to the retry topic. One that
+/// consumes in order tries again by itself, and sends only what it gave up.
+fn dead_letters(session: &Session, header: &SendMessage<'_>) -> Option<String> {
     let group = header.topic.strip_prefix(RETRY_PREFIX)?;
-    let most = header.max_reconsume_times.unwrap_or(RETRIES_MAX);
-    (header.reconsume_times.unwrap_or(0) > most).then(|| format!("{DLQ_PREFIX}{group}"))
+    let most = retries_max(&session.topology, group, header.max_reconsume_times);
+    let ordered = || session.front.groups.is_ordered(group, session.front.clock.monotonic());
+    (header.reconsume_times.unwrap_or(0) > most || ordered()).then(|| format!("{DLQ_PREFIX}{group}"))
 }
 
 /// Where a message waits before it is to be seen.
@@ -376,6 +381,9 @@ mod tests {
         for topic in ["SCHEDULE_TOPIC_XXXX", "RMQ_SYS_TRANS_HALF_TOPIC"] {
             assert_eq!(code(topic), ResponseCode::NoPermission);
         }
+        for topic in ["AMQP-X-orders", "AMQP-Q-q"] {
+            assert_eq!(code(topic), ResponseCode::MessageIllegal);
+        }
     }
 
     #[test]
@@ -409,16 +417,5 @@ mod tests {
         assert_eq!(waits("TRAN_MSG\u{1}true\u{2}DELAY\u{1}3", 0), Ok(Some(Waits::Half)));
         assert_eq!(waits("TRAN_MSG\u{1}true\u{2}DELAY\u{1}3", 1), Ok(Some(Waits::Delay(3))));
         assert_eq!(waits("DELAY\u{1}soon\u{2}", 0).unwrap_err().code, ResponseCode::MessageIllegal);
-    }
-
-    #[test]
-    fn what_was_retried_too_often_goes_to_the_dead_letters_of_its_group() {
-        let dead = |topic, times, most| {
-            let header = SendMessage { topic, reconsume_times: times, max_reconsume_times: most, ..header() };
-            dead_letters(&header)
-        };
-        assert_eq!(dead("%RETRY%g", Some(17), None).as_deref(), Some("%DLQ%g"));
-        assert_eq!(dead("%RETRY%g", Some(3), Some(2)).as_deref(), Some("%DLQ%g"));
-        assert_eq!((dead("%RETRY%g", Some(16), None), dead("T", Some(99), None)), (None, None));
     }
 }

@@ -698,6 +698,33 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_that_is_one_too_many_or_of_an_ordered_group_goes_to_the_dead_letters() {
+        let mut test = Test::new("127.0.0.1:5");
+        test.asks(34, 1, &[], HEARTBEAT);
+        let mut goes = |topic, times, most| {
+            let header = SendMessage { reconsume_times: times, max_reconsume_times: most, ..send(topic).0 };
+            let verbs = test.says(&request(RequestCode::SendMessageV2, 2), &ShortNames(header), b"x");
+            let Some(Op::Send(send)) = verbs.last().map(|verb| &verb.op) else { panic!("no send") };
+            send.topic.to_string()
+        };
+        for (topic, times, most, expected) in [
+            ("%RETRY%G", None, None, "%RETRY%G"),
+            ("%RETRY%G", Some(16), None, "%RETRY%G"),
+            ("%RETRY%G", Some(17), None, "%DLQ%G"),
+            ("%RETRY%G", Some(3), Some(3), "%RETRY%G"),
+            ("%RETRY%G", Some(4), Some(3), "%DLQ%G"),
+            ("T", Some(99), None, "T"),
+        ] {
+            assert_eq!(goes(topic, times, most), expected, "{topic} {times:?} {most:?}");
+        }
+        let locks = br#"{"consumerGroup":"G","clientId":"a@1","mqSet":[]}"#;
+        test.asks(41, 3, &[], locks);
+        let header = SendMessage { reconsume_times: Some(1), ..send("%RETRY%G").0 };
+        let verbs = test.says(&request(RequestCode::SendMessageV2, 4), &ShortNames(header), b"x");
+        assert!(matches!(&verbs.last().unwrap().op, Op::Send(send) if &*send.topic == "%DLQ%G"));
+    }
+
+    #[test]
     fn a_stranger_is_refused_whatever_it_asks() {
         let mut test = Test::new("192.0.2.1:5");
         for code in [10, 34, 105, 106, 206, 9_999] {

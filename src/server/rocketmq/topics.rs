@@ -18,6 +18,7 @@ use super::session::{Asked, Session, Wait};
 use crate::broker::api::Op;
 use crate::broker::topology::{Topic, Topology};
 use crate::security::{Action, Resource, authorize};
+use crate::server::across::is_foreign;
 
 /// The one attribute that asks for what is there anyway.
 const NORMAL: &str = "+message.type=NORMAL";
@@ -111,6 +112,12 @@ fn judge(header: &CreateTopic<'_>) -> Result<Op, Refused> {
     check_topic(topic).map_err(|error| name_refused("topic", topic, error))?;
     if is_system_topic(topic) {
         return Err(invalid(format!("The topic[{topic}] is conflict with system topic.")));
+    }
+    if is_foreign(topic) {
+        let text = format!(
+            "topic[{topic}]: an exchange or a queue of AMQP is not supported as a topic by this broker yet"
+        );
+        return Err(invalid(text));
     }
     let queues = |queues: i32| u32::try_from(queues).ok().filter(|queues| *queues > 0);
     let (Some(write_queues), Some(read_queues)) =

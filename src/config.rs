@@ -26,10 +26,10 @@ pub struct Config {
     pub rocketmq: Rocketmq,
     /// `tls.*`
     pub tls: Tls,
-    /// `http.listen`: health and, later, management.
-    pub http_listen: Option<Address>,
+    /// `http.listen`: health and management. Of every listener: empty for none.
+    pub http_listen: Vec<Address>,
     /// `metrics.listen`
-    pub metrics_listen: Option<Address>,
+    pub metrics_listen: Vec<Address>,
     /// `log.level`
     pub log_level: LogLevel,
     /// `log.format`
@@ -48,7 +48,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Amqp {
     /// `amqp.listen`
-    pub listen: Option<Address>,
+    pub listen: Vec<Address>,
     /// `amqp.heartbeat`: seconds, 0 = none.
     pub heartbeat: u64,
     /// `amqp.frame_max`: bytes.
@@ -61,14 +61,14 @@ pub struct Amqp {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rocketmq {
     /// `rocketmq.listen`
-    pub listen: Option<Address>,
+    pub listen: Vec<Address>,
     /// `rocketmq.vip_listen`, with `auto` resolved.
-    pub vip_listen: Option<Address>,
+    pub vip_listen: Vec<Address>,
     /// `rocketmq.advertised_host`, with `auto` resolved: what routes tell clients to connect to; `None`: the address that the
     /// asking client came to.
     pub advertised_host: Option<String>,
     /// `rocketmq.name_server_listen`
-    pub name_server_listen: Option<Address>,
+    pub name_server_listen: Vec<Address>,
     /// `rocketmq.broker_name`
     pub broker_name: String,
     /// `rocketmq.cluster_name`
@@ -95,7 +95,7 @@ pub struct Rocketmq {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tls {
     /// `tls.listen`, with `auto` resolved.
-    pub listen: Option<Address>,
+    pub listen: Vec<Address>,
     /// `tls.certificate`
     pub certificate: String,
     /// `tls.key`
@@ -164,6 +164,9 @@ pub struct Storage {
     /// `storage.tail_memory`: bytes.
     pub tail_memory: u64,
 }
+
+/// The host that stands for both loopback addresses: 127.0.0.1, and ::1 where the machine has it.
+pub const LOOPBACK: &str = "localhost";
 
 /// host:port of a listener. The host is a name or an address (IPv6 in brackets); it is looked up when it is bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -324,9 +327,9 @@ fn defaults() -> Draft {
 #[derive(Debug, Default)]
 pub struct Draft {
     config: Config,
-    vip_listen: Derived<Option<Address>>,
+    vip_listen: Derived<Vec<Address>>,
     advertised_host: Derived<String>,
-    tls_listen: Derived<Option<Address>>,
+    tls_listen: Derived<Vec<Address>>,
 }
 
 /// A value that is given, or follows from others.
@@ -345,21 +348,29 @@ fn resolve(draft: Draft) -> Result<Config, ConfigError> {
     config.rocketmq.vip_listen = match vip_listen {
         Derived::Given(address) => address,
         // Clients compute the VIP port themselves: always the broker's port minus two. There is none below port 3.
-        Derived::Auto => listen.clone().and_then(|address| {
-            (address.port > 2).then(|| Address { host: address.host, port: address.port - 2 })
-        }),
+        Derived::Auto => listen
+            .iter()
+            .filter(|address| address.port > 2)
+            .map(|address| Address { host: address.host.clone(), port: address.port - 2 })
+            .collect(),
     };
     config.rocketmq.advertised_host = match advertised_host {
         Derived::Given(host) => Some(host),
-        // "Everywhere" is no place that a client could connect to.
-        Derived::Auto => {
-            listen.map(|address| address.host).filter(|host| !matches!(&**host, "0.0.0.0" | "::"))
-        }
+        // Of several hosts, and of "everywhere", a client knows best which one it can reach: the one that it came to.
+        Derived::Auto => match &listen[..] {
+            [only] => match &*only.host {
+                "0.0.0.0" | "::" => None,
+                LOOPBACK => Some("127.0.0.1".to_owned()),
+                host => Some(host.to_owned()),
+            },
+            _ => None,
+        },
     };
     config.tls.listen = match tls_listen {
         Derived::Given(address) => address,
         Derived::Auto => {
-            (!config.tls.certificate.is_empty()).then(|| Address { host: "127.0.0.1".to_owned(), port: 5671 })
+            let wanted = !config.tls.certificate.is_empty();
+            wanted.then(|| Address { host: LOOPBACK.to_owned(), port: 5671 }).into_iter().collect()
         }
     };
     match contradiction(&config) {
@@ -372,7 +383,7 @@ fn contradiction(config: &Config) -> Option<&'static str> {
     let Tls { listen, certificate, key, client_ca, client_auth, .. } = &config.tls;
     if certificate.is_empty() != key.is_empty() {
         Some("configuration keys 'tls.certificate' and 'tls.key' go together: one of them is missing")
-    } else if certificate.is_empty() && listen.is_some() {
+    } else if certificate.is_empty() && !listen.is_empty() {
         Some("configuration key 'tls.listen' needs 'tls.certificate' and 'tls.key'")
     } else if certificate.is_empty() && config.rocketmq.tls == RocketmqTls::Enforcing {
         Some("configuration key 'rocketmq.tls' = enforcing needs 'tls.certificate' and 'tls.key'")
@@ -555,8 +566,13 @@ Without arguments it listens on loopback and keeps its data in ./dassie-data:
   AMQP 0-9-1             127.0.0.1:5672    amqp://guest:guest@127.0.0.1:5672
   RocketMQ name server   127.0.0.1:9876    give this address to RocketMQ clients
   RocketMQ broker        127.0.0.1:10911   and 10909, the VIP port
+  management API         http://127.0.0.1:15672/api/overview
   health                 http://127.0.0.1:15672/health/ready
   metrics                http://127.0.0.1:15692/metrics
+
+Looking at a running broker (dassie status --help, dassie list --help):
+  dassie status
+  dassie list queues
 
 Examples:
   dassie --data-dir /var/lib/dassie
@@ -603,14 +619,14 @@ mod tests {
     #[test]
     fn without_arguments_everything_is_on_loopback_with_the_contracts_ports() {
         let config = run(&[]).unwrap();
-        let shown = |address: &Option<Address>| address.as_ref().map(ToString::to_string).unwrap_or_default();
+        let shown = |all: &[Address]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         assert_eq!(config.data_dir, "./dassie-data");
-        assert_eq!(shown(&config.amqp.listen), "127.0.0.1:5672");
-        assert_eq!(shown(&config.rocketmq.listen), "127.0.0.1:10911");
-        assert_eq!(shown(&config.rocketmq.vip_listen), "127.0.0.1:10909");
-        assert_eq!(shown(&config.rocketmq.name_server_listen), "127.0.0.1:9876");
-        assert_eq!(shown(&config.http_listen), "127.0.0.1:15672");
-        assert_eq!(shown(&config.metrics_listen), "127.0.0.1:15692");
+        assert_eq!(shown(&config.amqp.listen), "localhost:5672");
+        assert_eq!(shown(&config.rocketmq.listen), "localhost:10911");
+        assert_eq!(shown(&config.rocketmq.vip_listen), "localhost:10909");
+        assert_eq!(shown(&config.rocketmq.name_server_listen), "localhost:9876");
+        assert_eq!(shown(&config.http_listen), "localhost:15672");
+        assert_eq!(shown(&config.metrics_listen), "localhost:15692");
         assert_eq!(config.rocketmq.advertised_host.as_deref(), Some("127.0.0.1"));
         assert_eq!(config.storage.segment_size, 64 * 1024 * 1024);
     }
@@ -675,9 +691,9 @@ mod tests {
     fn tls_listens_once_there_is_a_certificate_and_halves_of_it_are_refused() {
         let certificate = ["--set", "tls.certificate=c.pem"];
         let both = [&certificate[..], &["--set", "tls.key=k.pem"]].concat();
-        assert_eq!(run(&[]).unwrap().tls.listen, None);
-        assert_eq!(run(&both).unwrap().tls.listen.unwrap().to_string(), "127.0.0.1:5671");
-        assert_eq!(run(&[&both[..], &["--set", "tls.listen="]].concat()).unwrap().tls.listen, None);
+        assert_eq!(run(&[]).unwrap().tls.listen, []);
+        assert_eq!(run(&both).unwrap().tls.listen[0].to_string(), "localhost:5671");
+        assert_eq!(run(&[&both[..], &["--set", "tls.listen="]].concat()).unwrap().tls.listen, []);
         for (arguments, named) in [
             (&certificate[..], "'tls.key'"),
             (&["--set", "tls.listen=127.0.0.1:1"], "'tls.listen'"),
@@ -690,16 +706,33 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_may_have_several_addresses() {
+        let config = run(&["--set", "amqp.listen=127.0.0.1:1, [::1]:2"]).unwrap();
+        let shown: Vec<String> = config.amqp.listen.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["127.0.0.1:1", "[::1]:2"]);
+        let file = file("[amqp]\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\n");
+        assert_eq!(
+            run(&["--config", file.path().to_str().unwrap()]).unwrap().amqp.listen,
+            config.amqp.listen
+        );
+        let config = run(&["--set", "rocketmq.listen=127.0.0.1:11,10.0.0.1:12"]).unwrap();
+        let shown: Vec<String> = config.rocketmq.vip_listen.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["127.0.0.1:9", "10.0.0.1:10"]);
+        assert_eq!(config.rocketmq.advertised_host, None);
+        assert!(complaint(&["--set", "amqp.listen=127.0.0.1:1,,"]).starts_with("bad value"));
+    }
+
+    #[test]
     fn the_vip_port_and_the_advertised_host_follow_the_broker_listener() {
         let config = run(&["--set", "rocketmq.listen=0.0.0.0:20911"]).unwrap();
-        assert_eq!(config.rocketmq.vip_listen.unwrap().to_string(), "0.0.0.0:20909");
+        assert_eq!(config.rocketmq.vip_listen[0].to_string(), "0.0.0.0:20909");
         assert_eq!(config.rocketmq.advertised_host, None);
         let config =
             run(&["--set", "rocketmq.listen=[::1]:0", "--set", "rocketmq.advertised_host=mq.example"])
                 .unwrap();
-        assert_eq!(config.rocketmq.vip_listen, None);
+        assert_eq!(config.rocketmq.vip_listen, []);
         assert_eq!(config.rocketmq.advertised_host.as_deref(), Some("mq.example"));
-        assert_eq!(run(&["--set", "rocketmq.vip_listen="]).unwrap().rocketmq.vip_listen, None);
+        assert_eq!(run(&["--set", "rocketmq.vip_listen="]).unwrap().rocketmq.vip_listen, []);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod awake;
 pub mod broker;
+pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;

@@ -72,6 +72,18 @@ pub const HTTP_CONNECTION_MS: u64 = 120_000;
 pub const HTTP_GOODBYE_MS: u64 = 2_000;
 /// Time that connections and the log get to end in when the process was asked to, ms.
 pub const SHUTDOWN_MS: u64 = 20_000;
+/// Body of an HTTP request. Bytes.
+pub const HTTP_BODY_MAX: usize = 24 * 1024 * 1024;
+/// Time for an HTTP request's body to arrive, and for the shard or a connection to answer what HTTP asks, ms.
+pub const HTTP_WAIT_MS: u64 = 10_000;
+/// Rows of a list made at once: what waits in memory for a slow reader, and what the shard is asked in one go.
+pub const HTTP_PAGE_ROWS: usize = 256;
+/// Questions that wait for one connection.
+pub const CONNECTION_ASKS_MAX: usize = 16;
+/// Time for a connection to describe its channels, ms.
+pub const CONNECTION_ASK_MS: u64 = 1_000;
+/// Queues whose figures the shard is asked for in one go.
+pub const FIGURES_MAX: usize = 1_024;
 /// Client connections per listener of a message protocol.
 pub const CONNECTIONS_MAX: usize = 65_536;
 /// From the first byte of TLS to the end of the handshake, ms.

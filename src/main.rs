@@ -15,10 +15,12 @@ use dassie::node::{Node, NodeParts};
 use dassie::process::{self, Failure};
 use dassie::security::Realm;
 use dassie::server::health::Readiness;
+use dassie::server::http::management::{self, Management};
+use dassie::server::registry::Registry;
 use dassie::server::semantics::Layouts;
 use dassie::server::tls::{Entrance, Tls};
 use dassie::server::{self, Door, Stopper, amqp, http, rocketmq};
-use dassie::{accounts, limits, logging};
+use dassie::{accounts, cli, limits, logging};
 use tokio::net::TcpListener;
 
 fn main() -> ExitCode {
@@ -32,8 +34,12 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<(), Failure> {
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if cli::is_meant(&arguments) {
+        return print(&cli::run(&arguments)?);
+    }
     let clock = SystemClock::new();
-    match config::load(std::env::args_os(), std::env::vars_os()).map_err(Failure::usage)? {
+    match config::load(arguments, std::env::vars_os()).map_err(Failure::usage)? {
         Invocation::Print(text) => print(&text),
         Invocation::Run(config) => {
             logging::init(config.log_level, config.log_format);
@@ -97,27 +103,42 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         let hangups = process::hangups().map_err(Failure::new)?;
         servers.spawn(Arc::clone(tls).keep_current(hangups, stop.clone()));
     }
-    if let Some(address) = &config.http_listen {
-        let listener = server::bind(address, "http.listen").await.map_err(Failure::new)?;
-        tracing::info!("health on http://{address}/health/ready");
-        let (ready, found) = (Arc::clone(&ready), Arc::clone(&name_server));
-        servers.spawn(http::serve_health(listener, ready, found, Arc::clone(&metrics), stop.clone()));
+    metrics.watch_disk(config.data_dir.as_str().into());
+    let shared: Arc<dyn Clock> = Arc::new(*clock);
+    let registry = Registry::new(Arc::clone(&shared));
+    let management = Arc::new(Management {
+        ready: Arc::clone(&ready),
+        realm: Arc::clone(&realm),
+        registry: Arc::clone(&registry),
+        metrics: Arc::clone(&metrics),
+        clock: shared,
+        node: node_name(),
+        name_server: Arc::clone(&name_server),
+        broker: OnceLock::new(),
+    });
+    let mut ports = Vec::new();
+    for listener in bind(&config.http_listen, "http.listen", &mut ports).await? {
+        let (management, metrics) = (Arc::clone(&management), Arc::clone(&metrics));
+        servers.spawn(http::serve_management(listener, management, metrics, stop.clone()));
     }
     ready.up("http.listen");
-    if let Some(address) = &config.metrics_listen {
-        let listener = server::bind(address, "metrics.listen").await.map_err(Failure::new)?;
-        tracing::info!("metrics on http://{address}/metrics");
+    for listener in bind(&config.metrics_listen, "metrics.listen", &mut ports).await? {
         servers.spawn(http::serve_metrics(listener, Arc::clone(&metrics), stop.clone()));
     }
     ready.up("metrics.listen");
     // Ports are taken before the log is opened: a busy one must not cost a recovery.
     let mut amqp_doors = Vec::new();
     let encrypted = tls.clone().map_or(Entrance::PlainOnly, Entrance::TlsOnly);
-    for (key, address, entrance) in
+    for (key, addresses, entrance) in
         [("amqp.listen", &config.amqp.listen, Entrance::Open), ("tls.listen", &config.tls.listen, encrypted)]
     {
-        if let Some(listener) = bind(address.as_ref(), key).await? {
-            amqp_doors.push(Door { listener, key, most: limits::CONNECTIONS_MAX, entrance });
+        for listener in bind(addresses, key, &mut ports).await? {
+            amqp_doors.push(Door {
+                listener,
+                key,
+                most: limits::CONNECTIONS_MAX,
+                entrance: entrance.clone(),
+            });
         }
     }
     let rocketmq = [
@@ -126,8 +147,9 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         ("rocketmq.name_server_listen", &config.rocketmq.name_server_listen),
     ];
     let mut rocketmq_listeners = Vec::new();
-    for (key, address) in rocketmq {
-        rocketmq_listeners.push((key, bind(address.as_ref(), key).await?));
+    for (key, addresses) in rocketmq {
+        let bound = bind(addresses, key, &mut ports).await?;
+        rocketmq_listeners.extend(bound.into_iter().map(|listener| (key, listener)));
     }
     let auto_topic_queues = config
         .rocketmq
@@ -160,21 +182,23 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         ..amqp::Limits::default()
     };
     for door in amqp_doors {
-        let (shard, realm) = (node.shard.clone(), Arc::clone(&realm));
-        servers.spawn(amqp::listen(door, shard, offer, realm, stop.clone(), Arc::clone(&metrics)));
+        let (shard, realm, registry) = (node.shard.clone(), Arc::clone(&realm), Arc::clone(&registry));
+        servers.spawn(amqp::listen(door, shard, offer, realm, registry, stop.clone(), Arc::clone(&metrics)));
     }
     ready.up("amqp.listen");
     ready.up("tls.listen");
-    let front = rocketmq_front(config, &rocketmq_listeners, Arc::clone(&realm), clock).await;
+    let front = rocketmq_front(config, &rocketmq_listeners, Arc::clone(&realm), registry, clock).await;
     for (key, listener) in rocketmq_listeners {
-        if let Some(listener) = listener {
-            let entrance = rocketmq_entrance(config.rocketmq.tls, tls.as_ref());
-            let door = Door { listener, key, most: limits::CONNECTIONS_MAX, entrance };
-            let (shard, front, stop) = (node.shard.clone(), Arc::clone(&front), stop.clone());
-            servers.spawn(rocketmq::listen(door, shard, front, stop, Arc::clone(&metrics)));
-        }
+        let entrance = rocketmq_entrance(config.rocketmq.tls, tls.as_ref());
+        let door = Door { listener, key, most: limits::CONNECTIONS_MAX, entrance };
+        let (shard, front, stop) = (node.shard.clone(), Arc::clone(&front), stop.clone());
+        servers.spawn(rocketmq::listen(door, shard, front, stop, Arc::clone(&metrics)));
+    }
+    for (key, _) in rocketmq {
         ready.up(key);
     }
+    let broker = management::Broker { shard: node.shard.clone(), front, listeners: ports };
+    let _ = management.broker.set(broker);
     tracing::info!("ready in {} ms", clock.monotonic().as_millis());
     let signal = asked.await;
     tracing::info!("{signal}: ending");
@@ -189,11 +213,25 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn bind(address: Option<&Address>, key: &'static str) -> Result<Option<TcpListener>, Failure> {
-    let Some(address) = address else { return Ok(None) };
-    let listener = server::bind(address, key).await.map_err(Failure::new)?;
-    tracing::info!("{key} {address}");
-    Ok(Some(listener))
+/// Listens, and adds where to `ports`.
+async fn bind(
+    addresses: &[Address],
+    key: &'static str,
+    ports: &mut Vec<management::Listener>,
+) -> Result<Vec<TcpListener>, Failure> {
+    let listeners = server::bind(addresses, key).await.map_err(Failure::new)?;
+    for listener in &listeners {
+        let address = listener.local_addr().map_err(Failure::new)?;
+        tracing::info!("{key} {address}");
+        ports.push(management::Listener { key, address });
+    }
+    Ok(listeners)
+}
+
+/// As RabbitMQ names nodes.
+fn node_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("dassie@{}", Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("localhost"))
 }
 
 fn rocketmq_entrance(wanted: RocketmqTls, tls: Option<&Arc<Tls>>) -> Entrance {
@@ -205,9 +243,9 @@ fn rocketmq_entrance(wanted: RocketmqTls, tls: Option<&Arc<Tls>>) -> Entrance {
 }
 
 /// Where clients find the name server: its own host, or the broker's when it listens everywhere.
-fn name_server_address(config: &Config, listeners: &[(&'static str, Option<TcpListener>)]) -> Option<String> {
+fn name_server_address(config: &Config, listeners: &[(&'static str, TcpListener)]) -> Option<String> {
     let (_, listener) = listeners.iter().find(|(key, _)| *key == "rocketmq.name_server_listen")?;
-    let address = listener.as_ref()?.local_addr().ok()?;
+    let address = listener.local_addr().ok()?;
     let host = match &config.rocketmq.advertised_host {
         Some(host) if address.ip().is_unspecified() => host.clone(),
         _ if address.ip().is_unspecified() => "127.0.0.1".to_owned(),
@@ -230,15 +268,13 @@ fn times(config: &Config) -> Times {
 /// What RocketMQ connections share. Routes name the port that really listens: the configured one may be 0.
 async fn rocketmq_front(
     config: &Config,
-    listeners: &[(&'static str, Option<TcpListener>)],
+    listeners: &[(&'static str, TcpListener)],
     realm: Arc<Realm>,
+    registry: Arc<Registry>,
     clock: &SystemClock,
 ) -> Arc<rocketmq::Front> {
     // Every port answers every request: without a broker port, clients may come to another.
-    let port = listeners
-        .iter()
-        .find_map(|(_, listener)| listener.as_ref()?.local_addr().ok())
-        .map_or(0, |a| a.port());
+    let port = listeners.iter().find_map(|(_, listener)| listener.local_addr().ok()).map_or(0, |a| a.port());
     let settings = rocketmq::Settings {
         advertised_host: config.rocketmq.advertised_host.clone(),
         advertised_port: port,
@@ -250,7 +286,7 @@ async fn rocketmq_front(
     };
     // The lower half of a random number is one.
     let [_, _, _, _, a, b, c, d] = random().to_be_bytes();
-    rocketmq::Front::new(settings, realm, Arc::new(*clock), u32::from_be_bytes([a, b, c, d])).await
+    rocketmq::Front::new(settings, realm, registry, Arc::new(*clock), u32::from_be_bytes([a, b, c, d])).await
 }
 
 /// A random number that is not 0, from the system's randomness that seeds hash maps.

@@ -7,7 +7,8 @@
 //! Does not know: who updates, and over what it is served.
 
 use std::fmt;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -28,10 +29,20 @@ pub struct Metrics {
     pub connections_closed: Counter,
     /// AMQP channels open now.
     pub channels: Gauge,
+    /// Since the start.
+    pub channels_opened: Counter,
+    /// Since the start.
+    pub channels_closed: Counter,
+    /// Logins of AMQP connections.
+    pub auth: Logins,
+    /// Logins of requests over HTTP.
+    pub auth_http: Logins,
     /// Queues that exist: AMQP queues and RocketMQ message queues.
     pub queues: Gauge,
     /// Attached readers of both protocols.
     pub consumers: Gauge,
+    /// Ready and unacknowledged together.
+    pub messages: Gauge,
     /// Messages that wait for a reader.
     pub messages_ready: Gauge,
     /// Messages that were handed out and are not settled.
@@ -44,7 +55,24 @@ pub struct Metrics {
     pub log: LogMetrics,
     /// Connection tasks that ended in a panic: each is a defect.
     pub connection_panics: Counter,
+    data_dir: Arc<OnceLock<PathBuf>>,
     registry: Registry,
+}
+
+/// Logins by how they ended.
+#[derive(Debug, Clone)]
+pub struct Logins {
+    attempts: Counter,
+    succeeded: Counter,
+    failed: Counter,
+}
+
+impl Logins {
+    /// One more.
+    pub fn attempt(&self, accepted: bool) {
+        self.attempts.inc();
+        if accepted { &self.succeeded } else { &self.failed }.inc();
+    }
 }
 
 /// Messages by what became of them, for one protocol. Counters only grow, from 0 at each start.
@@ -107,7 +135,14 @@ impl Metrics {
             "Version of this broker",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
-        r.register_collector(Box::new(Process));
+        r.register(
+            "rabbitmq_build",
+            "Version of this broker, under the name that dashboards look for",
+            Info::new([("rabbitmq_version", env!("CARGO_PKG_VERSION")), ("product_name", "Dassie")]),
+        );
+        let [auth, auth_http] = logins(&mut r);
+        let data_dir = Arc::new(OnceLock::new());
+        r.register_collector(Box::new(Process { data_dir: Arc::clone(&data_dir) }));
         Arc::new(Self {
             connections: gauge(
                 &mut r,
@@ -117,8 +152,13 @@ impl Metrics {
             connections_opened: counter(&mut r, "rabbitmq_connections_opened", "Client connections opened"),
             connections_closed: counter(&mut r, "rabbitmq_connections_closed", "Client connections closed"),
             channels: gauge(&mut r, "rabbitmq_channels", "AMQP channels open now"),
+            channels_opened: counter(&mut r, "rabbitmq_channels_opened", "AMQP channels opened"),
+            channels_closed: counter(&mut r, "rabbitmq_channels_closed", "AMQP channels closed"),
+            auth,
+            auth_http,
             queues: gauge(&mut r, "rabbitmq_queues", "AMQP queues and RocketMQ message queues that exist"),
             consumers: gauge(&mut r, "rabbitmq_consumers", "Attached consumers, both protocols"),
+            messages: gauge(&mut r, "rabbitmq_queue_messages", "Messages ready and unacknowledged"),
             messages_ready: gauge(&mut r, "rabbitmq_queue_messages_ready", "Messages ready to be delivered"),
             messages_unacked: gauge(
                 &mut r,
@@ -145,8 +185,20 @@ impl Metrics {
                 "dassie_connection_panics",
                 "Connections closed by a defect of the broker",
             ),
+            data_dir,
             registry: r,
         })
+    }
+
+    /// Whose disk is meant by the free space. The first call counts.
+    pub fn watch_disk(&self, data_dir: PathBuf) {
+        let _ = self.data_dir.set(data_dir);
+    }
+
+    /// Free bytes of the data directory's disk for this process; `None`: unknown.
+    #[must_use]
+    pub fn disk_free(&self) -> Option<u64> {
+        disk_free(&self.data_dir)
     }
 
     /// The text that Prometheus reads (OpenMetrics 1.0).
@@ -208,9 +260,27 @@ fn traffic(registry: &mut Registry) -> (Traffic, Traffic) {
     (of("amqp091"), of("rocketmq"))
 }
 
+/// Attempts over AMQP, and over HTTP.
+fn logins(registry: &mut Registry) -> [Logins; 2] {
+    let mut family = |name: &str, help: &str| {
+        let family = Family::<Protocol, Counter>::default();
+        registry.register(format!("rabbitmq_auth_attempts{name}"), help, family.clone());
+        family
+    };
+    let attempts = family("", "Logins tried");
+    let succeeded = family("_succeeded", "Logins that were accepted");
+    let failed = family("_failed", "Logins that were refused");
+    ["amqp091", "http"].map(|protocol| {
+        let take = |family: &Family<Protocol, Counter>| family.get_or_create(&Protocol { protocol }).clone();
+        Logins { attempts: take(&attempts), succeeded: take(&succeeded), failed: take(&failed) }
+    })
+}
+
 /// What the kernel knows about this process, read when asked.
 #[derive(Debug)]
-struct Process;
+struct Process {
+    data_dir: Arc<OnceLock<PathBuf>>,
+}
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -220,8 +290,15 @@ impl Collector for Process {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
-        gauge("process_resident_memory_bytes", "Resident memory", resident_bytes())?;
-        gauge("process_open_fds", "Open file descriptors", open_fds())?;
+        let (memory, files, most) = (resident_bytes(), open_fds(), max_fds());
+        gauge("process_resident_memory_bytes", "Resident memory", memory)?;
+        gauge("rabbitmq_process_resident_memory_bytes", "Resident memory", memory)?;
+        gauge("process_open_fds", "Open file descriptors", files)?;
+        gauge("rabbitmq_process_open_fds", "Open file descriptors", files)?;
+        gauge("process_max_fds", "File descriptors that may be open", most)?;
+        gauge("rabbitmq_process_max_fds", "File descriptors that may be open", most)?;
+        let free = disk_free(&self.data_dir);
+        gauge("rabbitmq_disk_space_available_bytes", "Free space of the data directory's disk", free)?;
         if let Some(seconds) = cpu_seconds() {
             let counter = ConstCounter::new(seconds);
             let name = encoder.encode_descriptor(
@@ -236,13 +313,30 @@ impl Collector for Process {
     }
 }
 
-fn resident_bytes() -> Option<u64> {
+fn disk_free(data_dir: &OnceLock<PathBuf>) -> Option<u64> {
+    let disk = rustix::fs::statvfs(data_dir.get()?).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Limit of open files. `None`: unlimited or unknown.
+#[must_use]
+pub fn max_fds() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Resident memory of this process in bytes. `None`: the kernel does not tell.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-fn open_fds() -> Option<u64> {
+/// Open file descriptors of this process. `None`: the kernel does not tell.
+#[must_use]
+pub fn open_fds() -> Option<u64> {
     // One of them is the directory being read.
     Some((std::fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1))
 }
@@ -267,12 +361,19 @@ mod tests {
         metrics.amqp.received.inc_by(7);
         metrics.rocketmq.received.inc_by(2);
         metrics.log.synced.set(4096);
+        metrics.auth.attempt(true);
+        metrics.auth.attempt(false);
+        metrics.watch_disk(std::env::temp_dir());
+        assert!(metrics.disk_free().unwrap() > 0);
         let text = metrics.render().unwrap();
         for line in [
             "rabbitmq_connections 3",
             "rabbitmq_global_messages_received_total{protocol=\"amqp091\"} 7",
             "rabbitmq_global_messages_received_total{protocol=\"rocketmq\"} 2",
             "rabbitmq_queue_messages_ready 0",
+            "rabbitmq_auth_attempts_total{protocol=\"amqp091\"} 2",
+            "rabbitmq_auth_attempts_failed_total{protocol=\"amqp091\"} 1",
+            "rabbitmq_auth_attempts_total{protocol=\"http\"} 0",
             "dassie_log_synced 4096",
             "dassie_log_batches_total 0",
         ] {

@@ -482,8 +482,8 @@ pub enum Op {
         /// Public position.
         position: Position,
     },
-    /// Retention and diagnostics: one line of JSON about queues; used by status and metrics.
-    Inspect,
+    /// How many messages and readers these queues have; at most [`crate::limits::FIGURES_MAX`] of them.
+    QueueFigures(Arc<[QueueUid]>),
     /// The connection is gone: release leases, remove exclusive queues, forget readers.
     Disconnected,
     /// Deliveries were written to the socket (events `Deliveries` and `Got` only; a `Fetched` reply is not counted).
@@ -787,8 +787,19 @@ pub enum Reply {
     Names(Vec<Arc<str>>),
     /// ResetOffsets: message queue and the group's offset there, for every queue that was meant.
     GroupOffsets(Vec<(u32, Offset)>),
-    /// Inspect.
-    Inspected(Arc<str>),
+    /// QueueFigures, in the order of the question; `None`: it is gone.
+    Figures(Vec<Option<QueueFigures>>),
+}
+
+/// What is in a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueFigures {
+    /// Messages that wait for a reader.
+    pub ready: u64,
+    /// Handed out, not settled.
+    pub unacked: u64,
+    /// Attached readers.
+    pub consumers: u32,
 }
 
 /// Where a message queue is, and a group in it. Times are ms since 1970, 0: there is no such message.

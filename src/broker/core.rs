@@ -260,12 +260,34 @@ pub struct Counters {
     pub pulled: u64,
     /// Acknowledged or discarded.
     pub settled: u64,
-    /// Reached no queue.
+    /// Of the published: with a confirm wanted.
+    pub published_confirm: u64,
+    /// Reached no queue and were dropped.
     pub unroutable: u64,
+    /// Reached no queue and went back.
+    pub returned: u64,
+    /// Gets that found nothing.
+    pub get_empty: u64,
+    /// Pulls that found nothing.
+    pub pull_empty: u64,
     /// Batches applied.
     pub batches: u64,
     /// Batches or sections found void.
     pub voided: u64,
+}
+
+impl Counters {
+    /// A message was taken from an AMQP publisher.
+    pub(crate) fn publish(&mut self, wants_confirm: bool) {
+        self.published += 1;
+        self.published_confirm += u64::from(wants_confirm);
+    }
+
+    /// It reached no queue.
+    pub(crate) fn no_route(&mut self, mandatory: bool) {
+        self.unroutable += u64::from(!mandatory);
+        self.returned += u64::from(mandatory);
+    }
 }
 
 /// A state as recovered from a checkpoint, before the log behind it is replayed.
@@ -395,6 +417,15 @@ impl Core {
         metrics.amqp.redelivered.inc_by(now.redelivered - before.redelivered);
         metrics.amqp.acknowledged.inc_by(now.settled - before.settled);
         metrics.amqp.unroutable_dropped.inc_by(now.unroutable - before.unroutable);
+        metrics.amqp.unroutable_returned.inc_by(now.returned - before.returned);
+        let routed = |c: &Counters| c.published - c.unroutable - c.returned;
+        metrics.amqp.routed.inc_by(routed(&now) - routed(&before));
+        metrics.amqp.received_confirm.inc_by(now.published_confirm - before.published_confirm);
+        metrics.amqp.get_empty.inc_by(now.get_empty - before.get_empty);
+        metrics.rocketmq.get_empty.inc_by(now.pull_empty - before.pull_empty);
+        // A send is answered when it is in its queue: there is nothing between.
+        metrics.rocketmq.routed.inc_by(now.sent - before.sent);
+        metrics.rocketmq.received_confirm.inc_by(now.sent - before.sent);
         metrics.rocketmq.received.inc_by(now.sent - before.sent);
         metrics.rocketmq.confirmed.inc_by(now.sent - before.sent);
         metrics.rocketmq.delivered.inc_by(now.pulled - before.pulled);
@@ -416,6 +447,7 @@ impl Core {
             .map(|q| q.depth())
             .sum();
         let memory: u64 = self.runtimes.values().filter_map(|r| r.memory.as_ref()).map(|m| m.depth()).sum();
+        metrics.messages.set(gauge((durable + memory).max(unacked)));
         metrics.messages_ready.set(gauge((durable + memory).saturating_sub(unacked)));
     }
 

@@ -93,8 +93,8 @@ impl Core {
             | Op::GroupOffset { .. }
             | Op::TopicStats { .. }
             | Op::GroupsOf { .. }
-            | Op::Inspect
             | Op::View { .. }
+            | Op::QueueFigures(_)
             | Op::Drained { .. } => self.read(id, verb),
             Op::CommitOffset { group, topic, queue_id, offset, wait } => {
                 let Some(queue) = self.topic_queue(topic, *queue_id) else {
@@ -265,10 +265,10 @@ impl Core {
                 Refusal::Internal { name: Arc::clone(&publish.exchange), vhost: self.vhost_name(verb.vhost) };
             return self.refuse_publish(id, &verb, refusal);
         }
-        self.counters.published += 1;
         if route.is_empty() {
             return self.unroutable(id, verb);
         }
+        self.counters.publish(publish.confirm != 0);
         let durable = self.durable_targets(&route, publish);
         if !durable.is_empty() && publish.message.bytes.len() + REFERENCE_OVERHEAD > self.batch_bytes {
             return self.put_large(id, verb);
@@ -361,9 +361,10 @@ impl Core {
         if self.topology_in_flight() {
             return self.stall(id, verb);
         }
-        self.counters.unroutable += 1;
         self.finished(id, &verb);
         let Op::Publish(publish) = verb.op else { return };
+        self.counters.publish(publish.confirm != 0);
+        self.counters.no_route(publish.mandatory);
         let (channel, confirm, mandatory) = (publish.channel, publish.confirm, publish.mandatory);
         if mandatory {
             self.event(id, Event::Returned { channel, publish: Box::new(publish) });

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::api::{
-    ConnectionId, Delivery, Event, Fetch, FetchStatus, Fetched, Located, Op, QueueUid, Refusal, Reply,
-    Subscribe, Verb,
+    ConnectionId, Delivery, Event, Fetch, FetchStatus, Fetched, Located, Op, QueueFigures, QueueUid, Refusal,
+    Reply, Subscribe, Verb,
 };
 use super::core::{Core, Waiter, Work};
 use super::decide::not_found;
@@ -90,9 +90,9 @@ impl Core {
                 let result = self.view(*queue, *position);
                 self.reply(id, verb.request, result);
             }
-            Op::Inspect => {
-                let text = self.inspect();
-                self.reply(id, verb.request, Ok(Reply::Inspected(text)));
+            Op::QueueFigures(queues) => {
+                let figures = queues.iter().take(limits::FIGURES_MAX).map(|uid| self.figures(*uid)).collect();
+                self.reply(id, verb.request, Ok(Reply::Figures(figures)));
             }
             _ => {}
         }
@@ -460,6 +460,9 @@ impl Core {
                 connection.outstanding += delivery.weight as usize;
             }
             self.counters.delivered += 1;
+            self.counters.redelivered += u64::from(delivery.redelivered);
+        } else {
+            self.counters.get_empty += 1;
         }
         self.settle_auto_acked(uid);
         self.watch_head(uid);
@@ -642,6 +645,7 @@ impl Core {
         }
         fetched.next = offset;
         self.counters.pulled += fetched.deliveries.len() as u64;
+        self.counters.pull_empty += u64::from(fetched.deliveries.is_empty());
         if !fetched.deliveries.is_empty() {
             fetched.status = FetchStatus::Found;
         } else if offset > fetch.offset {
@@ -711,27 +715,10 @@ impl Core {
 
     // ---- looking
 
-    /// What is here, as one JSON object: for status pages and metrics.
-    fn inspect(&mut self) -> Arc<str> {
-        let mut queues: Vec<String> = Vec::new();
-        for queue in self.state.topology.queues() {
-            let unacked = self.runtimes.get(&queue.uid).map_or(0, |r| r.unacked);
-            queues.push(format!(
-                "{{\"name\":{},\"ready\":{},\"unacked\":{unacked},\"consumers\":{}}}",
-                json(&queue.spec.name),
-                self.ready(queue.uid),
-                self.consumers(queue.uid)
-            ));
-        }
-        queues.sort();
-        format!(
-            "{{\"term\":{},\"position\":{},\"connections\":{},\"queues\":[{}]}}",
-            self.state.term,
-            self.state.applied.map_or(0, |p| p.end),
-            self.connections.len(),
-            queues.join(",")
-        )
-        .into()
+    fn figures(&self, uid: QueueUid) -> Option<QueueFigures> {
+        self.state.topology.queue_by_uid(uid)?;
+        let unacked = self.runtimes.get(&uid).map_or(0, |runtime| runtime.unacked);
+        Some(QueueFigures { ready: self.ready(uid), unacked, consumers: self.consumers(uid) })
     }
 
     /// Tells every connection that the node is going down.
@@ -755,17 +742,4 @@ pub(crate) fn located(offset: u64, entry: &Entry, redelivered: bool, attempts: u
             len: entry.len,
         },
     }
-}
-
-fn json(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }

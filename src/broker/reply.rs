@@ -66,9 +66,10 @@ impl Core {
             return Some(verb);
         }
         // To RabbitMQ too it reached no queue.
-        self.counters.published += 1;
         self.finished(id, &verb);
         let Op::Publish(publish) = verb.op else { return None };
+        self.counters.publish(publish.confirm != 0);
+        self.counters.no_route(publish.mandatory);
         let (channel, confirm) = (publish.channel, publish.confirm);
         if publish.mandatory {
             self.event(id, Event::Returned { channel, publish: Box::new(publish) });

@@ -163,7 +163,9 @@ impl Core {
         for (at, (publish, targets)) in committing.publishes.iter().zip(targets).enumerate() {
             committing.to_memory.extend(targets.memory.iter().map(|uid| (at, *uid)));
             let unroutable = targets.durable.is_empty() && targets.memory.is_empty();
-            self.counters.unroutable += u64::from(unroutable);
+            if unroutable {
+                self.counters.no_route(publish.mandatory);
+            }
             if unroutable && publish.mandatory {
                 committing.returned.push(at);
             }

@@ -23,10 +23,10 @@ pub struct Key {
 /// What a key's value looks like, and where it goes.
 #[derive(Debug)]
 enum Kind {
-    /// host:port, or "" for none.
-    Listen(fn(&mut Draft) -> &mut Option<Address>),
+    /// host:port, several of them, or "" for none.
+    Listen(fn(&mut Draft) -> &mut Vec<Address>),
     /// The same, or `auto`.
-    DerivedListen(fn(&mut Draft) -> &mut Derived<Option<Address>>),
+    DerivedListen(fn(&mut Draft) -> &mut Derived<Vec<Address>>),
     /// A host name or address without port, or `auto`.
     DerivedHost(fn(&mut Draft) -> &mut Derived<String>),
     /// Anything but nothing.
@@ -79,7 +79,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "amqp.listen",
-        default: "127.0.0.1:5672",
+        default: "localhost:5672",
         meaning: "Where AMQP 0-9-1 clients (RabbitMQ's) connect.",
         kind: Kind::Listen(|d| &mut d.config.amqp.listen),
     },
@@ -108,7 +108,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "rocketmq.listen",
-        default: "127.0.0.1:10911",
+        default: "localhost:10911",
         meaning: "Where RocketMQ clients send and pull.",
         kind: Kind::Listen(|d| &mut d.config.rocketmq.listen),
     },
@@ -126,7 +126,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "rocketmq.name_server_listen",
-        default: "127.0.0.1:9876",
+        default: "localhost:9876",
         meaning: "Where RocketMQ clients ask for routes: their `namesrvAddr`.",
         kind: Kind::Listen(|d| &mut d.config.rocketmq.name_server_listen),
     },
@@ -220,7 +220,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "tls.listen",
         default: "auto",
-        meaning: "Where AMQP clients connect with TLS (amqps). `auto`: 127.0.0.1:5671 once `tls.certificate` is set, none before.",
+        meaning: "Where AMQP clients connect with TLS (amqps). `auto`: localhost:5671 once `tls.certificate` is set, none before.",
         kind: Kind::DerivedListen(|d| &mut d.tls_listen),
     },
     Key {
@@ -288,13 +288,13 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "http.listen",
-        default: "127.0.0.1:15672",
-        meaning: "`/health/live` and `/health/ready`.",
+        default: "localhost:15672",
+        meaning: "The management API under `/api`, `/health/live` and `/health/ready`, and `/rocketmq/nsaddr`.",
         kind: Kind::Listen(|d| &mut d.config.http_listen),
     },
     Key {
         name: "metrics.listen",
-        default: "127.0.0.1:15692",
+        default: "localhost:15692",
         meaning: "`/metrics`, for Prometheus.",
         kind: Kind::Listen(|d| &mut d.config.metrics_listen),
     },
@@ -494,8 +494,8 @@ impl Kind {
     /// Form and bounds, as both the documentation and a complaint say them.
     fn expected(&self) -> String {
         match self {
-            Self::Listen(_) => "host:port, or \"\" for no such listener".to_owned(),
-            Self::DerivedListen(_) => "host:port, `auto`, or \"\" for no such listener".to_owned(),
+            Self::Listen(_) => "host:port, several with commas between (in the file also a list), or \"\" for no such listener".to_owned(),
+            Self::DerivedListen(_) => "host:port, several with commas between (in the file also a list), `auto`, or \"\" for no such listener".to_owned(),
             Self::DerivedHost(_) => "a host name or address without port, or `auto`".to_owned(),
             Self::Path(_) => "a path".to_owned(),
             Self::File(_) => "a path, or \"\" for none".to_owned(),
@@ -555,18 +555,22 @@ fn bytes(count: u64) -> String {
     }
 }
 
-/// `None`: not a listener. `Some(None)`: no listener wanted.
-fn listen(text: &str) -> Option<Option<Address>> {
+/// `None`: not a listener. Empty: no listener wanted.
+fn listen(text: &str) -> Option<Vec<Address>> {
     if text.is_empty() {
-        return Some(None);
+        return Some(Vec::new());
     }
+    text.split(',').map(|one| address(one.trim())).collect()
+}
+
+fn address(text: &str) -> Option<Address> {
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok()?;
     let host = match host.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']').filter(|h| h.parse::<std::net::Ipv6Addr>().is_ok())?,
         None => Some(host).filter(|h| is_host(h) && !h.contains(':'))?,
     };
-    Some(Some(Address { host: host.to_owned(), port }))
+    Some(Address { host: host.to_owned(), port })
 }
 
 fn is_host(text: &str) -> bool {
@@ -619,7 +623,7 @@ pub fn reference() -> String {
         `--set section.key=value` in the order given. The variable of a key is its name in capitals with `_` for dots and\n\
         `DASSIE_` before: `amqp.listen` is `DASSIE_AMQP_LISTEN`.\n\
         In the file a dot is a TOML table: `amqp.listen` is `listen` in `[amqp]`. Sizes are whole numbers of bytes, or\n\
-        text such as `\"64MiB\"`. A key, value, file, variable or argument that is wrong ends the start with one line that names it\n\
+        text such as `\"64MiB\"`. As the host of a listener `localhost` stands for 127.0.0.1, and ::1 where the machine has it. A key, value, file, variable or argument that is wrong ends the start with one line that names it\n\
         and exit code 2. Users and the files of `tls.*` are read again on SIGHUP, all else at\n\
         the next start.\n\n\
         | key | default | value | meaning |\n|---|---|---|---|\n",
@@ -672,7 +676,7 @@ mod tests {
     #[test]
     fn addresses_take_names_and_both_families() {
         for good in ["localhost:1", "127.0.0.1:65535", "[::1]:5672", "mq-1.example:0"] {
-            assert_eq!(listen(good).flatten().map(|a| a.to_string()).as_deref(), Some(good));
+            assert_eq!(address(good).map(|a| a.to_string()).as_deref(), Some(good));
         }
         for bad in [
             "5672",
@@ -688,7 +692,7 @@ mod tests {
         ] {
             assert_eq!(listen(bad), None, "{bad}");
         }
-        assert_eq!(listen(""), Some(None));
+        assert_eq!(listen(""), Some(Vec::new()));
     }
 
     #[test]

@@ -332,6 +332,12 @@ impl Principal {
             .ok_or_else(|| ChannelsFull { user: Arc::clone(&self.name), limit: most.unwrap_or(0) })
     }
 
+    /// The same user once more, who entered nowhere yet.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self::new(Arc::clone(&self.realm), Arc::clone(&self.name), self.peer)
+    }
+
     /// How many queues the virtual host may hold.
     #[must_use]
     pub fn max_queues(&self) -> Option<u32> {

@@ -36,6 +36,16 @@ impl Hashing {
         }
     }
 
+    /// Its name in RabbitMQ's definitions.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "rabbit_password_hashing_sha256",
+            Self::Sha512 => "rabbit_password_hashing_sha512",
+            Self::Md5 => "rabbit_password_hashing_md5",
+        }
+    }
+
     fn length(self) -> usize {
         match self {
             Self::Sha256 => 32,
@@ -77,6 +87,18 @@ impl PasswordHash {
         let bytes = STANDARD.decode(text).ok()?;
         let (salt, digest) = bytes.split_first_chunk::<SALT>()?;
         (digest.len() == hashing.length()).then(|| Self { hashing, salt: *salt, digest: digest.to_vec() })
+    }
+
+    /// As [`PasswordHash::parse`] reads it.
+    #[must_use]
+    pub fn export(&self) -> String {
+        STANDARD.encode([&self.salt[..], &self.digest].concat())
+    }
+
+    /// How it was made.
+    #[must_use]
+    pub fn hashing(&self) -> Hashing {
+        self.hashing
     }
 
     /// Hashes a password. `salt` should be random.

@@ -64,6 +64,15 @@ impl Pattern {
             })
     }
 
+    /// The pattern as it would be written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::All => ".*",
+            Self::Some(regex) => regex.as_str(),
+        }
+    }
+
     /// Does it let this name through?
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
@@ -126,6 +135,19 @@ impl Rights {
         };
         self.topics.insert(exchange.into(), rights);
         Ok(())
+    }
+
+    /// The patterns of configure, write and read.
+    #[must_use]
+    pub fn texts(&self) -> [&str; 3] {
+        [self.configure.text(), self.write.text(), self.read.text()]
+    }
+
+    /// The patterns of write and read on routing keys, by exchange; names are filled in.
+    #[must_use]
+    pub fn topic_texts(&self) -> Vec<(String, [String; 2])> {
+        let texts = |rights: &TopicRights| [rights.write.text().to_owned(), rights.read.text().to_owned()];
+        self.topics.iter().map(|(exchange, rights)| (exchange.to_string(), texts(rights))).collect()
     }
 
     /// The pattern for an action on a resource.

@@ -10,6 +10,7 @@ mod across_back;
 pub mod amqp;
 pub mod health;
 pub mod http;
+pub mod registry;
 pub mod rocketmq;
 pub mod semantics;
 mod steps;
@@ -18,7 +19,7 @@ mod transport;
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::config::Address;
+use crate::config::{Address, LOOPBACK};
 use crate::limits;
 use crate::metrics::Metrics;
 
@@ -42,20 +43,49 @@ pub struct BindError {
     pub cause: io::Error,
 }
 
-/// Listens on `address`, which the configuration calls `key`. Of several addresses behind a name the first that works is taken.
+/// Listens on all of `addresses`, which the configuration calls `key`. Of several addresses behind a name the first that works is
+/// taken; `localhost` are both loopback addresses, as far as the machine has them.
 ///
 /// # Errors
-/// [`BindError`]: the name is unknown, the port is busy or not allowed.
-pub async fn bind(address: &Address, key: &'static str) -> Result<TcpListener, BindError> {
-    let fail = |cause| BindError { key, address: address.clone(), cause };
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for candidate in lookup_host((&*address.host, address.port)).await.map_err(fail)? {
-        match bind_one(candidate) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
+/// [`BindError`]: a name is unknown, a port is busy or not allowed.
+pub async fn bind(addresses: &[Address], key: &'static str) -> Result<Vec<TcpListener>, BindError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let fail = |cause| BindError { key, address: address.clone(), cause };
+        if address.host == LOOPBACK {
+            let first = bind_one((Ipv4Addr::LOCALHOST, address.port).into()).map_err(fail)?;
+            // Clients that look `localhost` up mostly try ::1 first; they meet the same port there.
+            let port = first.local_addr().map_err(fail)?.port();
+            listeners.push(first);
+            match bind_one((Ipv6Addr::LOCALHOST, port).into()) {
+                Ok(second) => listeners.push(second),
+                // The system chose the port: nobody was promised it on the other side too.
+                Err(_) if address.port == 0 => {}
+                Err(error) if has_no_such_address(&error) => {}
+                Err(error) => return Err(fail(error)),
+            }
+            continue;
         }
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let mut bound = None;
+        for candidate in lookup_host((&*address.host, address.port)).await.map_err(fail)? {
+            match bind_one(candidate) {
+                Ok(listener) => bound = Some(listener),
+                Err(error) => last = error,
+            }
+            if bound.is_some() {
+                break;
+            }
+        }
+        listeners.push(bound.ok_or_else(|| fail(last))?);
     }
-    Err(fail(last))
+    Ok(listeners)
+}
+
+/// The machine has no IPv6, or not on the loopback interface.
+fn has_no_such_address(error: &io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
@@ -174,13 +204,28 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    fn local(port: u16) -> Address {
-        Address { host: "127.0.0.1".into(), port }
+    fn local(port: u16) -> [Address; 1] {
+        [Address { host: "127.0.0.1".into(), port }]
+    }
+
+    async fn one(key: &'static str) -> TcpListener {
+        bind(&local(0), key).await.unwrap().remove(0)
+    }
+
+    #[tokio::test]
+    async fn localhost_is_both_loopbacks_on_one_port_as_far_as_the_machine_has_them() {
+        let both = bind(&[Address { host: LOOPBACK.into(), port: 0 }], "test").await.unwrap();
+        let addresses: Vec<SocketAddr> = both.iter().map(|l| l.local_addr().unwrap()).collect();
+        assert_eq!(addresses[0].ip(), Ipv4Addr::LOCALHOST);
+        if TcpListener::bind("[::1]:0").await.is_ok() {
+            assert_eq!(addresses[1].ip(), Ipv6Addr::LOCALHOST);
+            assert_eq!(addresses[1].port(), addresses[0].port());
+        }
     }
 
     #[tokio::test]
     async fn a_busy_port_is_named_with_its_key() {
-        let first = bind(&local(0), "amqp.listen").await.unwrap();
+        let first = one("amqp.listen").await;
         let port = first.local_addr().unwrap().port();
         let error = bind(&local(port), "amqp.listen").await.unwrap_err().to_string();
         assert!(error.starts_with(&format!(
@@ -191,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_ends_its_connection_and_nothing_else() {
         let metrics = Metrics::new();
-        let listener = bind(&local(0), "test").await.unwrap();
+        let listener = one("test").await;
         let address = listener.local_addr().unwrap();
         let (stopper, stop) = Stopper::new();
         let server = tokio::spawn(serve(
@@ -219,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_connection_too_many_is_closed_and_the_others_stay() {
-        let listener = bind(&local(0), "test").await.unwrap();
+        let listener = one("test").await;
         let address = listener.local_addr().unwrap();
         let (stopper, stop) = Stopper::new();
         let server = tokio::spawn(serve(

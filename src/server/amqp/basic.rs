@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use dassie_amqp::content::{ContentHeader, Properties};
 use dassie_amqp::method::{
     BasicCancel, BasicConsume, BasicGet, BasicPublish, BasicQos, ChannelFlow, ConfirmSelect, MethodId,
@@ -164,6 +165,10 @@ impl Session {
         let known = Reader {
             channel: number,
             tag: Arc::clone(&tag),
+            queue: Arc::clone(&queue),
+            exclusive: m.exclusive,
+            prefetch: channel.prefetch,
+            arguments: Bytes::copy_from_slice(m.arguments.as_bytes()),
             no_ack: m.no_ack,
             announced: false,
             cancelled: false,
@@ -193,6 +198,10 @@ impl Session {
         let known = Reader {
             channel: number,
             tag: Arc::clone(&tag),
+            queue: REPLY_QUEUE.into(),
+            exclusive: false,
+            prefetch: 0,
+            arguments: Bytes::new(),
             no_ack: true,
             announced: false,
             cancelled: false,
@@ -239,6 +248,7 @@ impl Session {
         }
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         if m.global {
+            channel.global_prefetch = m.prefetch_count;
             let op = Op::SetChannelWindow { channel: channel.slot, limit: m.prefetch_count };
             let id = self.next_id();
             self.ask(number, id, BasicQos::ID, false, Owed::Qos, self.own(), op);

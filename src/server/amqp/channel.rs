@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 
 use super::answers::Answers;
@@ -25,6 +26,8 @@ pub(super) struct Channel {
     pub(super) default_queue: Option<Arc<str>>,
     /// For consumers to come; 0 = no limit.
     pub(super) prefetch: u16,
+    /// Of all its consumers together; 0 = no limit.
+    pub(super) global_prefetch: u16,
     /// The consumer of direct replies, and the key that leads to it.
     pub(super) replies: Option<(ReaderId, Arc<str>)>,
     /// By tag.
@@ -65,6 +68,14 @@ pub(super) struct Reader {
     pub(super) channel: u16,
     /// Its tag.
     pub(super) tag: Arc<str>,
+    /// Its queue.
+    pub(super) queue: Arc<str>,
+    /// Nobody else may read.
+    pub(super) exclusive: bool,
+    /// Unsettled deliveries it may hold; 0 = no limit.
+    pub(super) prefetch: u16,
+    /// Field table, content only, as the client sent it.
+    pub(super) arguments: Bytes,
     /// Deliveries need no ack.
     pub(super) no_ack: bool,
     /// consume-ok was written: deliveries may follow.
@@ -82,6 +93,7 @@ impl Channel {
             slot,
             default_queue: None,
             prefetch: 0,
+            global_prefetch: 0,
             replies: None,
             consumers: HashMap::new(),
             unacked: Unacked::default(),

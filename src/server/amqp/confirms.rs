@@ -44,6 +44,12 @@ impl Confirms {
         self.enabled
     }
 
+    /// Publishes that were not answered yet.
+    pub(super) fn open(&self) -> u64 {
+        let ahead: u64 = self.ahead.iter().map(|(first, last)| last - first + 1).sum();
+        self.published - self.said - ahead
+    }
+
     /// The number of the next publish; 0 without confirm mode.
     pub(super) fn next(&mut self) -> u64 {
         self.published += u64::from(self.enabled);

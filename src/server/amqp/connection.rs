@@ -27,6 +27,7 @@ use crate::broker::link::{Gate, Link, Shard};
 use crate::limits;
 use crate::security::{Authorized, Realm};
 use crate::server::Stop;
+use crate::server::registry::{Ask, Entry, Facts, Protocol};
 use crate::server::transport::Transport;
 
 /// From the first byte to connection.open.
@@ -54,8 +55,10 @@ pub(super) async fn serve<T: Transport>(
     offer: Limits,
     realm: Arc<Realm>,
     stop: &Stop,
-    presence: Presence,
+    mut presence: Presence,
 ) {
+    // The peer may be gone already: then nobody will see this name.
+    let local = stream.local_addr().unwrap_or(peer);
     let mut input = BytesMut::new();
     let tls = stream.facts().map(|facts| facts.session.clone());
     let certificate = stream.facts().and_then(|facts| facts.client.clone());
@@ -63,16 +66,32 @@ pub(super) async fn serve<T: Transport>(
     let greeting = Greeting::new(Line::new(Connection::new(offer)), peer.ip(), realm, certificate);
     let deadline = Instant::now() + HANDSHAKE_TIME;
     let greeted = tokio::select! {
-        greeted = timeout_at(deadline, greet(&mut stream, &mut input, greeting, shard)) => greeted,
+        greeted = timeout_at(deadline, greet(&mut stream, &mut input, greeting, shard, &presence)) => greeted,
         // Nobody who is not logged in is owed a word.
         () = stop.requested() => return,
     };
     match greeted {
         Ok(Ok(Greeted::Open(line, agreed, own))) => {
             let link = shard.connect();
-            let session = Session::new(*line, *agreed, own, link.topology(), Box::new(link.log().clone()));
+            let mut session =
+                Session::new(*line, *agreed, own, link.topology(), Box::new(link.log().clone()));
             let (user, vhost) =
                 (Arc::clone(&session.agreed.principal.name), Arc::clone(&session.agreed.vhost_name));
+            let tuning = session.line.wire.tuning();
+            presence.opened(Facts {
+                protocol: Protocol::Amqp,
+                local,
+                peer,
+                user: Arc::clone(&user),
+                vhost: Arc::clone(&vhost),
+                mechanism: std::mem::take(&mut session.agreed.mechanism),
+                tls: tls.clone(),
+                subject: subject.clone(),
+                client_properties: std::mem::take(&mut session.agreed.client_properties),
+                channel_max: tuning.channel_max,
+                frame_max: tuning.frame_max,
+                heartbeat: tuning.heartbeat,
+            });
             tracing::info!(%peer, ?user, ?vhost, tls, certificate = subject, "AMQP connection opened");
             let mut task = Task::new(stream, input, session, link, presence);
             if let Err(error) = task.run(stop).await {
@@ -104,10 +123,14 @@ async fn greet<T: Transport>(
     input: &mut BytesMut,
     mut greeting: Greeting,
     shard: &Shard,
+    presence: &Presence,
 ) -> io::Result<Greeted> {
     let mut said_anything = false;
     loop {
         let progress = hear_greeting(input, &mut greeting, shard);
+        if let Some(accepted) = greeting.login.take() {
+            presence.login(accepted);
+        }
         let bytes = std::mem::take(greeting.line.bytes());
         stream.write_all(&bytes).await?;
         match progress {
@@ -213,6 +236,14 @@ struct Pulse {
     silent_ticks: u8,
 }
 
+/// Waits until an operator asks something. Cancel safe.
+async fn entry_asked(entry: Option<&Entry>) {
+    match entry {
+        Some(entry) => entry.asked().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Go on, or the connection's end was reached in good order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
@@ -250,6 +281,7 @@ impl<T: Transport> Task<T> {
     async fn run(&mut self, stop: &Stop) -> io::Result<()> {
         let stopped = stop.requested();
         tokio::pin!(stopped);
+        let entry = self.presence.place().map(|place| place.entry());
         let mut running = true;
         // What came in one piece with connection.open.
         self.hear();
@@ -268,6 +300,7 @@ impl<T: Transport> Task<T> {
                 }
                 () = self.gate.ready(), if !self.gate.is_open() => Flow::Go,
                 _ = self.ticks.tick() => self.tick()?,
+                () = entry_asked(entry.as_deref()) => self.on_asked(),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Flow::Done,
                 () = &mut stopped, if running => {
                     running = false;
@@ -302,7 +335,8 @@ impl<T: Transport> Task<T> {
         }
         match self.stream.try_read_buf(&mut self.input) {
             Ok(0) => return Ok(Flow::Done),
-            Ok(_) => {
+            Ok(count) => {
+                self.presence.octets.0 += count as u64;
                 self.heard = true;
                 self.hear();
             }
@@ -365,7 +399,8 @@ impl<T: Transport> Task<T> {
 
     /// Hands over what is for the shard and writes what is for the client.
     fn settle_up(&mut self) -> io::Result<()> {
-        self.presence.channels(self.session.channels.len());
+        let opened = std::mem::take(&mut self.session.opened);
+        self.presence.update(self.session.channels.len(), opened, !self.gate.is_open());
         let mut verbs = self.session.take_verbs();
         if self.drained > 0 && (!verbs.is_empty() || self.drained >= DRAIN_AT) {
             let bytes = u32::try_from(std::mem::take(&mut self.drained)).unwrap_or(u32::MAX);
@@ -396,7 +431,13 @@ impl<T: Transport> Task<T> {
             return stream.try_flush();
         }
         self.wrote = true;
-        match output.write_to(|slices| stream.try_write_vectored(slices)) {
+        let sent = &mut self.presence.octets.1;
+        let write = |slices: &[io::IoSlice<'_>]| {
+            let taken = stream.try_write_vectored(slices)?;
+            *sent += taken as u64;
+            Ok(taken)
+        };
+        match output.write_to(write) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             done => done,
         }
@@ -406,6 +447,18 @@ impl<T: Transport> Task<T> {
         self.session.line.wire.phase() == Phase::Closed
             && self.session.line.output.is_empty()
             && self.stream.is_flushed()
+    }
+
+    /// Does what operators asked.
+    fn on_asked(&mut self) -> Flow {
+        for ask in self.presence.place().map(|place| place.asks()).unwrap_or_default() {
+            match ask {
+                Ask::Close(reason) => self.end(ReplyCode::ConnectionForced, &reason),
+                // Nobody waits any more: nothing is lost.
+                Ask::Describe(to) => drop(to.send(self.session.describe())),
+            }
+        }
+        Flow::Go
     }
 
     fn end(&mut self, code: ReplyCode, text: &str) {

@@ -262,7 +262,7 @@ impl Session {
 }
 
 /// The message as AMQP clients see it, from wherever it lies.
-fn amqp_message(
+pub(super) fn amqp_message(
     located: &Located,
     log: &dyn crate::broker::message::Batches,
     cache: &mut crate::broker::message::Cache,

@@ -43,6 +43,10 @@ pub(super) struct Greeting {
     certificate: Option<ClientCertificate>,
     principal: Option<Principal>,
     cancel_notify: bool,
+    mechanism: String,
+    client_properties: Box<[u8]>,
+    /// A login was tried: did it work?
+    pub(super) login: Option<bool>,
 }
 
 /// How a greeting goes on.
@@ -63,7 +67,17 @@ impl Greeting {
         realm: Arc<Realm>,
         certificate: Option<ClientCertificate>,
     ) -> Self {
-        Self { line, peer, realm, certificate, principal: None, cancel_notify: false }
+        Self {
+            line,
+            peer,
+            realm,
+            certificate,
+            principal: None,
+            cancel_notify: false,
+            mechanism: String::new(),
+            client_properties: Box::default(),
+            login: None,
+        }
     }
 
     /// One thing the peer said.
@@ -115,6 +129,8 @@ impl Greeting {
         };
         let certificate = self.certificate.as_ref().filter(|_| start_ok.mechanism == EXTERNAL);
         self.cancel_notify = declares(start_ok.client_properties, "consumer_cancel_notify");
+        self.mechanism = start_ok.mechanism.to_owned();
+        self.client_properties = start_ok.client_properties.as_bytes().into();
         let named = credentials.as_ref().and_then(|credentials| std::str::from_utf8(credentials.user).ok());
         let certified = certificate.and_then(|certificate| certificate.user.as_deref());
         let login = match (&credentials, named, certified) {
@@ -124,6 +140,7 @@ impl Greeting {
             (_, _, Some(user)) => self.realm.authenticate_external(user, self.peer),
             _ => Err(LoginRefused::Invalid),
         };
+        self.login = Some(login.is_ok());
         match login {
             Ok(principal) => {
                 self.principal = Some(principal);
@@ -162,7 +179,14 @@ impl Greeting {
             authorize(&principal, Action::Read, Resource::Own).map_err(|denied| refusals::denied(&denied))?;
         self.line.wire.open_ok(&mut self.line.output.bytes);
         let vhost_name: Arc<str> = open.virtual_host.into();
-        let agreed = Agreed { principal, vhost, vhost_name, cancel_notify: self.cancel_notify };
+        let agreed = Agreed {
+            principal,
+            vhost,
+            vhost_name,
+            cancel_notify: self.cancel_notify,
+            mechanism: std::mem::take(&mut self.mechanism),
+            client_properties: std::mem::take(&mut self.client_properties),
+        };
         Ok(Progress::Open(Box::new(agreed), own))
     }
 }

@@ -42,10 +42,11 @@ pub enum ImportError {
 }
 
 /// A wish with what it is about, for the log.
-struct Wish {
+pub(in crate::server) struct Wish {
     what: String,
     vhost: VhostId,
-    op: Op,
+    /// What is wished.
+    pub(in crate::server) op: Op,
 }
 
 /// Declares what is missing. The shard leads.
@@ -74,15 +75,16 @@ pub async fn import(shard: &Shard, sources: &Sources) -> Result<(), ImportError>
     let mut report = Report::default();
     let mut wishes = Vec::new();
     for entry in &definitions.exchanges {
-        report.take(exchange(&topology, entry), &mut wishes);
+        report.take(exchange(&topology, entry), &topology, &mut wishes);
     }
     for entry in &definitions.queues {
-        report.take(queue(&topology, entry), &mut wishes);
+        report.take(queue(&topology, entry), &topology, &mut wishes);
     }
     report.add(ask(shard, wishes).await?);
     let mut wishes = Vec::new();
-    for entry in &definitions.bindings {
-        report.take(binding(&topology, entry), &mut wishes);
+    // The default exchange's own exist as long as the queue.
+    for entry in definitions.bindings.iter().filter(|entry| !entry.source.is_empty()) {
+        report.take(binding(&topology, entry), &topology, &mut wishes);
     }
     report.add(ask(shard, wishes).await?);
     report.say(path);
@@ -96,9 +98,10 @@ struct Report {
 }
 
 impl Report {
-    fn take(&mut self, made: Result<Option<Wish>, (String, String)>, wishes: &mut Vec<Wish>) {
+    fn take(&mut self, made: Made, topology: &Topology, wishes: &mut Vec<Wish>) {
         match made {
-            Ok(wish) => wishes.extend(wish),
+            Ok(wish) if exists(topology, &wish) => {}
+            Ok(wish) => wishes.push(wish),
             Err(failed) => self.failed.push(failed),
         }
     }
@@ -117,6 +120,16 @@ impl Report {
             tracing::warn!("definitions file '{path}': {more} more were not declared");
         }
         tracing::info!("definitions file '{path}': {} exchanges, queues and bindings made", self.done);
+    }
+}
+
+/// Is something there by that name? It is left as it is.
+fn exists(topology: &Topology, wish: &Wish) -> bool {
+    match &wish.op {
+        Op::DeclareExchange(spec, _) => topology.exchange(wish.vhost, &spec.name).is_some(),
+        Op::DeclareQueue(spec, _) => topology.queue(wish.vhost, &spec.name).is_some(),
+        Op::Bind(spec) => topology.binding(wish.vhost, spec).is_some(),
+        _ => false,
     }
 }
 
@@ -166,16 +179,15 @@ async fn ask(shard: &Shard, wishes: Vec<Wish>) -> Result<Asked, ImportError> {
     Ok((done, refused))
 }
 
-type Made = Result<Option<Wish>, (String, String)>;
+/// A wish; or what it is about, and why it can not be.
+type Made = Result<Wish, (String, String)>;
 
-fn exchange(topology: &Topology, entry: &ExchangeEntry) -> Made {
+/// Declares an exchange.
+pub(in crate::server) fn exchange(topology: &Topology, entry: &ExchangeEntry) -> Made {
     let what = format!("exchange '{}' in vhost '{}'", entry.name, entry.vhost);
     let fail = |why: String| (what.clone(), why);
     let vhost = topology.vhost_id(&entry.vhost).ok_or_else(|| fail("no such vhost".into()))?;
     check_name(&entry.name).map_err(fail)?;
-    if topology.exchange(vhost, &entry.name).is_some() {
-        return Ok(None);
-    }
     let kind = exchange_kind(&entry.kind).map_err(|error| fail(error.text().to_owned()))?;
     let table = table(&entry.arguments).map_err(fail)?;
     let raw = table.as_table().map_err(|error| fail(error.to_string()))?;
@@ -189,17 +201,15 @@ fn exchange(topology: &Topology, entry: &ExchangeEntry) -> Made {
         internal: entry.internal,
         arguments: content(raw),
     };
-    Ok(Some(Wish { what, vhost, op: Op::DeclareExchange(spec, false) }))
+    Ok(Wish { what, vhost, op: Op::DeclareExchange(spec, false) })
 }
 
-fn queue(topology: &Topology, entry: &QueueEntry) -> Made {
+/// Declares a queue.
+pub(in crate::server) fn queue(topology: &Topology, entry: &QueueEntry) -> Made {
     let what = format!("queue '{}' in vhost '{}'", entry.name, entry.vhost);
     let fail = |why: String| (what.clone(), why);
     let vhost = topology.vhost_id(&entry.vhost).ok_or_else(|| fail("no such vhost".into()))?;
     check_name(&entry.name).map_err(fail)?;
-    if topology.queue(vhost, &entry.name).is_some() {
-        return Ok(None);
-    }
     let mut table = table(&entry.arguments).map_err(fail)?;
     if let Some(kind) = entry.kind.as_deref().filter(|kind| *kind != "classic")
         && !entry.arguments.contains_key("x-queue-type")
@@ -223,18 +233,15 @@ fn queue(topology: &Topology, entry: &QueueEntry) -> Made {
         auto_delete: entry.auto_delete,
         arguments: content(raw),
     };
-    Ok(Some(Wish { what, vhost, op: Op::DeclareQueue(spec, false) }))
+    Ok(Wish { what, vhost, op: Op::DeclareQueue(spec, false) })
 }
 
-fn binding(topology: &Topology, entry: &BindingEntry) -> Made {
+/// Binds.
+pub(in crate::server) fn binding(topology: &Topology, entry: &BindingEntry) -> Made {
     let what =
         format!("binding from '{}' to '{}' in vhost '{}'", entry.source, entry.destination, entry.vhost);
     let fail = |why: String| (what.clone(), why);
     let vhost = topology.vhost_id(&entry.vhost).ok_or_else(|| fail("no such vhost".into()))?;
-    if entry.source.is_empty() {
-        // The default exchange's own: they exist as long as the queue.
-        return Ok(None);
-    }
     for name in [&entry.source, &entry.destination, &entry.routing_key] {
         check_length(name).map_err(fail)?;
     }
@@ -254,10 +261,7 @@ fn binding(topology: &Topology, entry: &BindingEntry) -> Made {
         key: Arc::from(&*entry.routing_key),
         arguments: content(raw),
     };
-    if topology.binding(vhost, &spec).is_some() {
-        return Ok(None);
-    }
-    Ok(Some(Wish { what, vhost, op: Op::Bind(spec) }))
+    Ok(Wish { what, vhost, op: Op::Bind(spec) })
 }
 
 fn check_name(name: &str) -> Result<(), String> {
@@ -276,7 +280,7 @@ fn content(table: RawTable<'_>) -> Bytes {
 }
 
 /// JSON as a field table, with the types that RabbitMQ gives it: whole numbers are `l`, texts `S`.
-fn table(arguments: &Map<String, Value>) -> Result<TableBuilder, String> {
+pub(in crate::server) fn table(arguments: &Map<String, Value>) -> Result<TableBuilder, String> {
     let mut table = TableBuilder::new();
     for (name, value) in arguments {
         check_length(name)?;

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 
 pub use import::{ImportError, import};
 
+use super::registry::Registry;
 use super::tls::{Entered, Entrance};
 use super::{Door, Stop};
 use crate::broker::link::Shard;
@@ -32,11 +33,13 @@ mod confirms;
 mod connection;
 mod declare;
 pub(super) mod deliver;
+mod describe;
 mod events;
 mod greeting;
-mod import;
+pub(in crate::server) mod import;
 mod line;
 mod names;
+pub(in crate::server) mod operate;
 mod output;
 mod presence;
 mod properties;
@@ -53,13 +56,20 @@ pub async fn listen(
     shard: Shard,
     offer: Limits,
     realm: Arc<Realm>,
+    registry: Arc<Registry>,
     stop: Stop,
     metrics: Arc<Metrics>,
 ) {
     let Door { listener, key, most, entrance } = door;
     let (stop_each, numbers) = (stop.clone(), Arc::clone(&metrics));
     let connect = move |stream, peer| {
-        let way = Way { key, entrance: entrance.clone(), peer, realm: Arc::clone(&realm) };
+        let way = Way {
+            key,
+            entrance: entrance.clone(),
+            peer,
+            realm: Arc::clone(&realm),
+            registry: Arc::clone(&registry),
+        };
         serve(stream, way, shard.clone(), offer, stop_each.clone(), Arc::clone(&numbers))
     };
     super::serve(listener, key, most, stop, metrics, connect).await;
@@ -71,13 +81,14 @@ struct Way {
     entrance: Entrance,
     peer: SocketAddr,
     realm: Arc<Realm>,
+    registry: Arc<Registry>,
 }
 
 /// Serves one connection from its first byte to its end.
 async fn serve(stream: TcpStream, way: Way, shard: Shard, offer: Limits, stop: Stop, metrics: Arc<Metrics>) {
-    let Way { key, entrance, peer, realm } = way;
+    let Way { key, entrance, peer, realm, registry } = way;
     let Some(entered) = entrance.enter(key, stream, peer, &stop).await else { return };
-    let presence = presence::Presence::new(metrics);
+    let presence = presence::Presence::new(metrics, registry);
     match entered {
         Entered::Plain(stream) => {
             connection::serve(stream, peer, &shard, offer, realm, &stop, presence).await;

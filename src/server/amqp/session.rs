@@ -39,6 +39,10 @@ pub(super) struct Agreed {
     pub(super) vhost_name: Arc<str>,
     /// The client understands basic.cancel from the server.
     pub(super) cancel_notify: bool,
+    /// How it logged in.
+    pub(super) mechanism: String,
+    /// What it said of itself: a field table, content only.
+    pub(super) client_properties: Box<[u8]>,
 }
 
 /// See the module.
@@ -62,6 +66,8 @@ pub(super) struct Session {
     pub(super) cache: Cache,
     /// What the publishes of uncommitted transactions hold.
     pub(super) uncommitted: usize,
+    /// Channels opened since the task asked last.
+    pub(super) opened: u64,
     /// Weight of deliveries that were encoded and not reported as written.
     pub(super) undrained: u64,
 }
@@ -92,6 +98,7 @@ impl Session {
             cache: Cache::default(),
             uncommitted: 0,
             undrained: 0,
+            opened: 0,
         }
     }
 
@@ -165,6 +172,7 @@ impl Session {
             }
         };
         self.last_slot = slot;
+        self.opened += 1;
         self.numbers.insert(slot, number);
         self.channels.insert(number, Channel::new(slot, counted));
         ChannelOpenOk::default().encode_frame(number, self.line.bytes());

@@ -125,8 +125,7 @@ impl Unacked {
     }
 
     /// How many are open.
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.open.len() - self.holes
     }
 

@@ -1,29 +1,35 @@
-//! HTTP: health and metrics.
+//! HTTP: health, metrics, management.
 //!
-//! Owns: the few pages, and the bounds that keep a strange peer harmless (header bytes, header time, connection time, number of
-//! connections; bodies of requests are never read).
+//! Owns: the listeners, and the bounds that keep a strange peer harmless (header and body bytes, header and body time, connection
+//! time, number of connections).
 //! Promises: `/health/live` answers 200 while the process runs, `/health/ready` only when nothing is missing, `/metrics` what
-//! Prometheus reads. Does not know: what makes the broker ready, and what the metrics mean.
+//! Prometheus reads; a body is read only for somebody who may ask for something.
+//! Does not know: what makes the broker ready, what the metrics mean, what management can do.
+
+mod body;
+pub mod management;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
 use super::Stop;
-use super::health::Readiness;
 use crate::limits;
 use crate::metrics::Metrics;
+use body::Body;
+use management::{Asked, Management};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -35,29 +41,40 @@ struct Page {
     body: String,
 }
 
-/// The pages of one listener: a path to its page, `None` where there is none.
-trait Pages: Send + Sync + 'static {
-    fn page(&self, path: &str) -> Option<Page>;
+/// What a listener serves.
+#[derive(Clone)]
+enum Site {
+    /// `http.listen`
+    Management(Arc<Management>),
+    /// `metrics.listen`
+    Numbers(Arc<Metrics>),
 }
 
-struct Health {
-    ready: Arc<Readiness>,
-    /// Where RocketMQ clients find their name server, once it listens.
-    name_server: Arc<OnceLock<String>>,
-}
-
-impl Pages for Health {
+impl Site {
+    /// A page that needs no login; `None` where there is none.
     fn page(&self, path: &str) -> Option<Page> {
-        let (status, body) = match path {
-            "/health/live" => (StatusCode::OK, "alive\n".to_owned()),
-            "/health/ready" => readiness(&self.ready.missing()),
+        let (status, content_type, body) = match (self, path) {
+            (Self::Management(_), "/health/live") => (StatusCode::OK, TEXT, "alive\n".to_owned()),
+            (Self::Management(site), "/health/ready") => {
+                let (status, body) = readiness(&site.ready.missing());
+                (status, TEXT, body)
+            }
+            (Self::Numbers(metrics), "/metrics") => match metrics.render() {
+                Ok(body) => (StatusCode::OK, OPEN_METRICS, body),
+                Err(_) => {
+                    let body = "a metric can not be written\n".to_owned();
+                    (StatusCode::INTERNAL_SERVER_ERROR, TEXT, body)
+                }
+            },
             // Clients without a name server address ask here, and take the whole body as the address. A unit's name may follow.
-            _ if path == "/rocketmq/nsaddr" || path.starts_with("/rocketmq/nsaddr-") => {
-                (StatusCode::OK, self.name_server.get()?.clone())
+            (Self::Management(site), _)
+                if path == "/rocketmq/nsaddr" || path.starts_with("/rocketmq/nsaddr-") =>
+            {
+                (StatusCode::OK, TEXT, site.name_server.get()?.clone())
             }
             _ => return None,
         };
-        Some(Page { status, content_type: TEXT, body })
+        Some(Page { status, content_type, body })
     }
 }
 
@@ -69,54 +86,33 @@ fn readiness(missing: &[&str]) -> (StatusCode, String) {
     }
 }
 
-struct Numbers(Arc<Metrics>);
-
-impl Pages for Numbers {
-    fn page(&self, path: &str) -> Option<Page> {
-        (path == "/metrics").then(|| match self.0.render() {
-            Ok(body) => Page { status: StatusCode::OK, content_type: OPEN_METRICS, body },
-            Err(_) => {
-                let body = "a metric can not be written\n".to_owned();
-                Page { status: StatusCode::INTERNAL_SERVER_ERROR, content_type: TEXT, body }
-            }
-        })
-    }
-}
-
-/// Serves `/health/live`, `/health/ready` and `/rocketmq/nsaddr` on the listener of `http.listen` until `stop`.
-pub async fn serve_health(
+/// Serves health and management on a listener of `http.listen` until `stop`.
+pub async fn serve_management(
     listener: TcpListener,
-    ready: Arc<Readiness>,
-    name_server: Arc<OnceLock<String>>,
+    management: Arc<Management>,
     metrics: Arc<Metrics>,
     stop: Stop,
 ) {
-    serve(listener, "http.listen", Arc::new(Health { ready, name_server }), metrics, stop).await;
+    serve(listener, "http.listen", Site::Management(management), metrics, stop).await;
 }
 
-/// Serves `/metrics` on the listener of `metrics.listen` until `stop`.
+/// Serves `/metrics` on a listener of `metrics.listen` until `stop`.
 pub async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>, stop: Stop) {
-    serve(listener, "metrics.listen", Arc::new(Numbers(Arc::clone(&metrics))), metrics, stop).await;
+    serve(listener, "metrics.listen", Site::Numbers(Arc::clone(&metrics)), metrics, stop).await;
 }
 
-async fn serve(
-    listener: TcpListener,
-    key: &'static str,
-    pages: Arc<dyn Pages>,
-    metrics: Arc<Metrics>,
-    stop: Stop,
-) {
+async fn serve(listener: TcpListener, key: &'static str, site: Site, metrics: Arc<Metrics>, stop: Stop) {
     let each_stop = stop.clone();
     super::serve(listener, key, limits::HTTP_CONNECTIONS_MAX, stop, metrics, move |stream, peer| {
-        connection(stream, peer, Arc::clone(&pages), each_stop.clone())
+        connection(stream, peer, site.clone(), each_stop.clone())
     })
     .await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, pages: Arc<dyn Pages>, stop: Stop) {
+async fn connection(stream: TcpStream, peer: SocketAddr, site: Site, stop: Stop) {
     let service = service_fn(move |request| {
-        let answer = answer(&request, &*pages);
-        async move { Ok::<_, Infallible>(answer) }
+        let site = site.clone();
+        async move { Ok::<_, Infallible>(answer(request, &site, peer).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -137,32 +133,75 @@ async fn connection(stream: TcpStream, peer: SocketAddr, pages: Arc<dyn Pages>, 
     }
     connection.as_mut().graceful_shutdown();
     // An answer on its way may arrive; a peer that does not take it is cut off.
-    let _ = tokio::time::timeout(Duration::from_millis(limits::HTTP_GOODBYE_MS), connection).await;
+    let _ = timeout(Duration::from_millis(limits::HTTP_GOODBYE_MS), connection).await;
 }
 
-fn answer(request: &Request<Incoming>, pages: &dyn Pages) -> Response<Full<Bytes>> {
-    route(request.method(), request.uri().path(), pages)
+async fn answer(request: Request<Incoming>, site: &Site, peer: SocketAddr) -> Response<Body> {
+    let path = request.uri().path();
+    match site {
+        Site::Management(management) if path == "/api" || path.starts_with("/api/") => {
+            manage(request, management, peer).await
+        }
+        _ => route(request.method(), path, site),
+    }
 }
 
-fn route(method: &Method, path: &str, pages: &dyn Pages) -> Response<Full<Bytes>> {
-    let Some(page) = pages.page(path) else {
-        return respond(Page {
-            status: StatusCode::NOT_FOUND,
-            content_type: TEXT,
-            body: "no such page\n".to_owned(),
-        });
+async fn manage(
+    request: Request<Incoming>,
+    management: &Arc<Management>,
+    peer: SocketAddr,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let mut asked = Asked {
+        method: head.method,
+        path: head.uri.path().to_owned(),
+        query: head.uri.query().unwrap_or_default().to_owned(),
+        headers: head.headers,
+        body: Bytes::new(),
+        peer,
+    };
+    // Strangers are answered before their body is read.
+    if !matches!(asked.method, Method::GET | Method::HEAD | Method::DELETE) && management.knows(&asked) {
+        let too_long = || {
+            let text = format!("the body is broken, or longer than {} bytes\n", limits::HTTP_BODY_MAX);
+            text_page(StatusCode::PAYLOAD_TOO_LARGE, text)
+        };
+        if body.size_hint().lower() > limits::HTTP_BODY_MAX as u64 {
+            return too_long();
+        }
+        let whole = Limited::new(body, limits::HTTP_BODY_MAX).collect();
+        match timeout(Duration::from_millis(limits::HTTP_WAIT_MS), whole).await {
+            Ok(Ok(whole)) => asked.body = whole.to_bytes(),
+            Ok(Err(_)) => return too_long(),
+            Err(_) => {
+                return text_page(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the body did not arrive in time\n".to_owned(),
+                );
+            }
+        }
+    }
+    management.answer(asked).await
+}
+
+fn text_page(status: StatusCode, body: String) -> Response<Body> {
+    respond(Page { status, content_type: TEXT, body })
+}
+
+fn route(method: &Method, path: &str, site: &Site) -> Response<Body> {
+    let Some(page) = site.page(path) else {
+        return text_page(StatusCode::NOT_FOUND, "no such page\n".to_owned());
     };
     if !matches!(*method, Method::GET | Method::HEAD) {
-        let body = "only GET and HEAD here\n".to_owned();
-        let mut response = respond(Page { status: StatusCode::METHOD_NOT_ALLOWED, content_type: TEXT, body });
+        let mut response = text_page(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD here\n".to_owned());
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     respond(page)
 }
 
-fn respond(page: Page) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(page.body)));
+fn respond(page: Page) -> Response<Body> {
+    let mut response = Response::new(Body::Whole(Bytes::from(page.body)));
     *response.status_mut() = page.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
@@ -173,7 +212,14 @@ fn respond(page: Page) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::OnceLock;
+
+    use crate::clock::SystemClock;
+    use crate::security::Realm;
+    use crate::security::users::Users;
     use crate::server::Stopper;
+    use crate::server::health::Readiness;
+    use crate::server::registry::Registry;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
 
@@ -191,8 +237,19 @@ mod tests {
         let (stopper, stop) = Stopper::new();
         let ready = Readiness::new(["log"]);
         let name_server = Arc::new(OnceLock::new());
-        let (found, known) = (Arc::clone(&name_server), Arc::clone(&ready));
-        let task = tokio::spawn(serve_health(listener, known, found, Metrics::new(), stop));
+        let clock = Arc::new(SystemClock::new());
+        let metrics = Metrics::new();
+        let management = Arc::new(Management {
+            ready: Arc::clone(&ready),
+            realm: Realm::new(Users::only_guest()),
+            registry: Registry::new(clock.clone()),
+            metrics: Arc::clone(&metrics),
+            clock,
+            node: "dassie@here".to_owned(),
+            name_server: Arc::clone(&name_server),
+            broker: OnceLock::new(),
+        });
+        let task = tokio::spawn(serve_management(listener, management, metrics, stop));
         Running { address, stopper, ready, name_server, task }
     }
 

@@ -23,7 +23,9 @@ use super::group::{Groups, Member, Notice};
 use super::session::{OUTPUT_MAX, Session};
 use crate::broker::link::{Gate, Link, Shard};
 use crate::metrics::Metrics;
+use crate::security::DEFAULT_VHOST;
 use crate::server::Stop;
+use crate::server::registry::{Ask, Entry, Facts, Place, Protocol, Registry};
 use crate::server::transport::Transport;
 
 /// Silence in both directions after which a connection ends, as Apache's server does.
@@ -54,8 +56,10 @@ pub(super) async fn serve<T: Transport>(
     let (notices_in, notices) = mpsc::channel(NOTICES_MAX);
     let member = Member::new(link.id(), notices_in, peer);
     let left = Left { groups: Arc::clone(&front.groups), connection: link.id(), metrics };
-    let local = stream.local_addr().map_or(peer.ip(), |address| address.ip());
-    let session = Session::new(front, (peer, local), link.topology(), Box::new(link.log().clone()), member);
+    let local = stream.local_addr().unwrap_or(peer);
+    let registry = Arc::clone(&front.registry);
+    let session =
+        Session::new(front, (peer, local.ip()), link.topology(), Box::new(link.log().clone()), member);
     let gate = link.gate();
     let frame_max = if session.is_stranger() { FRAME_STRANGER } else { MAX_FRAME };
     let mut task = Task {
@@ -65,6 +69,10 @@ pub(super) async fn serve<T: Transport>(
         link,
         gate,
         notices,
+        registry,
+        local,
+        place: None,
+        octets: (0, 0),
         frame_max,
         last: Instant::now(),
         heard: false,
@@ -104,6 +112,13 @@ struct Task<T> {
     link: Link,
     gate: Gate,
     notices: mpsc::Receiver<Notice>,
+    registry: Arc<Registry>,
+    /// The broker's end.
+    local: SocketAddr,
+    /// Where operators see it, once it said something.
+    place: Option<Place>,
+    /// Read from the socket, and written to it. Bytes.
+    octets: (u64, u64),
     /// Longest frame this peer may send. Bytes.
     frame_max: usize,
     /// When something was read or written last.
@@ -112,6 +127,14 @@ struct Task<T> {
     heard: bool,
     /// When the end is due.
     deadline: Option<Instant>,
+}
+
+/// Waits until an operator asks something. Cancel safe.
+async fn asked(entry: Option<&Entry>) {
+    match entry {
+        Some(entry) => entry.asked().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Go on, or the connection's end was reached in good order; who ended it and why.
@@ -134,6 +157,7 @@ impl<T: Transport> Task<T> {
                 self.stream.shutdown().await?;
                 return Ok("by the broker: it is ending");
             }
+            let entry = self.place.as_ref().map(Place::entry);
             let interest = self.interest();
             let deadline = self.deadline;
             let flow = tokio::select! {
@@ -148,6 +172,7 @@ impl<T: Transport> Task<T> {
                 }
                 () = self.gate.ready(), if !self.gate.is_open() => Flow::Go,
                 _ = ticks.tick() => self.tick(),
+                () = asked(entry.as_deref()) => self.on_asked(),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Flow::Done("by the broker: it is ending"),
                 () = &mut stopped, if deadline.is_none() => {
                     self.deadline = Some(Instant::now() + GOODBYE);
@@ -182,7 +207,8 @@ impl<T: Transport> Task<T> {
         }
         match self.stream.try_read_buf(&mut self.input) {
             Ok(0) => Ok(Flow::Done("by the client")),
-            Ok(_) => {
+            Ok(count) => {
+                self.octets.0 += count as u64;
                 self.last = Instant::now();
                 if !self.heard {
                     self.heard = true;
@@ -190,6 +216,7 @@ impl<T: Transport> Task<T> {
                     let certificate = self.stream.facts().and_then(|facts| facts.client.as_ref());
                     let subject = certificate.map(|certificate| certificate.subject.as_str());
                     tracing::info!(peer = %self.session.peer, tls, certificate = subject, "RocketMQ connection opened");
+                    self.place = Some(self.registry.enter(self.facts()));
                 }
                 self.hear()?;
                 Ok(Flow::Go)
@@ -217,6 +244,40 @@ impl<T: Transport> Task<T> {
         Ok(())
     }
 
+    fn facts(&self) -> Facts {
+        let tls = self.stream.facts();
+        Facts {
+            protocol: Protocol::Rocketmq,
+            local: self.local,
+            peer: self.session.peer,
+            user: Arc::clone(&self.session.principal.name),
+            vhost: DEFAULT_VHOST.into(),
+            mechanism: String::new(),
+            tls: tls.map(|facts| facts.session.clone()),
+            subject: tls.and_then(|facts| facts.client.as_ref()).map(|client| client.subject.clone()),
+            client_properties: Box::default(),
+            channel_max: 0,
+            frame_max: 0,
+            heartbeat: 0,
+        }
+    }
+
+    /// Does what operators asked.
+    fn on_asked(&mut self) -> Flow {
+        for ask in self.place.as_ref().map(Place::asks).unwrap_or_default() {
+            match ask {
+                // The protocol has no word for it: its clients connect again.
+                Ask::Close(reason) => {
+                    let reason = reason.escape_debug();
+                    tracing::info!(peer = %self.session.peer, "an operator closes a RocketMQ connection: {reason}");
+                    return Flow::Done("by the broker: an operator closed it");
+                }
+                Ask::Describe(to) => drop(to.send(Vec::new())),
+            }
+        }
+        Flow::Go
+    }
+
     fn on_events(&mut self, events: Option<Vec<crate::broker::api::Event>>) -> Flow {
         let Some(events) = events else { return Flow::Done("by the broker: it is ending") };
         self.session.on_events(events);
@@ -233,13 +294,17 @@ impl<T: Transport> Task<T> {
             if !self.link.send(self.session.take_verbs()) {
                 return Err(io::Error::other("the broker is ending"));
             }
-            let (stream, last) = (&mut self.stream, &mut self.last);
+            if let Some(place) = &self.place {
+                place.update(0, self.octets.0, self.octets.1, !self.gate.is_open());
+            }
+            let (stream, last, sent) = (&mut self.stream, &mut self.last, &mut self.octets.1);
             if self.session.output.is_empty() {
                 return stream.try_flush();
             }
             let written = self.session.output.write_to(|slices| {
                 let taken = stream.try_write_vectored(slices)?;
                 *last = Instant::now();
+                *sent += taken as u64;
                 Ok(taken)
             });
             match written {

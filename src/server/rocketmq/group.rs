@@ -297,6 +297,14 @@ impl Groups {
     }
 }
 
+impl Groups {
+    /// Names of all groups: of consumers, of producers.
+    pub(super) fn all_names(&self) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
+        let state = self.state();
+        (state.groups.keys().cloned().collect(), state.producers.keys().cloned().collect())
+    }
+}
+
 impl State {
     fn remove(&mut self, group: &str, which: impl Fn(&(u64, String)) -> bool) {
         let Some(entry) = self.groups.get_mut(group) else { return };

@@ -20,6 +20,7 @@ use std::sync::{Arc, Once};
 use dassie_rocketmq::message::UniqueKey;
 use tokio::net::{TcpStream, lookup_host};
 
+use super::registry::Registry;
 use super::tls::{Entered, Entrance};
 use super::{Door, Stop};
 use crate::broker::link::Shard;
@@ -37,6 +38,7 @@ mod key_values;
 mod lock;
 mod offsets;
 mod output;
+pub mod overview;
 mod pull;
 mod query;
 mod refuse;
@@ -71,6 +73,7 @@ pub struct Front {
     /// The advertised address inside message ids and records.
     store_host: SocketAddr,
     groups: Arc<group::Groups>,
+    registry: Arc<Registry>,
     realm: Arc<Realm>,
     clock: Arc<dyn Clock>,
     /// A client was told an address that can not be right for it.
@@ -87,6 +90,7 @@ impl Front {
     pub async fn new(
         settings: Settings,
         realm: Arc<Realm>,
+        registry: Arc<Registry>,
         clock: Arc<dyn Clock>,
         instance: u32,
     ) -> Arc<Self> {
@@ -110,6 +114,7 @@ impl Front {
             settings,
             store_host,
             groups,
+            registry,
             realm,
             clock,
             started_ms,

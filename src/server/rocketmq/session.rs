@@ -551,6 +551,7 @@ mod tests {
                 delay_levels: 18,
             };
             let front = Arc::new(Front {
+                registry: crate::server::registry::Registry::new(Arc::new(SystemClock::new())),
                 settings,
                 store_host: "127.0.0.1:10911".parse().unwrap(),
                 groups: Arc::new(Groups::default()),

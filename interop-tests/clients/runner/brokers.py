@@ -16,8 +16,10 @@ import time
 import urllib.error
 import urllib.request
 
-from .paths import CACHE, REPOSITORY
+from .paths import CACHE, CLIENTS, REPOSITORY
 
+# Users, vhosts, permissions and a few objects, in the form that RabbitMQ exports: for every AMQP broker started here.
+DEFINITIONS = CLIENTS / "definitions.json"
 START_SECONDS = 120
 STOP_SECONDS = 60
 
@@ -133,6 +135,7 @@ class Broker:
 
     amqp = None
     name_server = None
+    accounts = False  # whether it knows the users of DEFINITIONS
     authority = None  # the PEM file that clients must trust; None: plaintext
     waits = WAITS  # what clients are told of the waits that it was started with
 
@@ -187,6 +190,8 @@ def certificates(directory):
 class Dassie(Broker):
     """With `tls`, both protocols over TLS only: what slips through in plaintext fails."""
 
+    accounts = True
+
     def __init__(self, directory, tls=False):
         binary = pathlib.Path(os.environ.get("DASSIE_BIN", REPOSITORY / "target/release/dassie"))
         if not binary.exists():
@@ -204,6 +209,7 @@ class Dassie(Broker):
             "rocketmq.delay_levels": DELAY_LEVELS,
             "rocketmq.transaction_timeout": CHECK_SECONDS[0],
             "rocketmq.transaction_check_interval": CHECK_SECONDS[1],
+            "definitions.file": DEFINITIONS,
         }
         if tls:
             made = certificates(directory / "certificates")
@@ -254,6 +260,8 @@ class Dassie(Broker):
 class RabbitMQ(Broker):
     """Debian's RabbitMQ, run from the tree that `setup --control` unpacked, with an epmd of its own."""
 
+    accounts = True
+
     def __init__(self, directory):
         server = CACHE / "rabbitmq/sbin/rabbitmq-server"
         if not server.exists():
@@ -262,7 +270,8 @@ class RabbitMQ(Broker):
         self.amqp = f"127.0.0.1:{self.port}"
         directory.mkdir(parents=True)
         (directory / "enabled_plugins").write_text("[].\n")
-        (directory / "rabbitmq.conf").write_text(f"listeners.tcp.default = 127.0.0.1:{self.port}\n")
+        (directory / "rabbitmq.conf").write_text(
+            f"listeners.tcp.default = 127.0.0.1:{self.port}\nload_definitions = {DEFINITIONS}\n")
         environment = dict(
             os.environ,
             HOME=str(directory),  # the Erlang cookie

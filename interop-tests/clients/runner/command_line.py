@@ -78,6 +78,8 @@ def run_all(programs, broker, target, options, directory, restart=None):
             environment["INTEROP_AMQP"] = broker.amqp
         if broker.name_server:
             environment["INTEROP_NAME_SERVER"] = broker.name_server
+        if broker.accounts:
+            environment["INTEROP_ACCOUNTS"] = "yes"
         if broker.authority:
             environment["INTEROP_TLS_CA"] = str(broker.authority)
         stack.callback(broker.stop)

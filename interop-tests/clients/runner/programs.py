@@ -65,6 +65,14 @@ class Cargo(Program):
                            "--manifest-path", CLIENTS / self.name / "Cargo.toml"])
 
 
+class C(Program):
+    """All sources in one go, with the system's library."""
+
+    def build(self):
+        _build(self.name, ["cc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-o", CACHE / self.name,
+                           *sorted((CLIENTS / self.name).glob("*.c")), "-lrabbitmq"])
+
+
 class Go(Program):
     def build(self):
         _build(self.name, ["sh", "-c", f"cd {CLIENTS / self.name} && go build -o {CACHE / self.name} ."])
@@ -86,9 +94,12 @@ def _java(name, scenarios, world, sources, main):
 def all_programs():
     programs = [
         Python("pika", "amqp", "amqp", ["pika"], [str(CACHE / "python/bin/python"), str(CLIENTS / "pika/main.py")]),
+        Python("accounts", "accounts", "amqp", ["pika"], [str(CACHE / "python/bin/python"), str(CLIENTS / "pika/accounts.py")]),
         _java("rabbitmq-java", "amqp", "amqp", ["java-kit", "rabbitmq-java"], "interop.rabbitmq.Main"),
         Cargo("lapin", "amqp", "amqp", ["lapin"], [str(CACHE / "target/debug/interop-lapin")]),
         Go("amqp091-go", "amqp", "amqp", ["amqp091-go"], [str(CACHE / "amqp091-go")]),
+        C("librabbitmq", "amqp", "amqp", ["librabbitmq"], [str(CACHE / "librabbitmq")]),
+        Program("bunny", "amqp", "amqp", ["bunny"], ["ruby", str(CLIENTS / "bunny/main.rb")]),
         Node("amqplib", "amqp", "amqp", ["amqplib"],
              ["env", f"NODE_PATH={CACHE / 'amqplib/node_modules'}", "node", str(CLIENTS / "amqplib/main.js")]),
     ]

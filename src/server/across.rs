@@ -99,9 +99,41 @@ const OURS: [&str; 10] = [
     "x-first-death-exchange",
 ];
 
-/// Does this topic's name belong to an exchange or a queue of AMQP? There is no such thing yet.
+/// Begins the name of a topic that stands for an exchange of vhost `/`.
+const EXCHANGE: &str = "AMQP-X-";
+/// Begins the name of a topic that would stand for a queue.
+const QUEUE: &str = "AMQP-Q-";
+
+/// Does this topic's name belong to an exchange or a queue of AMQP?
 pub(super) fn is_foreign(topic: &str) -> bool {
-    topic.starts_with("AMQP-X-") || topic.starts_with("AMQP-Q-")
+    topic.starts_with(EXCHANGE) || topic.starts_with(QUEUE)
+}
+
+/// The exchange that a topic stands for: `AMQP-X-<exchange>`, where `|HH` is the byte HH of its name. A topic is an exchange already,
+/// and the default exchange has no bindings: there is none for those.
+pub(super) fn exchange_of(topic: &str) -> Option<String> {
+    let mut rest = topic.strip_prefix(EXCHANGE)?.as_bytes();
+    let mut name = Vec::with_capacity(rest.len());
+    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    while let [byte, later @ ..] = rest {
+        rest = later;
+        match (*byte, later) {
+            (b'|', [high, low, later @ ..]) => {
+                name.push(digit(*high)? << 4 | digit(*low)?);
+                rest = later;
+            }
+            (b'|', _) => return None,
+            (byte, _) => name.push(byte),
+        }
+    }
+    let name = String::from_utf8(name).ok()?;
+    (!name.is_empty() && !name.starts_with(TOPIC_EXCHANGE_PREFIX)).then_some(name)
+}
+
+/// What bindings see as the routing key of a message of that topic.
+pub(super) fn routing_key<'a>(topic: &str, properties: Properties<'a>) -> &'a str {
+    let named = topic.starts_with(EXCHANGE).then(|| properties.get("AMQP_ROUTING_KEY")).flatten();
+    named.or_else(|| properties.get(property::TAGS)).unwrap_or_default()
 }
 
 /// Is this property the application's own?
@@ -122,9 +154,10 @@ pub(super) fn amqp_view(message: &StoredMessage) -> Result<StoredMessage, Record
     header[..2].copy_from_slice(&BASIC_CLASS.to_be_bytes());
     header[4..].copy_from_slice(&(body.len() as u64).to_be_bytes());
     properties(&record, encoding, headers.as_table().unwrap_or(RawTable::EMPTY)).encode(&mut header);
-    let exchange = format!("{TOPIC_EXCHANGE_PREFIX}{}", record.topic);
+    let exchange =
+        exchange_of(record.topic).unwrap_or_else(|| format!("{TOPIC_EXCHANGE_PREFIX}{}", record.topic));
     let mut bytes = BytesMut::with_capacity(exchange.len() + header.len() + 300);
-    put_prefix(&mut bytes, cut(&exchange), cut(tag(record.properties)), [&header, &[]]);
+    put_prefix(&mut bytes, cut(&exchange), cut(routing_key(record.topic, record.properties)), [&header, &[]]);
     Ok(StoredMessage {
         origin: Origin::Amqp,
         prefix_len: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
@@ -133,11 +166,6 @@ pub(super) fn amqp_view(message: &StoredMessage) -> Result<StoredMessage, Record
         body: Some(vec![body]),
         store_time: message.store_time,
     })
-}
-
-/// The tag of a RocketMQ message, "" without one: what bindings of its exchange match.
-pub(super) fn tag(properties: Properties<'_>) -> &str {
-    properties.get(property::TAGS).unwrap_or_default()
 }
 
 /// Prefix, body and suffix, wherever the body lies.
@@ -213,7 +241,7 @@ fn put_death(table: &mut TableBuilder, record: &Record<'_>, group: &str) {
         (None, Some(topic)) => format!("{TOPIC_EXCHANGE_PREFIX}{topic}"),
         (None, None) => String::new(),
     };
-    let key = property("AMQP_ROUTING_KEY").unwrap_or_else(|| tag(record.properties));
+    let key = property("AMQP_ROUTING_KEY").or_else(|| property(property::TAGS)).unwrap_or_default();
     let time = u64::try_from(record.store_time / 1000).unwrap_or(0);
     table
         .put_array("x-death", |deaths| {
@@ -455,6 +483,28 @@ mod tests {
                 assert_eq!(seen.header("x-first-death-queue").as_deref(), Some("G"));
                 assert_eq!(seen.header("x-delivery-count").as_deref(), Some("3"));
             });
+        }
+    }
+
+    #[test]
+    fn a_topic_can_stand_for_an_exchange() {
+        for (topic, exchange) in [
+            ("AMQP-X-orders", Some("orders")),
+            ("AMQP-X-a|2Eb|c3|bc", Some("a.bü")),
+            ("AMQP-X-", None),
+            ("AMQP-X-a|2", None),
+            ("AMQP-X-a|zz", None),
+            ("AMQP-X-|ff", None),
+            ("AMQP-X-amq|2Ermq|2ET", None),
+            ("AMQP-Q-orders", None),
+            ("orders", None),
+        ] {
+            assert_eq!(exchange_of(topic).as_deref(), exchange, "{topic}");
+        }
+        let properties = "TAGS\u{1}t\u{2}AMQP_ROUTING_KEY\u{1}a.b\u{2}";
+        for (topic, expected) in [("AMQP-X-orders", "\u{6}orders\u{3}a.b"), ("T", "\u{9}amq.rmq.T\u{1}t")] {
+            let view = amqp_view(&stored_as(topic, properties, b"b", 0, false)).unwrap();
+            assert!(view.bytes.starts_with(expected.as_bytes()), "{topic}");
         }
     }
 

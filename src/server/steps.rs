@@ -12,7 +12,7 @@ use dassie_rocketmq::message::{
     system_topic, tag_hash, waiting,
 };
 
-use super::across::parts;
+use super::across::{parts, routing_key};
 use super::across_back::{Place, rocketmq_view};
 use crate::broker::api::{Half, Message, Origin, SendBack, SendMessage, Step, Stepped, StoredMessage, Waits};
 
@@ -54,7 +54,7 @@ fn step_record(message: &StoredMessage, step: &Step<'_>) -> Result<Stepped, Arc<
     let shown: Arc<str> = shown_topic(next.waits).map_or_else(|| Arc::clone(&next.topic), Into::into);
     record.topic = &shown;
     record.properties = properties;
-    let send = encode(&record, measured, &body)?;
+    let send = encode(&record, &next.topic, measured, &body)?;
     Ok(Stepped { send, topic: next.topic, queue_id: next.queue_id, waits: next.waits })
 }
 
@@ -125,7 +125,8 @@ pub(super) fn shown_topic(waits: Option<Waits>) -> Option<&'static str> {
     }
 }
 
-fn encode(record: &Record<'_>, measured: Body, body: &[u8]) -> Result<SendMessage, Arc<str>> {
+/// `topic`: where it goes in the end.
+fn encode(record: &Record<'_>, topic: &str, measured: Body, body: &[u8]) -> Result<SendMessage, Arc<str>> {
     let mut bytes = Vec::with_capacity(record.prefix_length() + body.len() + record.suffix_length());
     record.encode_prefix(measured, &mut bytes).map_err(text)?;
     let prefix_len = u32::try_from(bytes.len()).map_err(text)?;
@@ -141,7 +142,7 @@ fn encode(record: &Record<'_>, measured: Body, body: &[u8]) -> Result<SendMessag
         persistent: true,
         ttl: None,
     };
-    Ok(SendMessage { message, tag: tag.unwrap_or_default().into() })
+    Ok(SendMessage { message, tag: routing_key(topic, record.properties).into() })
 }
 
 fn text(error: impl std::fmt::Display) -> Arc<str> {

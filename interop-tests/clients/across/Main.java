@@ -34,6 +34,8 @@ import java.util.stream.Stream;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
+import org.apache.rocketmq.client.exception.MQBrokerException;
+import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.LocalTransactionState;
 import org.apache.rocketmq.client.producer.SendResult;
@@ -61,6 +63,8 @@ public final class Main {
         scenario("exchange-makes-topic", Main::exchangeMakesTopic);
         scenario("exchange-tag-filter", Main::exchangeTagFilter);
         scenario("binding-to-topic", Main::bindingToTopic);
+        scenario("topic-to-exchange", Main::topicToExchange);
+        scenario("exchange-as-topic", Main::exchangeAsTopic);
         scenario("transaction-to-queue", Main::transactionToQueue);
         scenario("delay-to-queue", Main::delayToQueue);
         scenario("dead-letters-both", Main::deadLettersBoth);
@@ -238,6 +242,54 @@ public final class Main {
         publish(channel, exchangeOf(topic), "end", "end");
         waitUntil(() -> group.bodies().contains("end"), () -> "the last message, have " + group.bodies());
         group.awaitExactly(List.of("orders.new", "orders.old.one", "end"));
+    }
+
+    private static void topicToExchange(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "to-exchange");
+        Channel channel = amqp.channel();
+        String exchange = amqp.exchange(channel, "direct");
+        String queue = amqp.queue(channel, "own");
+        channel.queueBind(queue, exchange, "paid");
+        channel.exchangeBind(exchange, exchangeOf(topic), "#");
+        for (String tag : List.of("paid", "late", "paid")) {
+            sendOk(producer, new Message(topic, tag, bytes("was " + tag)), Rocket.queues(producer, topic).get(0));
+        }
+        Amqp.waitReady(channel, queue, 2);
+        equal(drain(channel, queue), List.of("was paid", "was paid"), "what the exchange routes by tag");
+        channel.exchangeUnbind(exchange, exchangeOf(topic), "#");
+        sendOk(producer, new Message(topic, "paid", bytes("afterwards")));
+        equal(drain(channel, queue), List.of(), "messages after the binding");
+    }
+
+    /** A RocketMQ producer sends to an exchange by its name. */
+    private static void exchangeAsTopic(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        Channel channel = amqp.channel();
+        String exchange = amqp.exchange(channel, "topic");
+        String queue = amqp.queue(channel, "own");
+        channel.queueBind(queue, exchange, "orders.*");
+        StringBuilder topic = new StringBuilder("AMQP-X-");
+        for (byte b : bytes(exchange)) {
+            topic.append(Character.isLetterOrDigit(b) || b == '-' || b == '_' ? String.valueOf((char) b) : String.format("|%02X", b));
+        }
+        for (String tag : List.of("orders", "orders.new")) {
+            sendOk(producer, new Message(topic.toString(), tag, bytes("tag " + tag)));
+        }
+        Message named = new Message(topic.toString(), "bills", bytes("by property"));
+        named.putUserProperty("AMQP_ROUTING_KEY", "orders.old");
+        sendOk(producer, named);
+        Amqp.waitReady(channel, queue, 2);
+        GetResponse first = channel.basicGet(queue, true);
+        equal(List.of(Amqp.text(first.getBody()), first.getEnvelope().getExchange(), first.getEnvelope().getRoutingKey()),
+            List.of("tag orders.new", exchange, "orders.new"), "first message");
+        equal(drain(channel, queue), List.of("by property"), "the rest");
+        try {
+            producer.send(new Message("AMQP-X-" + Kit.uniqueName("nowhere"), bytes("lost")));
+            throw new AssertionError("a send to an exchange that does not exist was taken");
+        } catch (MQClientException | MQBrokerException e) {
+            check(Kit.describe(e).contains("there is no exchange"), Kit.describe(e));
+        }
     }
 
     private static void transactionToQueue(Amqp amqp, Closer closer) throws Exception {

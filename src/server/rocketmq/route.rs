@@ -16,6 +16,7 @@ use super::refuse::{Refused, refused};
 use super::session::{Asked, Session};
 use super::{Settings, key_values};
 use crate::security::{Action, Resource, authorize};
+use crate::server::across::exchange_of;
 
 /// Read and write, in RocketMQ's bits.
 const READ_WRITE: u32 = 6;
@@ -28,7 +29,9 @@ pub(super) fn on_route(session: &mut Session, command: &Command<'_>, asked: Aske
     authorize(&session.principal, Action::Read, Resource::Topic(topic))?;
     let known =
         session.topology.topic(topic).map(|topic| [topic.read_queues, topic.write_queues, topic.permission]);
-    let Some(counts) = known.or_else(|| promised(&session.front.settings, topic)) else {
+    let Some(counts) =
+        known.or_else(|| promised(&session.front.settings, topic)).or_else(|| linked(session, topic))
+    else {
         let text = format!(
             "No topic route info in name server for the topic: {topic}\nSee https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
         );
@@ -59,6 +62,11 @@ fn promised(settings: &Settings, topic: &str) -> Option<[u32; 3]> {
     }
     let group = topic.strip_prefix(RETRY_PREFIX)?;
     check_group(group).ok().map(|()| [1, 1, READ_WRITE])
+}
+
+/// A topic that stands for an exchange is there with the exchange: its first send makes it.
+fn linked(session: &Session, topic: &str) -> Option<[u32; 3]> {
+    session.topology.exchange(0, &exchange_of(topic)?).map(|_| [1, 1, READ_WRITE])
 }
 
 fn addresses(session: &Session) -> BrokerAddresses {

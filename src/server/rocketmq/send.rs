@@ -21,10 +21,12 @@ use super::group_configs::retries_max;
 use super::offsets::signed;
 use super::refuse::{Refused, missing, name_refused, refused};
 use super::session::{Asked, Session, Wait};
-use crate::broker::api::{Message, Op, Origin, Reply, Send, SendMessage as Enqueue, Waits};
+use crate::broker::api::{
+    BindingSpec, Destination, Message, Op, Origin, Reply, Send, SendMessage as Enqueue, Waits,
+};
 use crate::limits;
 use crate::security::{Action, Resource, TOPIC_EXCHANGE_PREFIX, authorize};
-use crate::server::across::is_foreign;
+use crate::server::across::{exchange_of, is_foreign, routing_key};
 use crate::server::steps::shown_topic;
 
 /// Largest body of a send, of a batch as a whole too: Apache's `maxMessageSize`. Bytes.
@@ -75,6 +77,7 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
     }
     let is_batch =
         header.batch == Some(true) || command.head.request_code() == Some(RequestCode::SendBatchMessage);
+    let link = link(session, topic)?;
     let write_queues = known.map_or(1, |known| known.write_queues.max(1));
     let mut maker = Maker {
         front: &session.front,
@@ -120,6 +123,10 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         for message in &messages {
             let key = Resource::RoutingKey { exchange: &exchange, key: &message.tag };
             authorize(&session.principal, Action::Write, key)?;
+            if let Some((exchange, _)) = &link {
+                let key = Resource::RoutingKey { exchange, key: &message.tag };
+                authorize(&session.principal, Action::Write, key)?;
+            }
         }
     }
     let create = create_queues(&session.front, &header).filter(|_| session.topology.topic(topic).is_none());
@@ -133,10 +140,38 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         };
         session.tell(Action::Configure, Resource::Topic(topic), op)?;
     }
+    if let Some((exchange, Some(binding))) = link {
+        session.tell(Action::Write, Resource::Exchange(&exchange), Op::Bind(binding))?;
+    }
     let send = Send { topic: topic.into(), queue_id, create_queues: create, messages, waits };
     let sent = Sent { unique_key: unique_key.unwrap_or_default() };
     session.ask(Action::Write, Resource::Topic(topic), Op::Send(send), asked, Wait::Send(sent))?;
     Ok(())
+}
+
+/// The exchange that the topic stands for, and the binding that passes its messages on, if that is still to be made.
+fn link(session: &Session, topic: &str) -> Result<Option<(String, Option<BindingSpec>)>, Refused> {
+    let Some(exchange) = exchange_of(topic) else { return Ok(None) };
+    match session.topology.exchange(0, &exchange) {
+        Some(known) if known.spec.internal => {
+            let text = format!("topic[{topic}]: the exchange '{exchange}' is internal");
+            return Err(refused(ResponseCode::NoPermission, text));
+        }
+        Some(_) => {}
+        None => {
+            let text = format!("topic[{topic}]: there is no exchange '{exchange}' in vhost '/'");
+            return Err(refused(ResponseCode::TopicNotExist, text));
+        }
+    }
+    authorize(&session.principal, Action::Write, Resource::Exchange(&exchange))?;
+    let binding = BindingSpec {
+        source: format!("{TOPIC_EXCHANGE_PREFIX}{topic}").into(),
+        destination: Destination::Exchange(exchange.as_str().into()),
+        key: "#".into(),
+        arguments: Bytes::new(),
+    };
+    let is_there = session.topology.binding(0, &binding).is_some();
+    Ok(Some((exchange, (!is_there).then_some(binding))))
 }
 
 /// Does the send fit one piece of the log? A single large message has a way of its own.
@@ -158,7 +193,10 @@ fn illegal(error: impl std::fmt::Display) -> Refused {
 
 /// How many queues the topic gets if it is missing.
 fn create_queues(front: &Front, header: &SendMessage<'_>) -> Option<u32> {
-    if header.topic.starts_with(RETRY_PREFIX) || header.topic.starts_with(DLQ_PREFIX) {
+    if header.topic.starts_with(RETRY_PREFIX)
+        || header.topic.starts_with(DLQ_PREFIX)
+        || is_foreign(header.topic)
+    {
         return Some(1);
     }
     let wanted = u32::try_from(header.default_topic_queue_nums).unwrap_or(0).max(1);
@@ -173,8 +211,8 @@ fn check(header: &SendMessage<'_>, body: &[u8]) -> Result<(), Refused> {
         let text = format!("Sending message to topic[{topic}] is forbidden.");
         return Err(refused(ResponseCode::NoPermission, text));
     }
-    if is_foreign(topic) {
-        return Err(missing(&format!("an exchange or a queue of AMQP as a topic ({topic})")));
+    if is_foreign(topic) && exchange_of(topic).is_none() {
+        return Err(missing(&format!("a queue of AMQP, or such an exchange, as a topic ({topic})")));
     }
     if body.is_empty() {
         return Err(illegal("the message body is empty"));
@@ -289,7 +327,8 @@ impl Maker<'_> {
             persistent: true,
             ttl: None,
         };
-        Ok((Enqueue { message, tag: tag.unwrap_or_default().into() }, unique_key))
+        let key = routing_key(self.header.topic, properties);
+        Ok((Enqueue { message, tag: key.into() }, unique_key))
     }
 
     /// What the producer sent, with what a broker adds.
@@ -381,7 +420,7 @@ mod tests {
         for topic in ["SCHEDULE_TOPIC_XXXX", "RMQ_SYS_TRANS_HALF_TOPIC"] {
             assert_eq!(code(topic), ResponseCode::NoPermission);
         }
-        for topic in ["AMQP-X-orders", "AMQP-Q-q"] {
+        for topic in ["AMQP-X-", "AMQP-Q-q"] {
             assert_eq!(code(topic), ResponseCode::MessageIllegal);
         }
     }

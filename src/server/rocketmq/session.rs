@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dassie_rocketmq::code::{FLAG_RESPONSE, version};
@@ -90,6 +91,8 @@ pub(super) struct Session {
     /// The address that the client came to.
     pub(super) local: IpAddr,
     pub(super) principal: Principal,
+    /// Until then its client may not have said yet what its groups want. Monotonic.
+    pub(super) new_until: Duration,
     pub(super) output: Output,
     pub(super) topology: Arc<Topology>,
     pub(super) member: Member,
@@ -115,6 +118,9 @@ pub(super) struct Session {
     ending: bool,
 }
 
+/// A connection is new for so long: twice the time between two heartbeats of Apache's clients.
+const NEW: Duration = Duration::from_secs(60);
+
 impl Session {
     pub(super) fn new(
         front: Arc<Front>,
@@ -127,6 +133,7 @@ impl Session {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let principal = front.realm.anonymous(peer.ip());
         Self {
+            new_until: front.clock.monotonic() + NEW,
             front,
             peer,
             local,
@@ -508,6 +515,7 @@ mod tests {
     use crate::security::{Realm, users::Users};
     use std::sync::Arc;
 
+    use crate::broker::api::Destination;
     use dassie_rocketmq::body::{ConsumerList, from_json};
     use dassie_rocketmq::frame::MAX_FRAME;
     use dassie_rocketmq::header::{SendMessage, ShortNames};
@@ -692,6 +700,18 @@ mod tests {
         assert!(matches!(&verbs[1].op, Op::Fetch(fetch) if fetch.wait_ms == 15_000 && fetch.tags.is_empty()));
         assert!(test.asks(11, 3, &pull("U", "0", "1"), &[]).is_empty());
         assert_eq!(test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(), [24]);
+        // Of a group without members the client of a new connection may just not have told yet: it is not made to wait.
+        let other = |group| {
+            let mut fields = pull("T", "0", "1");
+            fields[0].1 = group;
+            fields
+        };
+        assert!(
+            matches!(&test.asks(11, 5, &other("H"), &[])[0].op, Op::Fetch(fetch) if fetch.tags.is_empty())
+        );
+        test.session.new_until = Duration::ZERO;
+        assert!(test.asks(11, 6, &other("H"), &[]).is_empty());
+        assert_eq!(test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(), [24]);
         // A rebalance renews the version before a heartbeat tells: such a pull is no reason to wait.
         assert!(
             matches!(&test.asks(11, 4, &pull("T", "0", "2"), &[])[0].op, Op::Fetch(fetch) if fetch.tags.is_empty())
@@ -723,6 +743,22 @@ mod tests {
         let header = SendMessage { reconsume_times: Some(1), ..send("%RETRY%G").0 };
         let verbs = test.says(&request(RequestCode::SendMessageV2, 4), &ShortNames(header), b"x");
         assert!(matches!(&verbs.last().unwrap().op, Op::Send(send) if &*send.topic == "%DLQ%G"));
+    }
+
+    #[test]
+    fn a_topic_that_stands_for_an_exchange_is_made_and_bound_by_its_first_send() {
+        let mut test = Test::new("127.0.0.1:5");
+        let verbs = test.says(&request(RequestCode::SendMessageV2, 1), &send("AMQP-X-amq|2Etopic"), b"x");
+        let ops: Vec<_> = verbs.iter().map(|verb| &verb.op).collect();
+        let [Op::CreateTopic { write_queues: 1, .. }, Op::Bind(binding), Op::Send(_)] = ops[..] else {
+            panic!("{ops:?}")
+        };
+        assert_eq!(
+            (&*binding.source, &binding.destination, &*binding.key),
+            ("amq.rmq.AMQP-X-amq|2Etopic", &Destination::Exchange("amq.topic".into()), "#")
+        );
+        assert!(test.says(&request(RequestCode::SendMessageV2, 2), &send("AMQP-X-none"), b"x").is_empty());
+        assert_eq!(test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(), [17]);
     }
 
     #[test]

@@ -374,7 +374,11 @@ final class Later {
         }
         producer.shutdown();
         Kit.restart("kill");
-        transactions(closer, group, message -> LocalTransactionState.UNKNOW, message -> LocalTransactionState.COMMIT_MESSAGE);
+        TransactionMQProducer other = transactions(closer, group, message -> LocalTransactionState.UNKNOW,
+            message -> LocalTransactionState.COMMIT_MESSAGE);
+        // Since 5.x a producer knows no broker until it sends; and it would tell of itself 30 s later only.
+        sendOk(other, new Message(topic, Rocket.SEED, bytes("here I am")));
+        other.getDefaultMQProducerImpl().getMqClientFactory().sendHeartbeatToAllBrokerWithLock();
         waitUntil(180, () -> inbox.messages().size() >= 5, () -> "five transactions committed after a restart, have " + inbox.messages().size());
         inbox.awaitExactly(bodies);
     }

@@ -35,7 +35,7 @@ pub use disk::{Disk, File};
 pub use format::{Batch, HEADER, LogPoint, MAX_PAYLOAD, NewBatch, Uuid};
 pub use genesis::Genesis;
 pub use hard_state::MAX_VOTE;
-pub use log::{Backlog, Done, Flush, Log, Opened, Options, Progress};
+pub use log::{Backlog, Done, Flush, Log, Opened, Options, Progress, Syncer};
 pub use pages::{FILE_PAGES, FreedBefore, NewPage, PAGE, PAGE_CONTENT, PageId, PageReader, PageStore};
 pub use prepare::Preparer;
 pub use queue::UnderWay;

@@ -45,12 +45,30 @@ pub struct Options {
     pub flush: Flush,
 }
 
-/// When a batch counts as durable.
+/// When an append is reported done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Flush {
-    /// After fdatasync.
+    /// After fdatasync: what is reported survives a power cut.
     Synced,
+    /// Once it is written: what is reported survives the process, and a power cut only after the next [`Syncer::sync`].
+    /// Votes, the log floor and whole segments are synced as ever, and no header claims what was not.
+    Written,
+}
+
+/// Syncs what is written, from any thread: for [`Flush::Written`].
+pub struct Syncer<D: Disk = RealDisk> {
+    segments: Arc<Segments<D::File>>,
+}
+
+impl<D: Disk> Syncer<D> {
+    /// Syncs everything that is written now; it is durable when this returns. Nothing to do is cheap.
+    ///
+    /// # Errors
+    /// A failed sync: the process must exit, as after any of the writer's.
+    pub async fn sync(&self) -> io::Result<()> {
+        self.segments.sync_written().await
+    }
 }
 
 impl Default for Options {
@@ -368,6 +386,21 @@ impl<D: Disk> Log<D> {
     /// Tries again to prepare a segment after a full disk. The shard calls it from its clock while `blocked` is set.
     pub fn retry_preparation(&self) {
         self.inner.preparation.retry();
+    }
+
+    /// Syncs what is written, on another thread.
+    pub fn syncer(&self) -> Syncer<D> {
+        Syncer { segments: self.inner.segments.clone() }
+    }
+
+    /// The first positions of the segments that hold log, in order.
+    pub fn segments(&self) -> Vec<u64> {
+        self.inner.segments.starts()
+    }
+
+    /// Files in the log's directory beside those: prepared ones, and dead ones that are recycled or removed next.
+    pub fn spare_files(&self) -> usize {
+        self.inner.preparation.files()
     }
 
     /// Everything below this position is synced.

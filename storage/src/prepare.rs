@@ -190,6 +190,12 @@ impl<F> Preparation<F> {
         lock(&self.state).blocked.clone()
     }
 
+    /// Files that stand ready or wait for their end.
+    pub(crate) fn files(&self) -> usize {
+        let state = lock(&self.state);
+        state.ready.len() + state.dead.len() + state.unlink.len() + usize::from(state.wanted.is_some())
+    }
+
     pub(crate) fn close(&self) {
         self.tell(|state| {
             state.closed = true;

@@ -133,6 +133,8 @@ struct View<F> {
     jobs: VecDeque<u64>,
     tail_bytes: usize,
     segments: BTreeMap<u64, Arc<Segment<F>>>,
+    /// How often the writer took back what it wrote: a sync that began before says nothing of what came after.
+    cuts: u64,
 }
 
 pub(crate) struct Segments<F> {
@@ -165,7 +167,13 @@ impl<F: File> Segments<F> {
         Segments {
             shard,
             segment_size,
-            view: RwLock::new(View { tail: VecDeque::new(), jobs: VecDeque::new(), tail_bytes: 0, segments }),
+            view: RwLock::new(View {
+                tail: VecDeque::new(),
+                jobs: VecDeque::new(),
+                tail_bytes: 0,
+                segments,
+                cuts: 0,
+            }),
             committed: AtomicU64::new(0),
             written: AtomicU64::new(end),
             durable: AtomicU64::new(end),
@@ -198,7 +206,24 @@ impl<F: File> Segments<F> {
 
     pub(crate) fn set_durable(&self, end: u64) {
         assert!(end <= self.written(), "durable {end} is ahead of written {}", self.written());
-        self.durable.store(end, Ordering::Release);
+        self.durable.fetch_max(end, Ordering::AcqRel);
+    }
+
+    /// Syncs everything that is written when it is called. All segments before the one that is written last are synced.
+    pub(crate) async fn sync_written(&self) -> io::Result<()> {
+        let (cuts, end, segment) = {
+            let view = self.read();
+            let end = self.written();
+            let Some(last) = end.checked_sub(1).filter(|_| end > self.durable()) else { return Ok(()) };
+            (view.cuts, end, view.segments.get(&segment_of(last, self.segment_size)).cloned())
+        };
+        let Some(segment) = segment else { return Ok(()) };
+        segment.file.sync().await?;
+        let view = self.write();
+        if view.cuts == cuts {
+            self.set_durable(end);
+        }
+        Ok(())
     }
 
     pub(crate) fn set_committed(&self, position: u64) {
@@ -207,6 +232,7 @@ impl<F: File> Segments<F> {
 
     /// The writer took back what lies behind `end`.
     pub(crate) fn cut(&self, end: u64) {
+        self.write().cuts += 1;
         self.durable.fetch_min(end, Ordering::AcqRel);
         self.written.fetch_min(end, Ordering::AcqRel);
     }

@@ -2,8 +2,9 @@
 //!
 //! Owns: the open segment, the hard state file, and the order of everything that becomes durable. Promises: jobs take effect in
 //! the order they were given; one write per contiguous range and one sync for all that wait, without a timer (a group
-//! closes when the previous sync has finished); nothing is reported before it is synced; the first error is the last
-//! thing that happens. Does not know: what is committed, who waits.
+//! closes when the previous sync has finished); nothing is reported before it is synced (with [`Flush::Written`]: before it is
+//! written, and a segment is still begun only when the one before is synced); the first error is the last thing that happens.
+//! Does not know: what is committed, who waits.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use crate::disk::{Disk, File};
 use crate::format::{HEADER, end_marker, segment_of, stamp};
 use crate::hard_state::{HardState, StateFile, TruncationMark};
-use crate::log::Options;
+use crate::log::{Flush, Options};
 use crate::prepare::Preparation;
 use crate::queue::{Frame, Job, Queue, Work, copy_of};
 use crate::real::RealDisk;
@@ -31,6 +32,7 @@ pub struct Writer<D: Disk = RealDisk> {
     preparation: Arc<Preparation<D::File>>,
     state: StateFile<D::File>,
     group_bytes: usize,
+    flush: Flush,
     /// Prepared segments behind the open one that are at hand.
     spares: BTreeMap<u64, Arc<Segment<D::File>>>,
     open: Option<Arc<Segment<D::File>>>,
@@ -78,6 +80,7 @@ impl<D: Disk> Writer<D> {
             preparation,
             state,
             group_bytes: options.group_bytes,
+            flush: options.flush,
             spares,
             open,
             end,
@@ -141,6 +144,8 @@ impl<D: Disk> Writer<D> {
             }
             Work::Close => {
                 self.flush().await?;
+                self.segments.sync_written().await?;
+                self.synced = self.segments.durable();
                 self.next.clean = true;
                 self.next.synced_to = self.synced;
             }
@@ -170,8 +175,11 @@ impl<D: Disk> Writer<D> {
         if let Some(open) = self.open.clone() {
             let rest = (!self.end.is_multiple_of(size)).then(|| end_marker(self.end));
             if rest.is_some() || !self.pending.is_empty() {
-                self.write(&open, rest.as_ref().map(|marker| &marker[..])).await?;
+                self.write(&open, rest.as_ref().map(|marker| &marker[..]), true).await?;
+            } else if self.segments.durable() < self.end {
+                self.segments.sync_written().await?;
             }
+            self.synced = self.segments.durable();
         }
         self.report();
         let next = match self.spares.remove(&start) {
@@ -207,7 +215,7 @@ impl<D: Disk> Writer<D> {
             return Ok(());
         }
         let open = self.open.clone().expect("a frame opened it");
-        self.write(&open, None).await?;
+        self.write(&open, None, self.flush == Flush::Synced).await?;
         if self.announce {
             // Once per segment: a restart then knows at least that this segment existed and the one before was whole.
             self.announce = false;
@@ -217,8 +225,14 @@ impl<D: Disk> Writer<D> {
         Ok(())
     }
 
-    /// One write, one sync: the pending frames and, when the segment is full, its end marker.
-    async fn write(&mut self, open: &Segment<D::File>, marker: Option<&[u8]>) -> io::Result<()> {
+    /// One write, and one sync if asked for: the pending frames and, when the segment is full, its end marker.
+    async fn write(
+        &mut self,
+        open: &Segment<D::File>,
+        marker: Option<&[u8]>,
+        sync: bool,
+    ) -> io::Result<()> {
+        self.synced = self.segments.durable();
         let frames = std::mem::take(&mut self.pending);
         let from = frames.first().map_or(self.end, |frame| frame.point.position);
         for frame in &frames {
@@ -227,8 +241,11 @@ impl<D: Disk> Writer<D> {
         let parts = parts(frames, self.synced, marker);
         open.file.write_at(from - open.start, &parts).await?;
         self.segments.set_written(self.end);
-        open.file.sync().await?;
         assert!(self.synced <= self.end, "synced {} is ahead of the log's end {}", self.synced, self.end);
+        if !sync {
+            return Ok(());
+        }
+        open.file.sync().await?;
         self.synced = self.end;
         self.segments.set_durable(self.end);
         Ok(())
@@ -253,6 +270,8 @@ impl<D: Disk> Writer<D> {
         if end >= old {
             return Ok(());
         }
+        // What stays stands for good: recovery takes all before the mark for synced.
+        self.segments.sync_written().await?;
         let size = self.segments.segment_size;
         // The mark first: from here on, what claims to be synced behind `end` does not count, and a crash on the way
         // finishes the cut instead of finding a hole.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::io;
 
 use bytes::Bytes;
-use common::{Node, SEGMENT, genesis, payload, run};
+use common::{Node, SEGMENT, genesis, options, payload, run};
 use dassie_storage::sim::{Keep, SimDisk};
-use dassie_storage::{CheckpointStore, FullSpeed, Genesis, LogPoint, NewPage, PageStore, Uuid, read_floor};
+use dassie_storage::{CheckpointStore, Flush, FullSpeed, Genesis, LogPoint, NewPage, Options, PageStore, Uuid, read_floor};
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -389,4 +389,72 @@ fn reopen(disk: &SimDisk) -> io::Result<()> {
     let floor = run(read_floor(disk, &genesis))?.map(|floor| floor.index);
     let (_, loaded) = run(CheckpointStore::load(disk, genesis.store, floor))?;
     Node::open(disk, loaded.map(|loaded| loaded.point)).map(drop)
+}
+
+/// What a log with [`Flush::Written`] promised: entries that a sync covered, and all that were appended.
+#[derive(Default)]
+struct Relaxed {
+    created: bool,
+    synced: u64,
+    appended: Vec<LogPoint>,
+    finished: bool,
+}
+
+fn live_relaxed(disk: &SimDisk, ledger: &mut Relaxed) -> io::Result<()> {
+    run(genesis().create(disk))?;
+    let options = Options { flush: Flush::Written, ..options() };
+    let mut node = Node::open_with(disk, None, options)?;
+    ledger.created = true;
+    for i in 0..60 {
+        let point = node.submit(payload(i, 100 + usize::try_from(i).unwrap() * 37 % 900));
+        ledger.appended.push(point);
+        node.finish()?;
+        if i % 11 == 10 {
+            let syncer = node.log.syncer();
+            node.machine.drive(syncer.sync())?;
+            assert_eq!(node.log.durable(), point.end);
+            ledger.synced = i + 1;
+        }
+        if i == 40 {
+            let done = node.done();
+            node.log.save_vote(Bytes::from_static(b"a vote"), done);
+            node.finish()?;
+        }
+    }
+    node.close()?;
+    ledger.synced = 60;
+    ledger.finished = true;
+    Ok(())
+}
+
+#[test]
+fn what_is_only_written_may_go_with_the_power_and_never_more_than_that() {
+    let lived = |cut: Option<(u64, bool)>| {
+        let disk = SimDisk::new();
+        if let Some((op, after)) = cut {
+            disk.cut_power_at(op, after);
+        }
+        let mut ledger = Relaxed::default();
+        let result = live_relaxed(&disk, &mut ledger);
+        assert!(ledger.finished || disk.is_down(), "{result:?}");
+        (disk, ledger)
+    };
+    let (total, mut lost) = (lived(None).0.ops().len() as u64, 0);
+    for op in 0..total {
+        for after in [false, true] {
+            let (disk, ledger) = lived(Some((op, after)));
+            for keep in images(op * 16).filter(|_| ledger.created) {
+                let node = match Node::open(&disk.after_crash(keep.clone()), None) {
+                    Ok(node) => node,
+                    Err(error) => panic!("power cut at {op} (after: {after}), {keep:?}: {error}"),
+                };
+                let last = node.recovered.last;
+                let found = last.map_or(0, |last| last.index + 1);
+                assert!(found >= ledger.synced, "power cut at {op}: {found} of {} synced", ledger.synced);
+                assert!(last.is_none_or(|last| ledger.appended.contains(&last)), "power cut at {op}");
+                lost += ledger.appended.len() as u64 - found;
+            }
+        }
+    }
+    assert!(lost > 0, "nothing was ever at stake");
 }

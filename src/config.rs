@@ -85,6 +85,10 @@ pub struct Rocketmq {
     pub transaction_check_interval: u64,
     /// `rocketmq.transaction_check_max`
     pub transaction_check_max: u64,
+    /// `rocketmq.retention_hours`: 0 for ever.
+    pub retention_hours: u64,
+    /// `rocketmq.retention_bytes`: 0 for no bound.
+    pub retention_bytes: u64,
     /// `rocketmq.tls`
     pub tls: RocketmqTls,
     /// `rocketmq.anonymous_user`
@@ -163,6 +167,12 @@ pub struct Storage {
     pub segment_size: u64,
     /// `storage.tail_memory`: bytes.
     pub tail_memory: u64,
+    /// `storage.max_bytes`: 0 for none.
+    pub max_bytes: u64,
+    /// `storage.flush` is `ASYNC_FLUSH`.
+    pub flush_async: bool,
+    /// `storage.flush_interval_ms`
+    pub flush_interval_ms: u64,
 }
 
 /// The host that stands for both loopback addresses: 127.0.0.1, and ::1 where the machine has it.

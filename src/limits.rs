@@ -131,3 +131,24 @@ pub const PATTERN_COMPILED_MAX: usize = 1024 * 1024;
 pub const VERDICTS_MAX: usize = 256;
 /// Users and virtual hosts whose connections are counted, before those without any are forgotten.
 pub const COUNTED_NAMES_SWEEP: usize = 4096;
+
+// Retention
+
+/// How often retention looks at the log, ms; and while it is over its limit.
+pub const RETENTION_LOOK_MS: u64 = 10_000;
+/// See [`RETENTION_LOOK_MS`].
+pub const RETENTION_HURRY_MS: u64 = 1_000;
+/// Topic messages trimmed in one turn of the shard.
+pub const TRIMS_PER_TURN: u64 = 16_384;
+/// A segment goes when nothing has lived there for so long: who was just handed a place in it reads it first. ms.
+pub const RETIRE_AFTER_MS: u64 = 3_000;
+/// A segment is emptied when at most this much of it lives in queues. Percent of its bytes.
+pub const REHOME_SHARE_PERCENT: u64 = 10;
+/// And when it is so old, unless room is wanted at once. ms of log time.
+pub const REHOME_AGE_MS: u64 = 3_600_000;
+/// Entries looked at to find segments of which little lives, in one look.
+pub const REHOME_WALK: usize = 65_536;
+/// Segments emptied for their age in one look.
+pub const REHOME_SEGMENTS: usize = 4;
+/// Moved messages that one queue remembers; what does not fit stays where it is.
+pub const REHOMED_PER_QUEUE: usize = 65_536;

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dassie::broker::later::Settings as Times;
+use dassie::broker::retention;
 use dassie::clock::{Clock, SystemClock};
 use dassie::config::{self, Address, Config, Invocation, RocketmqTls};
 use dassie::data_dir::{self, Identity};
@@ -81,6 +82,12 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let store = data_dir::open(config.data_dir.as_ref(), identity).map_err(Failure::new)?;
     let sources = accounts::sources(config).map_err(Failure::usage)?;
     let realm = Realm::new(accounts::users(&sources).map_err(Failure::usage)?);
+    if config.storage.flush_async {
+        let ms = config.storage.flush_interval_ms;
+        tracing::warn!(
+            "storage.flush = ASYNC_FLUSH: a power cut loses what was confirmed in the {ms} ms before it"
+        );
+    }
     let (stopper, stop) = Stopper::new();
     let metrics = Metrics::new();
     let ready = Readiness::new([
@@ -164,6 +171,15 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         semantics: Arc::new(Layouts { auto_topic_queues }),
         clock: Arc::new(*clock),
         times: times(config),
+        retention: retention::Settings {
+            topics_ms: config.rocketmq.retention_hours * 3_600_000,
+            topics_bytes: config.rocketmq.retention_bytes,
+            max_bytes: config.storage.max_bytes,
+        },
+        flush_every: config
+            .storage
+            .flush_async
+            .then(|| Duration::from_millis(config.storage.flush_interval_ms)),
         metrics: Arc::clone(&metrics),
         incarnation: random(),
     })

@@ -115,6 +115,12 @@ pub struct LogMetrics {
     pub batches: Counter,
     /// Syncs that those took.
     pub syncs: Counter,
+    /// Files of the log on disk. Bytes.
+    pub bytes: Gauge,
+    /// Of these: segments that hold no message of an AMQP queue. Bytes.
+    pub reclaimable: Gauge,
+    /// 1 where a confirm waits for the disk, 0 with `storage.flush = ASYNC_FLUSH`.
+    pub synchronous: Gauge,
     /// 1 while this node leads the log.
     pub leader: Gauge,
 }
@@ -178,6 +184,17 @@ impl Metrics {
                 ),
                 batches: counter(&mut r, "dassie_log_batches", "Batches appended to the log"),
                 syncs: counter(&mut r, "dassie_log_syncs", "Disk syncs of the log"),
+                bytes: gauge(&mut r, "dassie_log_bytes", "Bytes: files of the log on disk"),
+                reclaimable: gauge(
+                    &mut r,
+                    "dassie_log_reclaimable_bytes",
+                    "Bytes: full segments of the log that hold no message of an AMQP queue",
+                ),
+                synchronous: gauge(
+                    &mut r,
+                    "dassie_log_synchronous",
+                    "1 where a confirm waits for the disk, 0 with ASYNC_FLUSH",
+                ),
                 leader: gauge(&mut r, "dassie_log_leader", "1 while this node leads the log"),
             },
             connection_panics: counter(

@@ -4,15 +4,13 @@
 //! first failure of the log ends the process with the operation and the place named (D18).
 //! Does not know: protocols; listeners are joined to the [`Shard`] by `main`.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dassie_storage::{
-    CheckpointStore, Disk, FullSpeed, Log, LogPoint, NewPage, Options, PageReader, PageStore, ProposalId,
-    RealDisk, ReplicatedLog, block_on, read_floor,
+    CheckpointStore, Disk, Flush, FullSpeed, Log, LogPoint, NewPage, Options, PageReader, PageStore,
+    ProposalId, RealDisk, ReplicatedLog, Syncer, block_on, read_floor,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -21,6 +19,7 @@ use crate::broker::api::Semantics;
 use crate::broker::core::{Core, PageSource, Parts, Proposal};
 use crate::broker::later::Settings as Times;
 use crate::broker::link::Shard;
+use crate::broker::retention;
 use crate::broker::shard::{CheckpointJob, Seams, ShardLoop};
 use crate::clock::Clock;
 use crate::cluster::peer::NoPeers;
@@ -47,6 +46,10 @@ pub struct NodeParts {
     pub clock: Arc<dyn Clock>,
     /// When delayed messages are due, and transactions asked about.
     pub times: Times,
+    /// What is kept.
+    pub retention: retention::Settings,
+    /// How often what is written is synced; `None`: before it is confirmed (D8).
+    pub flush_every: Option<Duration>,
     /// Numbers.
     pub metrics: Arc<Metrics>,
     /// A random number, never 0: names this incarnation, and seeds election timeouts.
@@ -146,16 +149,22 @@ async fn open(
     let point = loaded.as_ref().map(|l| l.point);
     let (state, used) = Core::recovered(genesis.segment_size, loaded.map(|l| (l.point, l.objects)))?;
     let pages = PageStore::open(&disk, used.into_iter().map(u64::from)).await?;
-    let options = Options { tail_bytes: parts.tail_memory, ..Options::default() };
+    let flush = if parts.flush_every.is_some() { Flush::Written } else { Flush::Synced };
+    parts.metrics.log.synchronous.set(i64::from(parts.flush_every.is_none()));
+    let options = Options { tail_bytes: parts.tail_memory, flush, ..Options::default() };
     let log = Log::open(&disk, options, &genesis, point).await?;
     if let Some(cut) = &log.recovered.cut {
         tracing::warn!("the unfinished end of the log was cut: {cut:?}");
     }
-    let first_segment = log.recovered.segments.first().map_or(0, |start| start / genesis.segment_size);
     let (writer, preparer) = (log.writer, log.preparer);
     awake.helped_by(log.log.under_way(), Arc::clone(&parts.clock));
     spawn("log writer", move || ended("log writer", block_on(writer.run())))?;
     spawn("log preparer", move || ended("log preparer", block_on(preparer.run())))?;
+    let (alive, gone) = std::sync::mpsc::channel::<()>();
+    if let Some(every) = parts.flush_every {
+        let syncer = log.log.syncer();
+        spawn("log flusher", move || flush_now_and_then(&syncer, every, &gone))?;
+    }
 
     let (topology, topology_out) = watch::channel(Arc::default());
     let (shard, inputs) = Shard::new(topology_out, Arc::new(log.reader.clone()));
@@ -173,8 +182,9 @@ async fn open(
         },
         state,
     )
-    .with_times(parts.times.clone());
-    let shard_loop = ShardLoop::new(core, inputs, (first_segment, genesis.segment_size), CHECKPOINT_BYTES);
+    .with_times(parts.times.clone())
+    .with_retention(parts.retention.clone());
+    let shard_loop = ShardLoop::new(core, inputs, genesis.segment_size, CHECKPOINT_BYTES);
     let replica = Replica::start(Start {
         node: genesis.node,
         address: String::new(),
@@ -188,9 +198,12 @@ async fn open(
     .await?;
     let (refused_in, refused) = mpsc::unbounded_channel();
     tokio::task::spawn_local(watch_replica(replica.clone(), refused_in));
-    let seams = seams(&log.log, &replica, pages, checkpoints, refused, stop, ready, &parts.metrics)?;
+    let segment_size = genesis.segment_size;
+    let seams =
+        seams(&log.log, &replica, pages, checkpoints, refused, stop, ready, segment_size, &parts.metrics)?;
     Ok((shard, async move {
         shard_loop.run(seams).await;
+        drop(alive);
         match replica.shutdown().await {
             Ok(()) => tracing::info!("log closed"),
             Err(error) => process::die(&format!("closing the log: {error}")),
@@ -232,17 +245,19 @@ fn seams<A: dassie_storage::Apply + 'static>(
     refused: mpsc::UnboundedReceiver<u64>,
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
+    segment_size: u64,
     metrics: &Arc<Metrics>,
 ) -> std::io::Result<Seams> {
     let pages = Arc::new(Mutex::new(pages));
     let (jobs, todo) = std::sync::mpsc::channel();
     let (durable_in, durable) = mpsc::unbounded_channel();
     let maintained = Arc::clone(&pages);
-    spawn("maintenance", move || maintain(&maintained, checkpoints, &todo, &durable_in))?;
+    let syncer = log.syncer();
+    spawn("maintenance", move || maintain(&maintained, checkpoints, &syncer, &todo, &durable_in))?;
     let (proposer, leader, members, floor) =
         (replica.clone(), replica.clone(), replica.clone(), replica.clone());
-    let (backlog, retire, observed, metrics) = (log.clone(), log.clone(), log.clone(), Arc::clone(metrics));
-    let retiring = Rc::new(RefCell::new(()));
+    let (backlog, retire, listed, observed) = (log.clone(), log.clone(), log.clone(), log.clone());
+    let metrics = Arc::clone(metrics);
     Ok(Seams {
         propose: Box::new(move |Proposal { term, ordinal, payload }| {
             proposer.propose(payload, ProposalId { term, ordinal });
@@ -261,27 +276,29 @@ fn seams<A: dassie_storage::Apply + 'static>(
         }),
         write_checkpoint: Box::new(move |job| drop(jobs.send(job))),
         checkpoints: durable,
-        checkpointed: Box::new(move |point, dead| {
-            let (floor, retire, retiring) = (floor.clone(), retire.clone(), Rc::clone(&retiring));
+        checkpointed: Box::new(move |point| {
+            let floor = floor.clone();
             tokio::task::spawn_local(async move {
-                // One at a time: the floor rises in order.
-                let _one = retiring;
                 if let Err(error) = floor.checkpointed(point).await {
-                    return tracing::warn!("the log floor stays: {error}");
+                    tracing::warn!("the log floor stays: {error}");
                 }
-                retire_below(&retire, &dead);
             });
         }),
+        segments: Box::new(move || {
+            let segments = listed.segments().into_iter().map(|start| start / segment_size).collect();
+            (segments, listed.spare_files())
+        }),
+        retire: Box::new(move |segments| retire_below(&retire, &segments, segment_size)),
         stop,
         ready,
         observe: Box::new(move |core| observe(core, &observed, &metrics)),
     })
 }
 
-/// Segments that hold nothing alive go, as far as the durable floor allows; the rest comes with the next checkpoint.
-fn retire_below<D: Disk>(log: &Log<D>, dead: &[u64]) {
+/// Segments that hold nothing alive go, as far as the durable floor allows; the rest is asked for again.
+fn retire_below<D: Disk>(log: &Log<D>, dead: &[u64], segment_size: u64) {
     for segment in dead {
-        if log.retire(&[*segment]).is_err() {
+        if log.retire(&[segment * segment_size]).is_err() {
             return;
         }
     }
@@ -301,15 +318,25 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Syncs what was confirmed before it was synced, now and then (`ASYNC_FLUSH`).
+fn flush_now_and_then(syncer: &Syncer<RealDisk>, every: Duration, gone: &std::sync::mpsc::Receiver<()>) {
+    while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = gone.recv_timeout(every) {
+        ended("log flusher", block_on(syncer.sync()));
+    }
+}
+
 /// The maintenance thread: writes checkpoints, merges them.
 fn maintain(
     pages: &Mutex<PageStore<RealDisk>>,
     mut checkpoints: CheckpointStore<RealDisk>,
+    syncer: &Syncer<RealDisk>,
     todo: &std::sync::mpsc::Receiver<CheckpointJob>,
     durable: &mpsc::UnboundedSender<LogPoint>,
 ) {
     while let Ok(job) = todo.recv() {
         let point = job.point;
+        // A checkpoint stands for nothing that a power cut could still take away.
+        ended("maintenance", block_on(syncer.sync_to(point.end)));
         while let Err(error) = block_on(write_checkpoint(&mut lock(pages), &mut checkpoints, &job)) {
             if error.kind() != std::io::ErrorKind::StorageFull {
                 process::die(&format!("checkpoint: {error}"));

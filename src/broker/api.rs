@@ -26,6 +26,8 @@ pub type VhostId = u32;
 /// Dense number of a message in its queue, from 0.
 pub type Offset = u64;
 
+/// Stands for the queue of a message whose record is not at its public position any more: it was moved, or never was.
+pub const MOVED: QueueUid = 0;
 /// The name under which clients consume direct replies.
 pub const REPLY_QUEUE: &str = "amq.rabbitmq.reply-to";
 /// What the keys of direct replies begin with.
@@ -477,7 +479,7 @@ pub enum Op {
     },
     /// One message by its public position.
     View {
-        /// The queue that its record names there ([`crate::broker::message::queue_at`]).
+        /// The queue that its record names there ([`crate::broker::message::queue_at`]); [`MOVED`]: no record is there any more.
         queue: QueueUid,
         /// Public position.
         position: Position,

@@ -24,6 +24,7 @@ use super::message::{Batches, Cache, Extent};
 use super::moving::Need;
 use super::reader::{Reader, ReaderKey, Runtime};
 use super::record::{BatchBuilder, Kind, PayloadHead};
+use super::retention::Retention;
 use super::state::{ALREADY_DELIVERED, Applied, Done, State};
 use super::topology::{Route, Topology, WAITING_VHOST};
 use crate::clock::{Clock, LogTime};
@@ -241,6 +242,8 @@ pub struct Core {
     pub(crate) auto_acked: Vec<(QueueUid, u64)>,
     /// What waits for its time.
     pub(crate) later: Later,
+    /// What is kept.
+    pub(crate) retention: Retention,
 }
 
 /// What the shard counts; read by metrics.
@@ -371,6 +374,7 @@ impl Core {
             round_robin: 0,
             auto_acked: Vec::new(),
             later: Later::default(),
+            retention: Retention::default(),
         }
     }
 
@@ -435,6 +439,8 @@ impl Core {
         let end = gauge(self.state.applied.map_or(0, |p| p.end));
         metrics.log.applied.set(end);
         metrics.log.committed.set(end);
+        metrics.log.bytes.set(gauge(self.retention.space.used));
+        metrics.log.reclaimable.set(gauge(self.retention.space.reclaimable));
         metrics.queues.set(gauge(self.state.topology.queue_count() as u64));
         metrics.consumers.set(gauge(self.readers.values().filter(|r| r.attached).count() as u64));
         let unacked: u64 = self.runtimes.values().map(|r| r.unacked).sum();
@@ -744,6 +750,7 @@ impl Core {
         self.turn();
         self.session_open = last.is_some();
         self.restart_later();
+        self.restart_retention();
         self.leased = true;
         if std::mem::take(&mut self.deposed) {
             self.rebase_runtimes();
@@ -1101,7 +1108,7 @@ impl Core {
                 break;
             }
         }
-        let more = self.serve_later();
+        let more = self.serve_later() | self.serve_retention();
         more || !self.work.is_empty()
     }
 

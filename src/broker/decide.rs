@@ -22,6 +22,7 @@ use super::moving::{self, Need};
 use super::reader::Runtime;
 use super::record::{Kind, put_text};
 use super::reply::is_reply_key;
+use super::retention::HOME_PIECES;
 use super::state::{Enqueued, put_ranges};
 use super::topology::{Change, Owner, Route, TOPIC_EXCHANGE_PREFIX, Topic, Topology};
 use crate::limits;
@@ -144,6 +145,8 @@ impl Core {
                 true
             }
             Work::Needed(need) => self.write_need(sequence, need),
+            // Somebody else's by now: what moves is chosen again.
+            Work::Piece { connection: HOME_PIECES, .. } => false,
             Work::Piece { bytes, .. } => {
                 self.write_piece(sequence, bytes);
                 true
@@ -407,7 +410,7 @@ impl Core {
         }
     }
 
-    fn write_piece(&mut self, sequence: u64, bytes: &Bytes) {
+    pub(crate) fn write_piece(&mut self, sequence: u64, bytes: &Bytes) {
         self.record(sequence, Kind::Body, bytes.len() + 64, |buf, _| buf.put_slice(bytes));
     }
 
@@ -474,6 +477,9 @@ impl Core {
 
     /// One piece of a large body is in the log.
     pub(crate) fn piece_stored(&mut self, id: ConnectionId, extent: Extent) {
+        if id == HOME_PIECES {
+            return self.home_piece_stored(extent);
+        }
         let Some(large) = self.large.get_mut(&id) else { return self.give_up(&[extent]) };
         large.extents.push(extent);
         large.left -= 1;

@@ -247,8 +247,10 @@ impl Core {
     /// When the log does not hold what the index says.
     pub(crate) fn logged_at(&mut self, queue: QueueUid, offset: u64) -> Option<u64> {
         let entry = self.entry(queue, offset)?;
-        let batch = entry.position - u64::from(entry.batch_back);
-        match self.later.cache.log_time(&*self.log, batch) {
+        if let Some(home) = entry.home {
+            return Some(home.logged);
+        }
+        match self.later.cache.log_time(&*self.log, entry.place().0) {
             Ok(time) => Some(time),
             Err(error) => panic!("queue {queue}, offset {offset}: {error}"),
         }

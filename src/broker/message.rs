@@ -227,15 +227,73 @@ pub fn resolve(message: &Located, log: &dyn Batches, cache: &mut Cache) -> io::R
     match message {
         Located::Ready(message) => Ok(message.clone()),
         Located::Stored { batch, record, len } => {
-            let batch = cache.batch(log, *batch)?;
-            let head = u32::try_from(batch.payload_position - batch.point.position).unwrap_or(u32::MAX);
-            let record = record
-                .checked_sub(head)
-                .and_then(|start| slice(&batch.payload, start, *len))
-                .ok_or_else(|| damaged(batch.point.position, "a record beyond its batch"))?;
-            read_record(&record, batch.point.position, log)
+            let bytes = record_at((*batch, *record, *len), log, cache)?;
+            read_record(&bytes, *batch, log)
         }
     }
+}
+
+/// The bytes of a record: (its batch's header, from there to the record, length). May read from disk.
+///
+/// # Errors
+/// As [`resolve`].
+pub(crate) fn record_at(
+    (batch, record, len): (Position, u32, u32),
+    log: &dyn Batches,
+    cache: &mut Cache,
+) -> io::Result<Bytes> {
+    let found = cache.batch(log, batch)?;
+    let head = u32::try_from(found.payload_position - batch).unwrap_or(u32::MAX);
+    let bytes = record.checked_sub(head).and_then(|start| slice(&found.payload, start, len));
+    bytes.ok_or_else(|| damaged(batch, "a record beyond its batch"))
+}
+
+/// The body of a reference record that lies elsewhere: its pieces in order.
+///
+/// # Errors
+/// As [`resolve`].
+pub(crate) fn body_elsewhere(record: &Bytes, log: &dyn Batches) -> io::Result<Vec<Bytes>> {
+    Ok(read_record(record, 0, log)?.body.unwrap_or_default())
+}
+
+/// Writes a reference record again, for one of its queues alone: with its body, taken from `body` where it is not in the record,
+/// or with `extents` when those are some.
+///
+/// # Errors
+/// [`Malformed`]: it is none.
+pub(crate) fn put_copy(
+    buf: &mut BytesMut,
+    record: &Bytes,
+    (queue, deadline): (QueueUid, u64),
+    body: &[Bytes],
+    extents: &[Extent],
+) -> Result<(), Malformed> {
+    let reference = parse_reference(record)?;
+    let start = buf.len();
+    buf.put_slice(&record[..FIXED]);
+    buf.put_u64_le(queue);
+    buf.put_u32_le(u32::try_from(FIXED).unwrap_or(u32::MAX));
+    buf.put_u32_le(0);
+    buf.put_u64_le(deadline);
+    for extent in extents {
+        buf.put_u64_le(extent.position);
+        buf.put_u32_le(extent.len);
+        buf.put_u32_le(extent.batch_back);
+    }
+    let content = &record[reference.content..][..reference.content_len];
+    let (prefix, rest) = content.split_at(reference.prefix_len as usize);
+    buf.put_slice(prefix);
+    if extents.is_empty() {
+        body.iter().for_each(|piece| buf.put_slice(piece));
+    }
+    buf.put_slice(rest);
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
+    let len = count(buf.len() - start);
+    buf[start + 2..start + 4].fill(0); // its sequence is that of the record around it
+    buf[start + 4..start + 8].copy_from_slice(&len);
+    buf[start + 20..start + 22].copy_from_slice(&1_u16.to_le_bytes());
+    buf[start + 36..start + 40].copy_from_slice(&count(extents.len()));
+    Ok(())
 }
 
 /// A message, and where its body lies in the log.
@@ -248,10 +306,7 @@ pub(crate) fn resolve_placed(
     cache: &mut Cache,
 ) -> io::Result<(StoredMessage, Vec<Extent>)> {
     let message = resolve(&Located::Stored { batch, record, len }, log, cache)?;
-    let found = cache.batch(log, batch)?;
-    let head = u32::try_from(found.payload_position - batch).unwrap_or(u32::MAX);
-    let bytes = record.checked_sub(head).and_then(|start| slice(&found.payload, start, len));
-    let bytes = bytes.ok_or_else(|| damaged(batch, "a record beyond its batch"))?;
+    let bytes = record_at((batch, record, len), log, cache)?;
     let reference = parse_reference(&bytes).map_err(|e| damaged(batch, &e.to_string()))?;
     if !reference.extents.is_empty() || reference.body_len == 0 {
         return Ok((message, reference.extents));

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::api::{
-    ConnectionId, Op, Publish, QueueKind, QueueSpec, QueueUid, Refusal, Reply, SendBack, Step, Stepped,
-    StoredMessage, Verb, Waits,
+    ConnectionId, MOVED, Op, Publish, QueueKind, QueueSpec, QueueUid, Refusal, Reply, SendBack, Step,
+    Stepped, StoredMessage, Verb, Waits,
 };
 use super::core::{Core, Work};
 use super::link::weight;
@@ -97,6 +97,7 @@ impl Core {
     /// Looks for one message by its position.
     pub(crate) fn view(&mut self, queue: QueueUid, position: u64) -> Result<Reply, Refusal> {
         let lost = || Refusal::Invalid(format!("can not find message by the offset, {position}"));
+        let queue = if queue == MOVED { self.moved_from(position).ok_or_else(lost)? } else { queue };
         let definition = self.state.topology.queue_by_uid(queue).cloned().ok_or_else(lost)?;
         if definition.spec.kind != QueueKind::Topic && definition.vhost != WAITING_VHOST {
             return Err(lost());
@@ -108,6 +109,19 @@ impl Core {
         let queue_id = queues.and_then(|queues| queues.iter().position(|uid| *uid == queue)).unwrap_or(0);
         let queue_id = u32::try_from(queue_id).unwrap_or(0);
         Ok(Reply::Viewed { delivery: located(offset, &entry, false, 0), topic, queue_id })
+    }
+
+    /// The queue with a message that was moved away from `position`, whose segment may be gone.
+    fn moved_from(&mut self, position: u64) -> Option<QueueUid> {
+        let mut queues: Vec<QueueUid> = self
+            .state
+            .queues
+            .values()
+            .filter(|queue| !queue.homes.is_empty())
+            .map(|queue| queue.uid)
+            .collect();
+        queues.sort_unstable();
+        queues.into_iter().find(|queue| self.place_of(*queue, position).is_some())
     }
 
     /// The offset of the entry that stands exactly at `position`: positions rise along a queue.
@@ -136,9 +150,7 @@ impl Core {
             return None;
         }
         let entry = self.entry(queue, offset)?;
-        let place =
-            (entry.position - u64::from(entry.batch_back), entry.batch_back - entry.record_back, entry.len);
-        match resolve_placed(place, &*self.log, &mut self.later.cache) {
+        match resolve_placed(entry.place(), &*self.log, &mut self.later.cache) {
             Ok((message, body)) => Some(Source { queue, offset, message, body }),
             Err(error) => panic!("queue {queue}, offset {offset}: {error}"),
         }

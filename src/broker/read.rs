@@ -14,7 +14,7 @@ use super::api::{
 };
 use super::core::{Core, Waiter, Work};
 use super::decide::not_found;
-use super::index::Entry;
+use super::home::Found;
 use super::message::resolve;
 use super::reader::{Reader, ReaderKey, push_range};
 use crate::limits;
@@ -378,15 +378,15 @@ impl Core {
         Some(delivery)
     }
 
-    fn cache_holds(&self, entry: &Entry) -> bool {
-        self.cache.position() == Some(entry.position - u64::from(entry.batch_back))
+    fn cache_holds(&self, entry: &Found) -> bool {
+        self.cache.position() == Some(entry.place().0)
     }
 
-    pub(crate) fn entry(&mut self, uid: QueueUid, offset: u64) -> Option<Entry> {
+    pub(crate) fn entry(&mut self, uid: QueueUid, offset: u64) -> Option<Found> {
         self.with_pages(|state, pages| {
             let queue = state.queues.get_mut(&uid)?;
             match queue.index.get(offset, uid, pages) {
-                Ok(entry) => entry,
+                Ok(entry) => entry.map(|entry| Found::new(entry, queue.homes.get(&offset).copied())),
                 Err(error) => panic!("index of queue {uid}, offset {offset}: {error}"),
             }
         })
@@ -729,17 +729,14 @@ impl Core {
 }
 
 /// A delivery of the message that an entry names.
-pub(crate) fn located(offset: u64, entry: &Entry, redelivered: bool, attempts: u32) -> Delivery {
+pub(crate) fn located(offset: u64, entry: &Found, redelivered: bool, attempts: u32) -> Delivery {
+    let (batch, record, len) = entry.place();
     Delivery {
         offset,
         position: entry.position,
         redelivered,
         attempts,
-        weight: entry.len,
-        message: Located::Stored {
-            batch: entry.position - u64::from(entry.batch_back),
-            record: entry.batch_back - entry.record_back,
-            len: entry.len,
-        },
+        weight: len,
+        message: Located::Stored { batch, record, len },
     }
 }

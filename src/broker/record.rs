@@ -36,6 +36,8 @@ pub(crate) enum Kind {
     OffsetCommit = 9,
     /// A client of a group alone reads a queue, or not any more.
     QueueLock = 10,
+    /// A message has a new place in the log.
+    Rehome = 14,
     /// A node's new incarnation.
     Session = 15,
 }
@@ -52,6 +54,7 @@ impl Kind {
             8 => Self::Removal,
             9 => Self::OffsetCommit,
             10 => Self::QueueLock,
+            14 => Self::Rehome,
             15 => Self::Session,
             _ => return None,
         })

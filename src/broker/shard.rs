@@ -38,8 +38,12 @@ pub struct Seams {
     pub write_checkpoint: Box<dyn FnMut(CheckpointJob)>,
     /// Checkpoints that are durable.
     pub checkpoints: mpsc::UnboundedReceiver<LogPoint>,
-    /// A checkpoint is durable: the log floor may rise to it, and these segments (numbers) hold nothing alive.
-    pub checkpointed: Box<dyn FnMut(LogPoint, Vec<u64>)>,
+    /// A checkpoint is durable: the log floor may rise to it.
+    pub checkpointed: Box<dyn FnMut(LogPoint)>,
+    /// The segments of the log that exist (numbers, ascending), and how many files there are beside them.
+    pub segments: Box<dyn Fn() -> (Vec<u64>, usize)>,
+    /// These segments (numbers) hold nothing alive: they go as soon as the durable log floor allows.
+    pub retire: Box<dyn FnMut(Vec<u64>)>,
     /// Becomes true when the node shall stop.
     pub stop: watch::Receiver<bool>,
     /// Told whether this shard serves.
@@ -95,8 +99,8 @@ pub struct ShardLoop {
     applied: Rc<Notify>,
     /// What the running checkpoint assigned.
     checkpoint: Option<Vec<(u64, u64, u32)>>,
-    /// First segment of the log that may still exist.
-    first_segment: u64,
+    /// The durable checkpoint stands in that segment.
+    checkpointed: u64,
     segment_size: u64,
     checkpoint_bytes: u64,
     /// Not before this it leads again after a refusal.
@@ -104,20 +108,15 @@ pub struct ShardLoop {
 }
 
 impl ShardLoop {
-    /// A loop around `core`, on a log whose first segment has that number and which has segments of that size.
+    /// A loop around `core`, on a log with segments of that size.
     #[must_use]
-    pub fn new(
-        core: Core,
-        Inputs(inputs): Inputs,
-        (first_segment, segment_size): (u64, u64),
-        checkpoint_bytes: u64,
-    ) -> Self {
+    pub fn new(core: Core, Inputs(inputs): Inputs, segment_size: u64, checkpoint_bytes: u64) -> Self {
         Self {
             core: Rc::new(RefCell::new(core)),
             inputs,
             applied: Rc::new(Notify::new()),
             checkpoint: None,
-            first_segment,
+            checkpointed: 0,
             segment_size,
             checkpoint_bytes,
             resumes: tokio::time::Instant::now(),
@@ -151,7 +150,10 @@ impl ShardLoop {
                         break;
                     }
                 }
-                _ = second.tick() => (seams.observe)(&mut self.core.borrow_mut()),
+                _ = second.tick() => {
+                    self.tend(&mut seams);
+                    (seams.observe)(&mut self.core.borrow_mut());
+                }
                 () = tokio::time::sleep(wait), if wait < Duration::MAX => {}
             }
             again = self.turn(&mut inputs, &mut seams);
@@ -205,8 +207,26 @@ impl ShardLoop {
         more
     }
 
+    /// Looks after the space that the log takes up.
+    fn tend(&mut self, seams: &mut Seams) {
+        let (existing, spare) = (seams.segments)();
+        let tended = self.core.borrow_mut().tend(&existing, spare, self.checkpointed);
+        if !tended.retire.is_empty() {
+            (seams.retire)(tended.retire);
+        }
+        if tended.checkpoint {
+            self.checkpoint(seams);
+        }
+    }
+
     fn checkpoint_if_due(&mut self, seams: &mut Seams) {
-        if self.checkpoint.is_some() || self.core.borrow().state.since_checkpoint < self.checkpoint_bytes {
+        if self.core.borrow().state.since_checkpoint >= self.checkpoint_bytes {
+            self.checkpoint(seams);
+        }
+    }
+
+    fn checkpoint(&mut self, seams: &mut Seams) {
+        if self.checkpoint.is_some() {
             return;
         }
         let mut core = self.core.borrow_mut();
@@ -220,16 +240,9 @@ impl ShardLoop {
 
     fn checkpoint_done(&mut self, point: LogPoint, seams: &mut Seams) {
         let assigned = self.checkpoint.take().unwrap_or_default();
-        let mut core = self.core.borrow_mut();
-        core.state.checkpointed(&assigned);
-        let dead = core.state.dead_segments(self.first_segment, point.position);
-        if dead.first() == Some(&self.first_segment) {
-            self.first_segment +=
-                dead.iter().zip(self.first_segment..).take_while(|(d, n)| **d == *n).count() as u64;
-        }
-        drop(core);
-        let segment_size = self.segment_size;
-        (seams.checkpointed)(point, dead.into_iter().map(|n| n * segment_size).collect());
+        self.core.borrow_mut().state.checkpointed(&assigned);
+        self.checkpointed = point.position / self.segment_size;
+        (seams.checkpointed)(point);
     }
 }
 

@@ -15,6 +15,8 @@ use hashbrown::HashMap;
 use super::api::{Offset, Position, QueueKind, QueueUid};
 use super::change;
 use super::cursor::Cursor;
+use super::fills::Fills;
+use super::home::{self, Home};
 use super::index::{Entry, Pages, QueueIndex};
 use super::locks::{Held, LockChange, Locks, Place};
 use super::message::{Reference, parse_reference};
@@ -39,9 +41,11 @@ pub(crate) struct QueueState {
     pub(crate) index: QueueIndex,
     pub(crate) cursor: Cursor,
     /// Live references into each segment, ascending.
-    segments: VecDeque<(u64, u64)>,
-    /// Other segments that hold parts of a live message's body.
-    elsewhere: BTreeMap<Offset, Vec<u64>>,
+    pub(crate) segments: VecDeque<(u64, u64)>,
+    /// Other segments that hold parts of a live message's body, and how many bytes each.
+    pub(crate) elsewhere: BTreeMap<Offset, Vec<(u64, u32)>>,
+    /// Live messages that were moved since they came in.
+    pub(crate) homes: BTreeMap<Offset, Home>,
     /// How often messages of a quorum queue went back.
     pub(crate) attempts: BTreeMap<Offset, u32>,
     /// A message with a deadline came in since it was empty last.
@@ -61,6 +65,7 @@ impl QueueState {
             cursor: Cursor::default(),
             segments: VecDeque::new(),
             elsewhere: BTreeMap::new(),
+            homes: BTreeMap::new(),
             attempts: BTreeMap::new(),
             may_expire: false,
             dirty: true,
@@ -77,6 +82,16 @@ impl QueueState {
         }
     }
 
+    /// All segments that the message at `offset` has bytes in, each as often as it is counted.
+    pub(crate) fn segments_of(&self, offset: Offset, entry: &Entry, segment_size: u64) -> Vec<u64> {
+        let own = match self.homes.get(&offset) {
+            Some(home) => home.segment(segment_size),
+            None => (entry.position - u64::from(entry.record_back)) / segment_size,
+        };
+        let elsewhere = self.elsewhere.get(&offset).into_iter().flatten().map(|(segment, _)| *segment);
+        std::iter::once(own).chain(elsewhere).collect()
+    }
+
     fn put(&self, buf: &mut BytesMut, assigned: &dyn Fn(u64) -> Option<u32>) {
         buf.put_u8(self.kind as u8 | if self.may_expire { MAY_EXPIRE } else { 0 });
         self.index.put(buf, assigned);
@@ -90,13 +105,17 @@ impl QueueState {
         for (offset, segments) in &self.elsewhere {
             buf.put_u64_le(*offset);
             buf.put_u32_le(u32::try_from(segments.len()).unwrap_or(u32::MAX));
-            segments.iter().for_each(|s| buf.put_u64_le(*s));
+            for (segment, bytes) in segments {
+                buf.put_u64_le(*segment);
+                buf.put_u32_le(*bytes);
+            }
         }
         buf.put_u32_le(u32::try_from(self.attempts.len()).unwrap_or(u32::MAX));
         for (offset, count) in &self.attempts {
             buf.put_u64_le(*offset);
             buf.put_u32_le(*count);
         }
+        home::put(buf, &self.homes);
     }
 
     fn read(uid: QueueUid, bytes: &[u8]) -> Result<Self, Malformed> {
@@ -117,12 +136,14 @@ impl QueueState {
         for _ in 0..cursor.u32()? {
             let offset = cursor.u64()?;
             let count = cursor.u32()?;
-            let segments = (0..count).map(|_| cursor.u64()).collect::<Result<Vec<_>, _>>()?;
+            let segments =
+                (0..count).map(|_| Ok((cursor.u64()?, cursor.u32()?))).collect::<Result<Vec<_>, _>>()?;
             queue.elsewhere.insert(offset, segments);
         }
         for _ in 0..cursor.u32()? {
             queue.attempts.insert(cursor.u64()?, cursor.u32()?);
         }
+        queue.homes = home::read(&mut cursor)?;
         Ok(queue)
     }
 }
@@ -233,14 +254,16 @@ pub(crate) struct State {
     pub(crate) locks: Locks,
     /// Live references into each segment of the log, and pieces that wait for theirs.
     pub(crate) segments: BTreeMap<u64, u64>,
+    /// When each segment was filled.
+    pub(crate) fills: Fills,
     /// The membership that the last checkpoint keeps, opaque.
     pub(crate) membership: Option<Bytes>,
-    segment_size: u64,
+    pub(crate) segment_size: u64,
     /// Small objects that changed since the last checkpoint began; `None`: gone.
     changed: BTreeMap<Bytes, Option<Bytes>>,
     /// Version under which a live definition is kept.
     definitions: HashMap<Thing, u64, foldhash::fast::RandomState>,
-    dirty_queues: Vec<QueueUid>,
+    pub(crate) dirty_queues: Vec<QueueUid>,
     freed_pages: Vec<u32>,
     /// Bytes of log applied since the last checkpoint began.
     pub(crate) since_checkpoint: u64,
@@ -264,6 +287,7 @@ const KEY_QUEUE: u8 = b'q';
 const KEY_SESSION: u8 = b's';
 const KEY_OFFSET: u8 = b'o';
 const KEY_LOCK: u8 = b'l';
+const KEY_FILL: u8 = b'f';
 /// The offset in an offset commit that forgets the group's offset.
 pub(crate) const FORGET: Offset = Offset::MAX;
 
@@ -282,6 +306,7 @@ impl State {
             group_offsets: HashMap::default(),
             locks: Locks::default(),
             segments: BTreeMap::new(),
+            fills: Fills::default(),
             membership: None,
             segment_size,
             changed: BTreeMap::new(),
@@ -307,6 +332,7 @@ impl State {
         let mut out = Applied::default();
         self.since_checkpoint += batch.point.end - batch.point.position;
         self.applied = Some(batch.point);
+        self.fills.enter(batch.point.position / self.segment_size, self.log_time);
         match batch.kind {
             TERM_START => {
                 assert!(batch.point.term >= self.term, "terms never go back");
@@ -447,6 +473,7 @@ impl State {
                     self.keep_locks(&touched);
                 }
             }
+            Kind::Rehome => self.rehome(batch, record, pages)?,
             Kind::Session => {
                 let node = cursor.u64()?;
                 self.open_session(session, node, out);
@@ -466,7 +493,8 @@ impl State {
         let record_position = batch.payload_position + u64::from(record.start);
         let batch_distance = u32::try_from(record_position - batch.point.position).unwrap_or(u32::MAX);
         let segment = record_position / self.segment_size;
-        let other: Vec<u64> = reference.extents.iter().map(|e| e.position / self.segment_size).collect();
+        let other: Vec<(u64, u32)> =
+            reference.extents.iter().map(|e| (e.position / self.segment_size, e.len)).collect();
         let first = out.enqueued.len();
         for (uid, back, deadline) in reference.entries() {
             let Some(queue) = self.queues.get_mut(&uid) else {
@@ -486,7 +514,7 @@ impl State {
             queue.may_expire |= deadline != 0;
             let offset = queue.index.push(entry);
             count_up(queue, &mut self.segments, segment);
-            for segment in &other {
+            for (segment, _) in &other {
                 count_up(queue, &mut self.segments, *segment);
             }
             if !other.is_empty() {
@@ -519,14 +547,11 @@ impl State {
                     Err(error) => panic!("index of queue {uid}, offset {offset}: {error}"),
                 };
                 let Some(entry) = entry else { continue };
-                count_down(
-                    queue,
-                    &mut self.segments,
-                    (entry.position - u64::from(entry.record_back)) / self.segment_size,
-                );
-                for segment in queue.elsewhere.remove(&offset).unwrap_or_default() {
+                for segment in queue.segments_of(offset, &entry, self.segment_size) {
                     count_down(queue, &mut self.segments, segment);
                 }
+                queue.elsewhere.remove(&offset);
+                queue.homes.remove(&offset);
             }
         }
         let floor = queue.cursor.floor();
@@ -775,6 +800,12 @@ impl State {
             queue.put(&mut value, &|number| ids.get(&number).copied());
             delta.puts.push((numbered_key(KEY_QUEUE, uid), value.freeze()));
         }
+        let (fills, empty) = self.fills.checkpoint(|segment| self.segments.contains_key(&segment));
+        for (segment, ended) in fills {
+            let value = Bytes::copy_from_slice(&ended.to_le_bytes());
+            delta.puts.push((numbered_key(KEY_FILL, segment), value));
+        }
+        delta.removes.extend(empty.into_iter().map(|segment| numbered_key(KEY_FILL, segment)));
         for (key, value) in std::mem::take(&mut self.changed) {
             match value {
                 Some(value) => delta.puts.push((key, value)),
@@ -840,6 +871,10 @@ impl State {
                     }
                     state.queues.insert(uid, queue);
                 }
+                (Some(KEY_FILL), 9) => {
+                    let ended = record::Cursor::new(&value, 0).u64()?;
+                    state.fills.load((&key[1..]).get_u64(), ended);
+                }
                 (Some(KEY_SESSION), 9) => {
                     let session = Session::read(&value)?;
                     for piece in &session.pieces {
@@ -903,6 +938,7 @@ impl State {
             let mut buf = BytesMut::new();
             buf.put_u64_le(uid);
             queue.cursor.put(&mut buf);
+            home::put(&mut buf, &queue.homes);
             for offset in queue.index.head()..queue.index.next() {
                 if let Ok(Some(entry)) = queue.index.get(offset, uid, pages) {
                     entry.put(&mut buf);
@@ -911,11 +947,6 @@ impl State {
             digest.update(&buf);
         }
         digest.finalize()
-    }
-
-    /// Segments below `floor` (a position) into which no live reference points, given that segments from `first` exist.
-    pub(crate) fn dead_segments(&self, first: u64, floor: Position) -> Vec<u64> {
-        (first..floor / self.segment_size).filter(|s| !self.segments.contains_key(s)).collect()
     }
 }
 
@@ -933,7 +964,7 @@ fn canonical(topology: &Topology) -> Vec<Bytes> {
     changes
 }
 
-fn mark(dirty: &mut Vec<QueueUid>, queue: &mut QueueState) {
+pub(crate) fn mark(dirty: &mut Vec<QueueUid>, queue: &mut QueueState) {
     if !queue.dirty {
         queue.dirty = true;
         dirty.push(queue.uid);
@@ -946,7 +977,7 @@ fn sorted(mut uids: Vec<QueueUid>) -> Vec<QueueUid> {
     uids
 }
 
-fn count_up(queue: &mut QueueState, all: &mut BTreeMap<u64, u64>, segment: u64) {
+pub(crate) fn count_up(queue: &mut QueueState, all: &mut BTreeMap<u64, u64>, segment: u64) {
     *all.entry(segment).or_default() += 1;
     match queue.segments.back_mut() {
         Some((last, count)) if *last == segment => *count += 1,
@@ -959,7 +990,7 @@ fn count_up(queue: &mut QueueState, all: &mut BTreeMap<u64, u64>, segment: u64) 
     }
 }
 
-fn count_down(queue: &mut QueueState, all: &mut BTreeMap<u64, u64>, segment: u64) {
+pub(crate) fn count_down(queue: &mut QueueState, all: &mut BTreeMap<u64, u64>, segment: u64) {
     if let Ok(i) = queue.segments.binary_search_by_key(&segment, |(s, _)| *s) {
         queue.segments[i].1 -= 1;
         if queue.segments[i].1 == 0 {
@@ -974,6 +1005,7 @@ fn drop_counts(queue: &mut QueueState, all: &mut BTreeMap<u64, u64>) {
         take_from(all, segment, count);
     }
     queue.elsewhere.clear();
+    queue.homes.clear();
 }
 
 fn take_from(all: &mut BTreeMap<u64, u64>, segment: u64, count: u64) {

@@ -26,6 +26,7 @@ mod expiration;
 mod later;
 mod pieces;
 mod replies;
+mod retention;
 mod transactions;
 
 #[derive(Clone, Default)]
@@ -89,6 +90,9 @@ impl Semantics for Plain {
     fn stamp(&self, _: &mut [u8], _: u32, _: u64) {}
 }
 
+/// Bytes of a segment of these tests' logs: the largest batch fits.
+const SEGMENT: u64 = 2 << 20;
+
 /// A core and the log it writes.
 struct Harness {
     core: Core,
@@ -115,6 +119,20 @@ fn key() -> security::Authorized {
     security::authorize(&guest(), Action::Write, Resource::Own).unwrap()
 }
 
+/// A core's surroundings on that log.
+fn parts(session: u64, log: &MemoryLog, clock: &Arc<HandClock>) -> Parts {
+    Parts {
+        node: 1,
+        session,
+        log: Box::new(log.clone()),
+        pages: Box::new(NoPages),
+        semantics: Arc::new(Plain),
+        clock: clock.clone(),
+        topology: watch::channel(Arc::default()).0,
+        batch_bytes: crate::limits::BATCH_TARGET,
+    }
+}
+
 impl Harness {
     fn new() -> Self {
         Self::restarted(77, &[])
@@ -124,17 +142,8 @@ impl Harness {
     fn restarted(session: u64, batches: &[Batch]) -> Self {
         let log = MemoryLog::default();
         let clock = Arc::new(HandClock::default());
-        let parts = Parts {
-            node: 1,
-            session,
-            log: Box::new(log.clone()),
-            pages: Box::new(NoPages),
-            semantics: Arc::new(Plain),
-            clock: clock.clone(),
-            topology: watch::channel(Arc::default()).0,
-            batch_bytes: crate::limits::BATCH_TARGET,
-        };
-        let (state, _) = Core::recovered(1 << 20, None).unwrap();
+        let parts = parts(session, &log, &clock);
+        let (state, _) = Core::recovered(SEGMENT, None).unwrap();
         let mut harness = Self {
             core: Core::new(parts, state),
             clock,
@@ -182,7 +191,12 @@ impl Harness {
     }
 
     fn commit_by(&mut self, leader: u64, kind: u8, payload: Bytes) {
-        let end = self.position + 96 + payload.len() as u64;
+        let len = 96 + payload.len() as u64;
+        // A batch does not cross a segment's end.
+        if self.position % SEGMENT + len > SEGMENT {
+            self.position = self.position.next_multiple_of(SEGMENT);
+        }
+        let end = self.position + len;
         let point =
             LogPoint { index: self.index, term: self.term, leader, position: self.position, end, hash: 0 };
         let batch = Batch { point, kind, payload, payload_position: self.position + 96 };
@@ -588,7 +602,7 @@ fn a_checkpoint_and_the_log_behind_it_give_the_same_state() {
     }
     let kept = Kept(pages);
     let objects: BTreeMap<Bytes, Bytes> = delta.puts.into_iter().collect();
-    let (mut loaded, _) = State::load(1 << 20, delta.point, objects).unwrap();
+    let (mut loaded, _) = State::load(SEGMENT, delta.point, objects).unwrap();
     assert_eq!(loaded.digest(&kept), h.core.state.digest(&kept));
     // Then both go on with the same batches.
     h.send(&mut c, Op::Settle { reader: 1, ranges: vec![(4, 5)], how: Settle::Ack });
@@ -916,7 +930,7 @@ fn named_values_and_locks_are_in_a_checkpoint() {
     h.call(&mut c, Op::UnlockQueues(wants("a", &[1]))).unwrap();
     let delta = h.core.state.begin_checkpoint(&mut |_| 0).unwrap();
     let objects: BTreeMap<Bytes, Bytes> = delta.puts.into_iter().collect();
-    let (mut loaded, _) = State::load(1 << 20, delta.point, objects).unwrap();
+    let (mut loaded, _) = State::load(SEGMENT, delta.point, objects).unwrap();
     assert_eq!(loaded.digest(&NoPages), h.core.state.digest(&NoPages));
     assert_eq!(loaded.topology.setting("s", "a").map(|v| &v[..]), Some(&b"3"[..]));
     assert_eq!(loaded.topology.settings("s").count(), 1);

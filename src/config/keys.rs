@@ -57,6 +57,7 @@ pub(super) const VARIABLE_PREFIX: &str = "DASSIE_";
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
+const PIB: u64 = 1024 * 1024 * GIB;
 /// Longest name of a broker or cluster: RocketMQ's clients keep it in fields of one byte length.
 const NAME_MAX: usize = 127;
 
@@ -205,6 +206,23 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "rocketmq.retention_hours",
+        default: "72",
+        meaning: "Topics keep messages for so long (Apache's `fileReservedTime`), whether they were consumed or not. They go by whole segments of the log: a message goes when the newest one of its segment is that old. 0: for ever. AMQP queues keep theirs until they are settled.",
+        kind: Kind::Number {
+            unit: "hours",
+            min: 0,
+            max: 87_600,
+            place: |d| &mut d.config.rocketmq.retention_hours,
+        },
+    },
+    Key {
+        name: "rocketmq.retention_bytes",
+        default: "0",
+        meaning: "Topics keep what lies in so many newest bytes of the log, rounded up to whole segments. 0: no bound.",
+        kind: Kind::Size { min: 0, max: PIB, step: 1, place: |d| &mut d.config.rocketmq.retention_bytes },
+    },
+    Key {
         name: "rocketmq.tls",
         default: "permissive",
         meaning: "TLS on the RocketMQ ports, all of them, as Apache's `tls.server.mode`: with `permissive` the first byte of a connection tells (plaintext only while `tls.certificate` is not set), `enforcing` turns plaintext away, `disabled` turns TLS away.",
@@ -343,6 +361,35 @@ pub const KEYS: &[Key] = &[
             max: 64 * GIB,
             step: 1,
             place: |d| &mut d.config.storage.tail_memory,
+        },
+    },
+    Key {
+        name: "storage.max_bytes",
+        default: "0",
+        meaning: "When the files of the log take up more, room is made: what lives alone in an old segment moves on, and topics lose their oldest messages before their time. Messages in AMQP queues are never given up, so it is no hard bound; leave a quarter of the disk free beside it. 0: none.",
+        kind: Kind::Size { min: 0, max: PIB, step: 1, place: |d| &mut d.config.storage.max_bytes },
+    },
+    Key {
+        name: "storage.flush",
+        default: "SYNC_FLUSH",
+        meaning: "When a message is confirmed, in the words of Apache's `flushDiskType`. `SYNC_FLUSH`: when it is synced to the disk. `ASYNC_FLUSH`: when it is written; a killed process loses nothing then, but a power cut or a crash of the machine loses what came since the last `storage.flush_interval_ms`, confirmed or not. It holds for everything in this data directory, AMQP's confirms too.",
+        kind: Kind::Word {
+            words: &["SYNC_FLUSH", "ASYNC_FLUSH"],
+            put: |d, word| {
+                d.config.storage.flush_async = *[false, true].get(word)?;
+                Some(())
+            },
+        },
+    },
+    Key {
+        name: "storage.flush_interval_ms",
+        default: "500",
+        meaning: "How often `ASYNC_FLUSH` syncs: what a power cut can take, and the time of one sync.",
+        kind: Kind::Number {
+            unit: "ms",
+            min: 10,
+            max: 10_000,
+            place: |d| &mut d.config.storage.flush_interval_ms,
         },
     },
 ];

@@ -69,6 +69,14 @@ impl<D: Disk> Syncer<D> {
     pub async fn sync(&self) -> io::Result<()> {
         self.segments.sync_written().await
     }
+
+    /// The same, unless everything below `position` is durable.
+    ///
+    /// # Errors
+    /// As [`Syncer::sync`].
+    pub async fn sync_to(&self, position: u64) -> io::Result<()> {
+        if self.segments.durable() >= position { Ok(()) } else { self.sync().await }
+    }
 }
 
 impl Default for Options {

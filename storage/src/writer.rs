@@ -226,12 +226,7 @@ impl<D: Disk> Writer<D> {
     }
 
     /// One write, and one sync if asked for: the pending frames and, when the segment is full, its end marker.
-    async fn write(
-        &mut self,
-        open: &Segment<D::File>,
-        marker: Option<&[u8]>,
-        sync: bool,
-    ) -> io::Result<()> {
+    async fn write(&mut self, open: &Segment<D::File>, marker: Option<&[u8]>, sync: bool) -> io::Result<()> {
         self.synced = self.segments.durable();
         let frames = std::mem::take(&mut self.pending);
         let from = frames.first().map_or(self.end, |frame| frame.point.position);

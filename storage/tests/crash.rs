@@ -9,7 +9,9 @@ use std::io;
 use bytes::Bytes;
 use common::{Node, SEGMENT, genesis, options, payload, run};
 use dassie_storage::sim::{Keep, SimDisk};
-use dassie_storage::{CheckpointStore, Flush, FullSpeed, Genesis, LogPoint, NewPage, Options, PageStore, Uuid, read_floor};
+use dassie_storage::{
+    CheckpointStore, Flush, FullSpeed, Genesis, LogPoint, NewPage, Options, PageStore, Uuid, read_floor,
+};
 
 #[derive(Clone, Debug)]
 enum Event {

@@ -162,7 +162,7 @@ async fn begin(dawn: Dawn) -> io::Result<()> {
         },
         state,
     );
-    let shard_loop = ShardLoop::new(core, inputs, (first_segment, SEGMENT), CHECKPOINT);
+    let shard_loop = ShardLoop::new(core, inputs, SEGMENT, CHECKPOINT);
     let inner = shard_loop.applier();
     *face.applier.borrow_mut() = Some(shard_loop.applier());
     let witness = Witness { shared: shared.clone(), node, session, inner, clock, lax: Lax::default() };
@@ -317,7 +317,8 @@ impl Living {
         let (durable_in, durable) = mpsc::unbounded_channel();
         spawn_local(self.clone().maintain(pages.clone(), checkpoints, todo, durable_in));
         let (proposer, leader, members, backlog) = (self.clone(), self.clone(), self.clone(), self.clone());
-        let (floor, face) = (self.clone(), self.face.clone());
+        let (floor, retiring, listed) = (self.clone(), self.clone(), self.log.clone());
+        let face = self.face.clone();
         let (stop, stopped) = watch::channel(false);
         Seams {
             propose: Box::new(move |proposal| proposer.propose(proposal, &refuse)),
@@ -331,7 +332,12 @@ impl Living {
             }),
             write_checkpoint: Box::new(move |job| drop(jobs.send(job))),
             checkpoints: durable,
-            checkpointed: Box::new(move |point, dead| drop(spawn_local(floor.clone().raise(point, dead)))),
+            checkpointed: Box::new(move |point| drop(spawn_local(floor.clone().raise(point)))),
+            segments: Box::new(move || {
+                let starts = listed.segments().into_iter();
+                (starts.map(|start| start / SEGMENT).collect(), listed.spare_files())
+            }),
+            retire: Box::new(move |dead| retiring.retire(dead.into_iter().map(|n| n * SEGMENT))),
             stop: stopped,
             ready: {
                 let (ready, mut changes) = watch::channel(false);
@@ -349,13 +355,16 @@ impl Living {
         }
     }
 
-    async fn raise(self, point: LogPoint, mut dead: Vec<u64>) {
+    async fn raise(self, point: LogPoint) {
         if self.replica.checkpointed(point).await.is_err() {
             return; // tried again with the next checkpoint
         }
         if self.shared.plant == Plant::RecycledAlive {
-            dead = (0..point.position / SEGMENT).map(|n| n * SEGMENT).collect();
+            self.retire((0..point.position / SEGMENT).map(|n| n * SEGMENT));
         }
+    }
+
+    fn retire(&self, dead: impl Iterator<Item = u64>) {
         for segment in dead {
             if self.log.retire(&[segment]).is_err() {
                 return;

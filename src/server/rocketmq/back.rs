@@ -15,7 +15,7 @@ use super::offsets::signed;
 use super::pull;
 use super::refuse::{Refused, refused};
 use super::session::{Asked, Session, Wait};
-use crate::broker::api::{Op, QueueUid, Reply, SendBack};
+use crate::broker::api::{MOVED, Op, QueueUid, Reply, SendBack};
 use crate::broker::message::queue_at;
 use crate::security::{Action, Resource, authorize};
 
@@ -47,7 +47,10 @@ pub(super) fn on_back(session: &mut Session, command: &Command<'_>, asked: Asked
 /// VIEW_MESSAGE_BY_ID.
 pub(super) fn on_view(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let header: ViewMessage<'_> = command.header()?;
-    let Some((position, queue)) = find(session, header.offset)? else {
+    // A message that was moved is not found there any more; the shard knows which those are.
+    let found = find(session, header.offset)?;
+    let moved = || u64::try_from(header.offset).ok().map(|position| (position, MOVED));
+    let Some((position, queue)) = found.or_else(moved) else {
         let text = format!("can not find message by the offset, {}", header.offset);
         return Err(refused(ResponseCode::SystemError, text));
     };

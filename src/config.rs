@@ -49,6 +49,10 @@ pub struct Config {
 pub struct Amqp {
     /// `amqp.listen`
     pub listen: Vec<Address>,
+    /// `amqp.product`
+    pub product: String,
+    /// `amqp.version`; `auto`: the program's own.
+    pub version: String,
     /// `amqp.heartbeat`: seconds, 0 = none.
     pub heartbeat: u64,
     /// `amqp.frame_max`: bytes.

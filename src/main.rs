@@ -191,15 +191,29 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     ready.up("the log");
     amqp::import(&node.shard, &sources).await.map_err(Failure::new)?;
     servers.spawn(accounts::keep_current(Arc::clone(&realm), hangups, stop.clone()));
-    let offer = amqp::Limits {
+    let limits = amqp::Limits {
         frame_max: u32::try_from(config.amqp.frame_max).unwrap_or(u32::MAX),
         channel_max: u16::try_from(config.amqp.channel_max).unwrap_or(u16::MAX),
         heartbeat: u16::try_from(config.amqp.heartbeat).unwrap_or(u16::MAX),
         ..amqp::Limits::default()
     };
+    let version = Some(&*config.amqp.version).filter(|version| *version != "auto");
+    let offer = Arc::new(amqp::Offer {
+        limits,
+        product: config.amqp.product.clone(),
+        version: version.unwrap_or(env!("CARGO_PKG_VERSION")).to_owned(),
+    });
     for door in amqp_doors {
         let (shard, realm, registry) = (node.shard.clone(), Arc::clone(&realm), Arc::clone(&registry));
-        servers.spawn(amqp::listen(door, shard, offer, realm, registry, stop.clone(), Arc::clone(&metrics)));
+        servers.spawn(amqp::listen(
+            door,
+            shard,
+            Arc::clone(&offer),
+            realm,
+            registry,
+            stop.clone(),
+            Arc::clone(&metrics),
+        ));
     }
     ready.up("amqp.listen");
     ready.up("tls.listen");

@@ -39,6 +39,8 @@ enum Kind {
     User(fn(&mut Draft) -> &mut String),
     /// A name as RocketMQ takes them.
     Name(fn(&mut Draft) -> &mut String),
+    /// What something is called for others to read.
+    Label(fn(&mut Draft) -> &mut String),
     /// true or false.
     Flag(fn(&mut Draft) -> &mut bool),
     /// Whole, both bounds included.
@@ -106,6 +108,18 @@ pub const KEYS: &[Key] = &[
             max: 65535,
             place: |d| &mut d.config.amqp.channel_max,
         },
+    },
+    Key {
+        name: "amqp.product",
+        default: "Dassie",
+        meaning: "What this server calls itself in connection.start. Some clients behave as for other brokers unless it is `RabbitMQ`: Celery then uses the channel's prefetch.",
+        kind: Kind::Label(|d| &mut d.config.amqp.product),
+    },
+    Key {
+        name: "amqp.version",
+        default: "auto",
+        meaning: "The version beside it, for clients that choose by RabbitMQ's; `3.10.8` is what it behaves like. `auto`: the program's own.",
+        kind: Kind::Label(|d| &mut d.config.amqp.version),
     },
     Key {
         name: "rocketmq.listen",
@@ -521,6 +535,10 @@ impl Kind {
                 *place(draft) = given.text().filter(fits)?.to_owned();
             }
             Self::Name(place) => *place(draft) = given.text().filter(|t| is_name(t))?.to_owned(),
+            Self::Label(place) => {
+                *place(draft) =
+                    given.text().filter(|t| t.split('.').all(is_name) && t.len() <= NAME_MAX)?.to_owned();
+            }
             Self::Flag(place) => *place(draft) = given.flag()?,
             Self::Number { min, max, place, .. } => {
                 *place(draft) = given.number().filter(|n| (min..=max).contains(&n))?;
@@ -549,6 +567,9 @@ impl Kind {
             Self::Users(_) => "names with commas between, or \"\" for nobody".to_owned(),
             Self::User(_) => format!("1 to {USER_MAX} bytes"),
             Self::Name(_) => format!("1 to {NAME_MAX} letters, digits, '-' or '_'"),
+            Self::Label(_) => {
+                format!("1 to {NAME_MAX} letters, digits, '-' or '_', with single dots between")
+            }
             Self::Flag(_) => "true or false".to_owned(),
             Self::Number { unit, min, max, .. } => format!("a number of {unit} from {min} to {max}"),
             Self::Size { min, max, step: 1, .. } => {

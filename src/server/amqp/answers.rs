@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use dassie_amqp::method::MethodId;
+use dassie_amqp::reply::Exception;
 
 use crate::broker::api::{ReaderId, Refusal, Reply};
 
@@ -32,6 +33,8 @@ pub(super) enum Owed {
     ExchangeDelete,
     /// exchange.unbind-ok
     ExchangeUnbind,
+    /// The end of the channel or of the connection, behind the answers to what came before the mistake.
+    Failure(Exception),
     /// channel.flow-ok
     Flow,
     /// basic.get-ok or basic.get-empty; what it brings belongs to this reader.
@@ -114,6 +117,11 @@ impl Answers {
         let answer = self.owed.pop_front()?;
         self.gets -= usize::from(matches!(answer.owed, Owed::Get { .. }));
         Some((answer, result))
+    }
+
+    /// Whether the last one is an end: nothing that comes now is heard.
+    pub(super) fn end_in_failure(&self) -> bool {
+        matches!(self.owed.back(), Some(Answer { owed: Owed::Failure(_), .. }))
     }
 
     /// How many are owed.

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use dassie_amqp::connection::{Connection, Event, Limits, Phase};
+use dassie_amqp::connection::{Event, Phase};
 use dassie_amqp::frame::HEARTBEAT;
 use dassie_amqp::reply::{Exception, ReplyCode};
 use tokio::io::Interest;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout_at};
 
+use super::Offer;
 use super::greeting::{Greeting, Progress};
 use super::line::Line;
 use super::presence::Presence;
@@ -52,7 +53,7 @@ pub(super) async fn serve<T: Transport>(
     mut stream: T,
     peer: SocketAddr,
     shard: &Shard,
-    offer: Limits,
+    offer: Arc<Offer>,
     realm: Arc<Realm>,
     stop: &Stop,
     mut presence: Presence,
@@ -63,7 +64,7 @@ pub(super) async fn serve<T: Transport>(
     let tls = stream.facts().map(|facts| facts.session.clone());
     let certificate = stream.facts().and_then(|facts| facts.client.clone());
     let subject = certificate.as_ref().map(|certificate| certificate.subject.clone());
-    let greeting = Greeting::new(Line::new(Connection::new(offer)), peer.ip(), realm, certificate);
+    let greeting = Greeting::new(offer, peer.ip(), realm, certificate);
     let deadline = Instant::now() + HANDSHAKE_TIME;
     let greeted = tokio::select! {
         greeted = timeout_at(deadline, greet(&mut stream, &mut input, greeting, shard, &presence)) => greeted,

@@ -92,8 +92,9 @@ impl Session {
     }
 
     fn on_deliveries(&mut self, reader: ReaderId, deliveries: Vec<Delivery>) {
-        // A reader that is gone had its channel closed: the shard takes these back when it hears of that.
-        let Some(known) = self.readers.get_mut(&reader) else {
+        // A reader that is gone had its channel closed, and nothing follows a close: the shard takes these back when it hears of that.
+        let line = &self.line;
+        let Some(known) = self.readers.get_mut(&reader).filter(|known| line.is_open(known.channel)) else {
             self.undrained += deliveries.iter().map(|delivery| u64::from(delivery.weight)).sum::<u64>();
             return;
         };
@@ -190,6 +191,7 @@ impl Session {
             (Owed::Get { reader, no_ack }, Reply::Got { delivery, remaining }) => {
                 self.write_got(number, reader, no_ack, delivery, remaining);
             }
+            (Owed::Failure(exception), _) => self.fail(number, &exception),
             (Owed::Close, _) => {
                 self.forget_channel(number);
                 self.line.close_channel_ok(number);
@@ -326,7 +328,7 @@ fn write_plain(number: u16, owed: &Owed, reply: &Reply, out: &mut Vec<u8>) {
         Owed::TxCommit => TxCommitOk {}.encode_frame(number, out),
         Owed::TxRollback => TxRollbackOk {}.encode_frame(number, out),
         // Written where they are taken apart; a reply of another kind to them would be a defect of the shard.
-        Owed::Cancel(..) | Owed::Close | Owed::Consume(..) | Owed::Get { .. } => {
+        Owed::Cancel(..) | Owed::Close | Owed::Consume(..) | Owed::Failure(_) | Owed::Get { .. } => {
             tracing::error!("the shard answered {owed:?} with {reply:?}");
         }
     }

@@ -7,13 +7,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use dassie_amqp::connection::{Event, declares};
+use dassie_amqp::connection::{Connection, Event, declares};
 use dassie_amqp::frame::PROTOCOL_HEADER;
 use dassie_amqp::method::{ConnectionOpen, ConnectionStartOk};
 use dassie_amqp::reply::{Exception, ReplyCode};
 use dassie_amqp::sasl::{AMQPLAIN, Credentials, EXTERNAL, PLAIN};
 use dassie_amqp::table::TableBuilder;
 
+use super::Offer;
 use super::line::Line;
 use super::refusals;
 use super::session::Agreed;
@@ -37,6 +38,7 @@ const CAPABILITIES: [&str; 6] = [
 pub(super) struct Greeting {
     /// The codec's state and what is to be written.
     pub(super) line: Line,
+    offer: Arc<Offer>,
     peer: IpAddr,
     realm: Arc<Realm>,
     /// Verified; with it EXTERNAL is offered.
@@ -62,13 +64,15 @@ pub(super) enum Progress {
 impl Greeting {
     /// A peer that said nothing yet.
     pub(super) fn new(
-        line: Line,
+        offer: Arc<Offer>,
         peer: IpAddr,
         realm: Arc<Realm>,
         certificate: Option<ClientCertificate>,
     ) -> Self {
+        let line = Line::new(Connection::new(offer.limits));
         Self {
             line,
+            offer,
             peer,
             realm,
             certificate,
@@ -106,9 +110,9 @@ impl Greeting {
     fn introduce(&mut self) -> Result<(), Exception> {
         let mut properties = TableBuilder::new();
         properties
-            .put("product", "Dassie")
-            .put("version", env!("CARGO_PKG_VERSION"))
-            .put("platform", "Rust")
+            .put("product", &*self.offer.product)
+            .put("version", &*self.offer.version)
+            .put("platform", concat!("Dassie ", env!("CARGO_PKG_VERSION"), ", Rust"))
             .put("information", env!("CARGO_PKG_REPOSITORY"))
             .put_table("capabilities", |table| {
                 for capability in CAPABILITIES {

@@ -50,11 +50,22 @@ mod settlements;
 mod transaction;
 mod unacked;
 
-/// Serves all connections of a door until `stop`. `offer`: what connection.tune proposes; `realm`: who may log in.
+/// What a client is told of the server before it logs in.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// What connection.tune proposes.
+    pub limits: Limits,
+    /// Its name.
+    pub product: String,
+    /// The name's version.
+    pub version: String,
+}
+
+/// Serves all connections of a door until `stop`. `realm`: who may log in.
 pub async fn listen(
     door: Door,
     shard: Shard,
-    offer: Limits,
+    offer: Arc<Offer>,
     realm: Arc<Realm>,
     registry: Arc<Registry>,
     stop: Stop,
@@ -70,7 +81,7 @@ pub async fn listen(
             realm: Arc::clone(&realm),
             registry: Arc::clone(&registry),
         };
-        serve(stream, way, shard.clone(), offer, stop_each.clone(), Arc::clone(&numbers))
+        serve(stream, way, shard.clone(), Arc::clone(&offer), stop_each.clone(), Arc::clone(&numbers))
     };
     super::serve(listener, key, most, stop, metrics, connect).await;
 }
@@ -85,7 +96,14 @@ struct Way {
 }
 
 /// Serves one connection from its first byte to its end.
-async fn serve(stream: TcpStream, way: Way, shard: Shard, offer: Limits, stop: Stop, metrics: Arc<Metrics>) {
+async fn serve(
+    stream: TcpStream,
+    way: Way,
+    shard: Shard,
+    offer: Arc<Offer>,
+    stop: Stop,
+    metrics: Arc<Metrics>,
+) {
     let Way { key, entrance, peer, realm, registry } = way;
     let Some(entered) = entrance.enter(key, stream, peer, &stop).await else { return };
     let presence = presence::Presence::new(metrics, registry);

@@ -109,9 +109,7 @@ impl Session {
 
     /// One thing the client said after the handshake. Those about the connection itself are the task's.
     ///
-    /// False: not now, answers come first; nothing has happened, say it again after the shard's next word. A channel's methods
-    /// happen one after the other, so that is how it is for one that settles what a get before it brings, and for one that is
-    /// refused: its error ends what is owed.
+    /// False: not now, it settles what a get before it brings. Nothing has happened; say it again after the shard's next word.
     #[must_use]
     pub(super) fn on_heard(&mut self, heard: &Heard<'_>) -> bool {
         match heard {
@@ -130,12 +128,7 @@ impl Session {
                 if self.channels.get(channel).is_some_and(|c| c.answers.owes_message() && settles(method)) {
                     return false;
                 }
-                if let Err(exception) = self.dispatch(*channel, method) {
-                    if self.channels.get(channel).is_some_and(|c| c.answers.len() > 0) {
-                        return false;
-                    }
-                    self.fail(*channel, &exception.during(method.id()));
-                }
+                self.blame(*channel, method.id(), |s| s.dispatch(*channel, method));
             }
             Heard::ChannelOpen { channel } => self.open(*channel),
             Heard::ChannelClose { channel, .. } => self.close(*channel),
@@ -149,9 +142,18 @@ impl Session {
         true
     }
 
+    /// Does something for a channel, if it is still heard. A mistake ends it behind what is owed for the methods before.
     fn blame(&mut self, number: u16, method: MethodId, act: impl FnOnce(&mut Self) -> Result<(), Exception>) {
-        if let Err(exception) = act(self) {
-            self.fail(number, &exception.during(method));
+        if self.channels.get(&number).is_some_and(|channel| channel.answers.end_in_failure()) {
+            return;
+        }
+        let Err(exception) = act(self) else { return };
+        let exception = exception.during(method);
+        match self.channels.get(&number) {
+            Some(channel) if channel.answers.len() > 0 => {
+                self.answer_now(number, method, false, Owed::Failure(exception));
+            }
+            _ => self.fail(number, &exception),
         }
     }
 
@@ -402,7 +404,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use bytes::Bytes;
-    use dassie_amqp::connection::{Connection, Limits};
+    use dassie_amqp::connection::Limits;
     use dassie_amqp::content::{self, Properties};
     use dassie_amqp::frame::{FrameKind, Split, split};
     use dassie_amqp::method::{
@@ -411,6 +413,7 @@ mod tests {
         QueueDeclare,
     };
 
+    use super::super::Offer;
     use super::super::greeting::{Greeting, Progress};
     use super::*;
     use crate::broker::api::{Delivery, Event, Located, Message, Origin, StoredMessage};
@@ -434,7 +437,7 @@ mod tests {
 
     fn open() -> Test {
         let mut greeting = Greeting::new(
-            Line::new(Connection::new(Limits::default())),
+            Arc::new(Offer { limits: Limits::default(), product: "p".into(), version: "1".into() }),
             IpAddr::V4(Ipv4Addr::LOCALHOST),
             Realm::new(Users::only_guest()),
             None,
@@ -689,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_right_behind_its_get_and_an_error_right_behind_a_declare_wait_for_what_comes_before_them() {
+    fn an_ack_right_behind_its_get_waits_for_the_message() {
         let mut test = open();
         let verbs = test.hear(|out| BasicGet { queue: "q", ..Default::default() }.encode_frame(1, out));
         let ack = Method::BasicAck(BasicAck { delivery_tag: 1, multiple: false });
@@ -698,14 +701,20 @@ mod tests {
         test.answer(&verbs[0], Ok(Reply::Got { delivery: Some(delivery(7, b"x")), remaining: 0 }));
         assert!(test.0.on_heard(&ack));
         assert!(matches!(&test.0.take_verbs()[..], [Verb { op: Op::Settle { how: Settle::Ack, .. }, .. }]));
-        test.written();
+    }
 
-        let verbs = test.hear(|out| QueueDeclare { queue: "q", ..Default::default() }.encode_frame(1, out));
-        assert!(!test.0.on_heard(&ack), "the tag is unknown by now");
+    #[test]
+    fn a_mistake_ends_the_channel_behind_the_answers_to_what_came_before_it() {
+        let mut test = open();
+        let verbs = test.hear(|out| {
+            QueueDeclare { queue: "q", ..Default::default() }.encode_frame(1, out);
+            BasicAck { delivery_tag: 9, multiple: false }.encode_frame(1, out);
+            BasicGet { queue: "q", ..Default::default() }.encode_frame(1, out);
+        });
+        assert!(matches!(verbs[..], [Verb { op: Op::DeclareQueue(..), .. }]), "nothing after it is heard");
         assert!(test.written().is_empty());
         test.answer(&verbs[0], Ok(Reply::Queue { messages: 0, consumers: 0 }));
-        assert!(test.0.on_heard(&ack));
-        let expected = "channel.close PRECONDITION_FAILED - unknown delivery tag 1";
+        let expected = "channel.close PRECONDITION_FAILED - unknown delivery tag 9";
         assert_eq!(test.written(), ["queue.declare-ok", expected]);
     }
 

@@ -20,6 +20,10 @@ use keys::KEYS;
 pub struct Config {
     /// `data_dir`: relative to the working directory.
     pub data_dir: String,
+    /// `disk_free_limit`: bytes.
+    pub disk_free_limit: u64,
+    /// `memory_high_watermark`
+    pub memory_high_watermark: Watermark,
     /// `amqp.*`
     pub amqp: Amqp,
     /// `rocketmq.*`
@@ -42,6 +46,33 @@ pub struct Config {
     pub loopback_users: Vec<String>,
     /// The `[[users]]` tables of the file, as they stand there: who reads them knows what belongs into one.
     pub users: Vec<toml::Value>,
+}
+
+/// `memory_high_watermark`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watermark {
+    /// Of all memory, in thousandths.
+    PerMille(u32),
+    /// As such.
+    Bytes(u64),
+}
+
+impl Default for Watermark {
+    fn default() -> Self {
+        Self::PerMille(0)
+    }
+}
+
+impl Watermark {
+    /// In bytes, on a machine with `total` bytes of memory. Unknown: no limit.
+    #[must_use]
+    pub fn bytes(self, total: Option<u64>) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::PerMille(0) => 0,
+            Self::PerMille(parts) => total.map_or(u64::MAX, |total| total / 1000 * u64::from(parts)),
+        }
+    }
 }
 
 /// `amqp.*`

@@ -4,6 +4,7 @@
 //! Promises: the arrows of `src/docs/architecture.md`; `tests/arrows.rs` fails when one is broken.
 
 pub mod accounts;
+pub mod alarms;
 pub mod awake;
 pub mod broker;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod limits;
 pub mod logging;
 pub mod metrics;
 pub mod node;
+pub mod pressure;
 pub mod process;
 pub mod security;
 pub mod server;

@@ -19,6 +19,12 @@ pub const DELIVERY_CREDIT: usize = 1024 * 1024;
 pub const REPLIES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of message contents that queues without durability may hold together, before they refuse.
 pub const MEMORY_QUEUES_MAX: usize = 256 * 1024 * 1024;
+/// With more bytes than this the ends of these queues are paged to the disk, where a message counts 48 bytes.
+pub const MEMORY_RESIDENT: usize = 32 * 1024 * 1024;
+/// A queue with fewer messages is paged only at twice that.
+pub const PAGING_DEPTH: u64 = 1024;
+/// Unsettled messages of one consumer without a window: about 40 bytes each.
+pub const LEASES_MAX: usize = 2_000_000;
 /// Bytes of deliveries given to one reader in one go.
 pub const DELIVERY_TURN: usize = 256 * 1024;
 /// Message queues of one RocketMQ topic.
@@ -51,6 +57,10 @@ pub const LOCKED_QUEUES_MAX: usize = 4_096;
 pub const SETTINGS_MAX: usize = 200_000;
 /// Name and value of one setting together. Bytes.
 pub const SETTING_BYTES_MAX: usize = 32 * 1024;
+/// Free disk space is looked at ten times as often while it changes and is no further than this above `disk_free_limit`. Bytes.
+pub const DISK_NEAR: u64 = 1024 * 1024 * 1024;
+/// How often disk space and memory are looked at, ms.
+pub const ALARM_TICK_MS: u64 = 1_000;
 /// Longest shard turn before it lets others run, µs.
 pub const TURN_MAX_US: u64 = 3_000;
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use dassie::alarms::Alarms;
 use dassie::broker::later::Settings as Times;
 use dassie::broker::retention;
 use dassie::clock::{Clock, SystemClock};
@@ -13,6 +14,7 @@ use dassie::config::{self, Address, Config, Invocation, RocketmqTls};
 use dassie::data_dir::{self, Identity};
 use dassie::metrics::Metrics;
 use dassie::node::{Node, NodeParts};
+use dassie::pressure::Pressure;
 use dassie::process::{self, Failure};
 use dassie::security::Realm;
 use dassie::server::health::Readiness;
@@ -90,16 +92,20 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     }
     let (stopper, stop) = Stopper::new();
     let metrics = Metrics::new();
-    let ready = Readiness::new([
-        "the log",
-        "amqp.listen",
-        "tls.listen",
-        "rocketmq.listen",
-        "rocketmq.vip_listen",
-        "rocketmq.name_server_listen",
-        "http.listen",
-        "metrics.listen",
-    ]);
+    let alarms = Alarms::new();
+    let ready = Readiness::new(
+        [
+            "the log",
+            "amqp.listen",
+            "tls.listen",
+            "rocketmq.listen",
+            "rocketmq.vip_listen",
+            "rocketmq.name_server_listen",
+            "http.listen",
+            "metrics.listen",
+        ],
+        Arc::clone(&alarms),
+    );
     let name_server = Arc::new(OnceLock::new());
     let mut servers = tokio::task::JoinSet::new();
     let tls = match config.tls.certificate.as_str() {
@@ -110,6 +116,8 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         let hangups = process::hangups().map_err(Failure::new)?;
         servers.spawn(Arc::clone(tls).keep_current(hangups, stop.clone()));
     }
+    let pressure = Pressure::begin(config, Arc::clone(&alarms), Arc::clone(&metrics)).await;
+    servers.spawn(pressure.keep_watch(process::hangups().map_err(Failure::new)?, stop.clone()));
     metrics.watch_disk(config.data_dir.as_str().into());
     let shared: Arc<dyn Clock> = Arc::new(*clock);
     let registry = Registry::new(Arc::clone(&shared));
@@ -181,6 +189,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
             .flush_async
             .then(|| Duration::from_millis(config.storage.flush_interval_ms)),
         metrics: Arc::clone(&metrics),
+        alarms: Arc::clone(&alarms),
         incarnation: random(),
     })
     .await
@@ -205,19 +214,14 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     });
     for door in amqp_doors {
         let (shard, realm, registry) = (node.shard.clone(), Arc::clone(&realm), Arc::clone(&registry));
-        servers.spawn(amqp::listen(
-            door,
-            shard,
-            Arc::clone(&offer),
-            realm,
-            registry,
-            stop.clone(),
-            Arc::clone(&metrics),
-        ));
+        let (metrics, alarms) = (Arc::clone(&metrics), Arc::clone(&alarms));
+        let offer = Arc::clone(&offer);
+        servers.spawn(amqp::listen(door, shard, offer, realm, registry, stop.clone(), metrics, alarms));
     }
     ready.up("amqp.listen");
     ready.up("tls.listen");
-    let front = rocketmq_front(config, &rocketmq_listeners, Arc::clone(&realm), registry, clock).await;
+    let front =
+        rocketmq_front(config, &rocketmq_listeners, Arc::clone(&realm), registry, clock, alarms).await;
     for (key, listener) in rocketmq_listeners {
         let entrance = rocketmq_entrance(config.rocketmq.tls, tls.as_ref());
         let door = Door { listener, key, most: limits::CONNECTIONS_MAX, entrance };
@@ -302,6 +306,7 @@ async fn rocketmq_front(
     realm: Arc<Realm>,
     registry: Arc<Registry>,
     clock: &SystemClock,
+    alarms: Arc<Alarms>,
 ) -> Arc<rocketmq::Front> {
     // Every port answers every request: without a broker port, clients may come to another.
     let port = listeners.iter().find_map(|(_, listener)| listener.local_addr().ok()).map_or(0, |a| a.port());
@@ -316,7 +321,8 @@ async fn rocketmq_front(
     };
     // The lower half of a random number is one.
     let [_, _, _, _, a, b, c, d] = random().to_be_bytes();
-    rocketmq::Front::new(settings, realm, registry, Arc::new(*clock), u32::from_be_bytes([a, b, c, d])).await
+    rocketmq::Front::new(settings, realm, registry, Arc::new(*clock), alarms, u32::from_be_bytes([a, b, c, d]))
+        .await
 }
 
 /// A random number that is not 0, from the system's randomness that seeds hash maps.

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub rocketmq: Traffic,
     /// The log of this node's shard.
     pub log: LogMetrics,
+    /// Alarms, and what they watch.
+    pub alarms: AlarmMetrics,
     /// Connection tasks that ended in a panic: each is a defect.
     pub connection_panics: Counter,
     data_dir: Arc<OnceLock<PathBuf>>,
@@ -123,6 +125,19 @@ pub struct LogMetrics {
     pub synchronous: Gauge,
     /// 1 while this node leads the log.
     pub leader: Gauge,
+}
+
+/// Bytes, and 1 for an alarm that is raised.
+#[derive(Debug, Default)]
+pub struct AlarmMetrics {
+    /// 1 while publishers wait for disk space.
+    pub disk: Gauge,
+    /// 1 while publishers wait for memory.
+    pub memory: Gauge,
+    /// `disk_free_limit`
+    pub disk_limit: Gauge,
+    /// `memory_high_watermark`
+    pub memory_limit: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -196,6 +211,28 @@ impl Metrics {
                     "1 where a confirm waits for the disk, 0 with ASYNC_FLUSH",
                 ),
                 leader: gauge(&mut r, "dassie_log_leader", "1 while this node leads the log"),
+            },
+            alarms: AlarmMetrics {
+                disk: gauge(
+                    &mut r,
+                    "rabbitmq_alarms_free_disk_space_watermark",
+                    "1 while publishers wait because disk space is low",
+                ),
+                memory: gauge(
+                    &mut r,
+                    "rabbitmq_alarms_memory_used_watermark",
+                    "1 while publishers wait because memory is low",
+                ),
+                disk_limit: gauge(
+                    &mut r,
+                    "rabbitmq_disk_space_available_limit_bytes",
+                    "Free space below which publishers wait",
+                ),
+                memory_limit: gauge(
+                    &mut r,
+                    "rabbitmq_resident_memory_limit_bytes",
+                    "Memory of the process's own above which publishers wait",
+                ),
             },
             connection_panics: counter(
                 &mut r,
@@ -346,8 +383,13 @@ pub fn max_fds() -> Option<u64> {
 /// Resident memory of this process in bytes. `None`: the kernel does not tell.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+/// A size among what the kernel says of this process, e.g. `VmRSS:`. Bytes.
+pub(crate) fn status_bytes(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
@@ -412,7 +454,7 @@ mod tests {
 
     #[test]
     fn the_kernel_tells_memory_files_and_cpu() {
-        assert!(resident_bytes().unwrap() > 1024 * 1024);
+        assert!(status_bytes("VmRSS:").unwrap() > 1024 * 1024);
         assert!(open_fds().unwrap() >= 3);
         assert!(cpu_seconds().unwrap() >= 0.0);
     }

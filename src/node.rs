@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use dassie_storage::{
     CheckpointStore, Disk, Flush, FullSpeed, Log, LogPoint, NewPage, Options, PageReader, PageStore,
-    ProposalId, RealDisk, ReplicatedLog, Syncer, block_on, read_floor,
+    ProposalId, RealDisk, ReplicatedLog, Spill, Syncer, block_on, read_floor,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::alarms::Alarms;
 use crate::awake::Awake;
 use crate::broker::api::Semantics;
 use crate::broker::core::{Core, PageSource, Parts, Proposal};
@@ -52,6 +53,8 @@ pub struct NodeParts {
     pub flush_every: Option<Duration>,
     /// Numbers.
     pub metrics: Arc<Metrics>,
+    /// Told when the log finds no space for a segment.
+    pub alarms: Arc<Alarms>,
     /// A random number, never 0: names this incarnation, and seeds election timeouts.
     pub incarnation: u64,
 }
@@ -168,6 +171,8 @@ async fn open(
 
     let (topology, topology_out) = watch::channel(Arc::default());
     let (shard, inputs) = Shard::new(topology_out, Arc::new(log.reader.clone()));
+    let (spill, spilling) = Spill::new(parts.store.disk.root());
+    spawn("paging", move || spilling.run(report_paging))?;
     let membership = state.membership();
     let core = Core::new(
         Parts {
@@ -176,6 +181,7 @@ async fn open(
             log: Box::new(log.reader.clone()),
             pages: Box::new(Pages(pages.reader())),
             semantics: Arc::clone(&parts.semantics),
+            spill: Some(spill),
             clock: Arc::clone(&parts.clock),
             topology,
             batch_bytes: limits::BATCH_TARGET,
@@ -198,9 +204,7 @@ async fn open(
     .await?;
     let (refused_in, refused) = mpsc::unbounded_channel();
     tokio::task::spawn_local(watch_replica(replica.clone(), refused_in));
-    let segment_size = genesis.segment_size;
-    let seams =
-        seams(&log.log, &replica, pages, checkpoints, refused, stop, ready, segment_size, &parts.metrics)?;
+    let seams = seams(&log.log, &replica, pages, checkpoints, refused, stop, ready, parts)?;
     Ok((shard, async move {
         shard_loop.run(seams).await;
         drop(alive);
@@ -230,6 +234,13 @@ async fn watch_replica<D: Disk, A: dassie_storage::Apply + 'static>(
     }
 }
 
+fn report_paging(error: Option<&std::io::Error>) {
+    match error {
+        Some(error) => tracing::warn!("queues in memory are not paged out for now: {error}"),
+        None => tracing::info!("queues in memory are paged out again"),
+    }
+}
+
 fn ended(thread: &str, result: std::io::Result<()>) {
     if let Err(error) = result {
         process::die(&format!("{thread}: {error}"));
@@ -245,8 +256,7 @@ fn seams<A: dassie_storage::Apply + 'static>(
     refused: mpsc::UnboundedReceiver<u64>,
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
-    segment_size: u64,
-    metrics: &Arc<Metrics>,
+    parts: &NodeParts,
 ) -> std::io::Result<Seams> {
     let pages = Arc::new(Mutex::new(pages));
     let (jobs, todo) = std::sync::mpsc::channel();
@@ -257,7 +267,8 @@ fn seams<A: dassie_storage::Apply + 'static>(
     let (proposer, leader, members, floor) =
         (replica.clone(), replica.clone(), replica.clone(), replica.clone());
     let (backlog, retire, listed, observed) = (log.clone(), log.clone(), log.clone(), log.clone());
-    let metrics = Arc::clone(metrics);
+    let (metrics, alarms) = (Arc::clone(&parts.metrics), Arc::clone(&parts.alarms));
+    let segment_size = parts.store.genesis.segment_size;
     Ok(Seams {
         propose: Box::new(move |Proposal { term, ordinal, payload }| {
             proposer.propose(payload, ProposalId { term, ordinal });
@@ -265,7 +276,12 @@ fn seams<A: dassie_storage::Apply + 'static>(
         refused,
         leads: Box::new(move || leader.leads()),
         membership: Box::new(move || members.membership_record()),
-        backlog_full: Box::new(move || backlog.backlog().is_full()),
+        backlog_full: Box::new(move || {
+            let backlog = backlog.backlog();
+            // Publishers must hear of it before the open segment is full: it is the reserve of those who settle.
+            alarms.no_segment(backlog.blocked.is_some());
+            backlog.is_full()
+        }),
         allocate_pages: Box::new(move |count| {
             let first = block_on(lock(&pages).allocate(u64::from(count)));
             match first.map(u32::try_from) {

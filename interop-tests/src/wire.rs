@@ -16,6 +16,7 @@ use dassie_amqp::method::{
     BasicAck, BasicConsume, BasicGet, BasicNack, BasicPublish, BasicQos, ChannelClose, ChannelOpen,
     ConfirmSelect, ExchangeDeclare, Method, QueueBind, QueueDeclare, QueueDelete,
 };
+use dassie_amqp::table::TableBuilder;
 
 /// The only channel.
 const CHANNEL: u16 = 1;
@@ -89,6 +90,10 @@ pub enum Heard<'a> {
     Got(Message<'a>),
     /// There is no message to get.
     Nothing,
+    /// The server takes no publishes for now, and why.
+    Blocked(&'a str),
+    /// It takes them again.
+    Unblocked,
     /// The answer to any other request.
     Answer,
 }
@@ -140,7 +145,12 @@ impl Client {
     }
 
     fn shake_hands(&mut self) -> Result<(), Error> {
-        let mut handshake = Handshake::new(Login::guest(), &mut self.out);
+        let mut properties = TableBuilder::new();
+        properties.put_table("capabilities", |table| {
+            table.put("connection.blocked", true);
+        });
+        let client_properties = properties.as_table().map_err(|error| Error::Broken(error.to_string()))?;
+        let mut handshake = Handshake::new(Login { client_properties, ..Login::guest() }, &mut self.out);
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.flush()?;
@@ -393,6 +403,8 @@ fn hear<'a>(input: &mut &'a [u8], frame_max: u32) -> Result<Option<Heard<'a>>, E
                 return Err(Error::Broken(format!("consumer {:?} was cancelled", cancel.consumer_tag)));
             }
             Method::BasicReturn(_) => return Err(Error::Broken("a message was returned".to_owned())),
+            Method::ConnectionBlocked(blocked) => Some(Heard::Blocked(blocked.reason)),
+            Method::ConnectionUnblocked(_) => Some(Heard::Unblocked),
             _ => Some(Heard::Answer),
         });
     }

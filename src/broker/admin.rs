@@ -80,7 +80,8 @@ impl Core {
             let (min, max) = self.bounds(*uid);
             let group = group.and_then(|group| self.state.group_offsets.get(group)?.get(uid)).copied();
             let time_before = |core: &mut Self, offset: Offset| match offset.checked_sub(1) {
-                Some(last) if (min..max).contains(&last) => core.store_time(*uid, last),
+                // Who asks how far a group is wants to know it of the other queues, too.
+                Some(last) if (min..max).contains(&last) => core.store_time(*uid, last).unwrap_or(0),
                 _ => 0,
             };
             let (latest, reached) =
@@ -154,7 +155,7 @@ impl Core {
         {
             let (min, max) = self.bounds(uid);
             let wanted = match reset.to {
-                ResetTo::Time(time) => self.offset_at(uid, time),
+                ResetTo::Time(time) => self.offset_at(uid, time)?,
                 ResetTo::Offset(offset) => offset.clamp(min, max),
                 ResetTo::End => max,
             };

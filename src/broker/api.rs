@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dassie_storage::Spilled;
 
 use crate::security::Authorized;
 
@@ -598,6 +599,8 @@ pub enum Located {
         /// Bytes of the record.
         len: u32,
     },
+    /// Paged out of a queue in memory. Read likewise.
+    Paged(Spilled),
 }
 
 /// A message ready to be written out.
@@ -637,6 +640,9 @@ pub struct Delivery {
 /// Why a verb was refused; adapters choose the code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// What the log holds can not be read. (541; SYSTEM_ERROR)
+    #[error("{0}")]
+    Damaged(String),
     /// No such thing. (404; TOPIC_NOT_EXIST)
     #[error("no {kind} '{name}' in vhost '{vhost}'")]
     NotFound {

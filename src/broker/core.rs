@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dassie_storage::{Batch, LogPoint};
+use dassie_storage::{Batch, LogPoint, Spill};
 use hashbrown::HashMap;
 use tokio::sync::{mpsc, watch};
 
@@ -57,6 +57,8 @@ pub struct Parts {
     pub pages: Box<dyn PageSource>,
     /// Knows the layouts.
     pub semantics: Arc<dyn Semantics>,
+    /// Where queues in memory page to under pressure; `None`: they do not.
+    pub spill: Option<Spill>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Where snapshots of the topology go.
@@ -233,6 +235,8 @@ pub struct Core {
     /// Connections with events to send or verbs to retry.
     flushes: Vec<ConnectionId>,
     pub(crate) memory_used: usize,
+    /// Where queues in memory page to.
+    pub(crate) spill: Option<Spill>,
     pub(crate) large: Map<ConnectionId, Large>,
     pub(crate) cache: Cache,
     pub(crate) counters: Counters,
@@ -367,6 +371,7 @@ impl Core {
             handed: Vec::new(),
             flushes: Vec::new(),
             memory_used: 0,
+            spill: parts.spill,
             large: Map::default(),
             cache: Cache::default(),
             counters: Counters::default(),

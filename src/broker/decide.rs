@@ -602,8 +602,15 @@ impl Core {
     }
 
     pub(crate) fn push_one_to_memory(&mut self, uid: QueueUid, message: StoredMessage, deadline: u64) {
-        self.memory_used += memory::cost(&message);
-        let offset = self.runtime(uid).memory.get_or_insert_default().push(message, deadline);
+        let pressed = self.memory_used > limits::MEMORY_RESIDENT;
+        let pressed_hard = self.memory_used > 2 * limits::MEMORY_RESIDENT;
+        self.runtime(uid);
+        let Some(runtime) = self.runtimes.get_mut(&uid) else { return };
+        let memory = runtime.memory.get_or_insert_default();
+        // Under pressure the end of a queue goes to the disk. What is short is about to be read.
+        let pages = pressed_hard || (pressed && memory.depth() >= limits::PAGING_DEPTH);
+        let (offset, cost) = memory.push(message, deadline, self.spill.as_mut().filter(|_| pages));
+        self.memory_used += cost;
         self.arrived(Enqueued { queue: uid, offset, position: 0, deadline });
     }
 

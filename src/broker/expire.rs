@@ -110,7 +110,7 @@ impl Core {
     /// Deadline of a message that is not settled.
     fn deadline_of(&mut self, queue: QueueUid, offset: Offset) -> Option<u64> {
         if let Some(memory) = self.runtimes.get(&queue).and_then(|r| r.memory.as_ref()) {
-            return memory.get(offset).map(|_| memory.deadline(offset));
+            return memory.holds(offset).then(|| memory.deadline(offset));
         }
         if self.state.queues.get(&queue)?.cursor.is_settled(offset) {
             return None;

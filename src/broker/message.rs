@@ -226,6 +226,7 @@ impl Cache {
 pub fn resolve(message: &Located, log: &dyn Batches, cache: &mut Cache) -> io::Result<StoredMessage> {
     match message {
         Located::Ready(message) => Ok(message.clone()),
+        Located::Paged(paged) => super::memory::page_in(paged),
         Located::Stored { batch, record, len } => {
             let bytes = record_at((*batch, *record, *len), log, cache)?;
             read_record(&bytes, *batch, log)
@@ -375,7 +376,7 @@ fn slice(bytes: &Bytes, start: u32, len: u32) -> Option<Bytes> {
     (end as usize <= bytes.len()).then(|| bytes.slice(start as usize..end as usize))
 }
 
-fn damaged(position: Position, what: &str) -> io::Error {
+pub(super) fn damaged(position: Position, what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("log position {position}: {what}"))
 }
 

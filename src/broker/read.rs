@@ -70,12 +70,15 @@ impl Core {
             }
             Op::SearchOffset { topic, queue_id, timestamp } => {
                 let (place, timestamp) = ((Arc::clone(topic), *queue_id), *timestamp);
-                let result = self.with_topic_queue(&verb, &place, |core, uid| core.search(uid, timestamp));
+                let result = self.with_topic_queue(&verb, &place, |core, uid| {
+                    core.offset_at(uid, timestamp).map(Reply::Offset)
+                });
                 self.answer_look(id, verb, result);
             }
             Op::GroupOffset { group, topic, queue_id } => {
                 let (group, place) = (Arc::clone(group), (Arc::clone(topic), *queue_id));
-                let result = self.with_topic_queue(&verb, &place, |core, uid| core.group_offset(&group, uid));
+                let result =
+                    self.with_topic_queue(&verb, &place, |core, uid| Ok(core.group_offset(&group, uid)));
                 self.answer_look(id, verb, result);
             }
             Op::TopicStats { topic, group } => {
@@ -282,6 +285,8 @@ impl Core {
             let Some((offset, redelivered)) = self.next_message(uid) else { break };
             let no_ack = self.readers.get(&key).is_some_and(|r| r.no_ack);
             let Some(delivery) = self.load(uid, offset, redelivered, no_ack) else { continue };
+            // What could not be read is not settled as it goes.
+            let no_ack = no_ack && !matches!(delivery.message, Located::Stored { .. });
             given += delivery.weight as usize;
             self.counters.delivered += 1;
             self.counters.redelivered += u64::from(delivery.redelivered);
@@ -342,20 +347,13 @@ impl Core {
     /// A delivery of that message, or `None` when it is settled meanwhile (a purge).
     fn load(&mut self, uid: QueueUid, offset: u64, redelivered: bool, in_memory: bool) -> Option<Delivery> {
         if let Some(memory) = self.runtimes.get(&uid).and_then(|r| r.memory.as_ref()) {
-            let message = memory.get(offset)?.clone();
+            let (message, len) = memory.get(offset)?;
             if self.is_expired(uid, offset, memory.deadline(offset)) {
                 self.expired.push(offset);
                 return None;
             }
-            let weight = u32::try_from(message.bytes.len()).unwrap_or(u32::MAX).saturating_add(64);
-            return Some(Delivery {
-                offset,
-                position: 0,
-                redelivered,
-                attempts: 0,
-                weight,
-                message: Located::Ready(message),
-            });
+            let weight = u32::try_from(len).unwrap_or(u32::MAX).saturating_add(64);
+            return Some(Delivery { offset, position: 0, redelivered, attempts: 0, weight, message });
         }
         if self.state.queues.get(&uid)?.cursor.is_settled(offset) {
             return None;
@@ -372,7 +370,8 @@ impl Core {
             // What was just applied needs no reading; what is settled as it goes must be read before its segment may go.
             match resolve(&delivery.message, &*self.log, &mut self.cache) {
                 Ok(message) => delivery.message = Located::Ready(message),
-                Err(error) => panic!("queue {uid}, offset {offset}: {error}"),
+                // The connection finds the same, says so and ends.
+                Err(error) => drop(self.damage(uid, offset, &error)),
             }
         }
         Some(delivery)
@@ -445,6 +444,7 @@ impl Core {
             return self.stall_behind_publishes(id, verb);
         }
         if let Some(delivery) = &delivery {
+            let no_ack = no_ack && !matches!(delivery.message, Located::Stored { .. });
             let key = (id, reader);
             if !no_ack && !self.readers.contains_key(&key) {
                 let leases = std::collections::VecDeque::new();
@@ -519,7 +519,7 @@ impl Core {
             return;
         }
         let unsettled = |offset| match (memory, cursor) {
-            (Some(memory), _) => memory.get(offset).is_some(),
+            (Some(memory), _) => memory.holds(offset),
             (None, Some(cursor)) => !cursor.is_settled(offset),
             (None, None) => false,
         };
@@ -532,13 +532,13 @@ impl Core {
         &mut self,
         verb: &Verb,
         (topic, queue_id): &(Arc<str>, u32),
-        act: impl FnOnce(&mut Self, QueueUid) -> Reply,
+        act: impl FnOnce(&mut Self, QueueUid) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
         if self.state.topology.topic(topic).is_none() {
             return Err(not_found("topic", topic, &self.state.topology.vhost_name(verb.vhost)));
         }
         match self.topic_queue(topic, *queue_id) {
-            Some(uid) => Ok(act(self, uid)),
+            Some(uid) => act(self, uid),
             None => Err(Refusal::Invalid(format!("queueId[{queue_id}] is illegal, topic:[{topic}]"))),
         }
     }
@@ -547,9 +547,9 @@ impl Core {
         self.state.queues.get(&uid).map_or((0, 0), |q| (q.index.head(), q.index.next()))
     }
 
-    fn offsets(&mut self, uid: QueueUid) -> Reply {
+    fn offsets(&mut self, uid: QueueUid) -> Result<Reply, Refusal> {
         let (min, max) = self.bounds(uid);
-        Reply::Offsets { min, max, earliest: if min < max { self.store_time(uid, min) } else { 0 } }
+        Ok(Reply::Offsets { min, max, earliest: if min < max { self.store_time(uid, min)? } else { 0 } })
     }
 
     fn group_offset(&mut self, group: &str, uid: QueueUid) -> Reply {
@@ -558,31 +558,35 @@ impl Core {
         Reply::GroupOffset { offset, min, max }
     }
 
-    pub(crate) fn store_time(&mut self, uid: QueueUid, offset: u64) -> u64 {
-        let Some(entry) = self.entry(uid, offset) else { return 0 };
+    pub(crate) fn store_time(&mut self, uid: QueueUid, offset: u64) -> Result<u64, Refusal> {
+        let Some(entry) = self.entry(uid, offset) else { return Ok(0) };
         let delivery = located(offset, &entry, false, 0);
         match resolve(&delivery.message, &*self.log, &mut self.cache) {
-            Ok(message) => message.store_time,
-            Err(error) => panic!("queue {uid}, offset {offset}: {error}"),
+            Ok(message) => Ok(message.store_time),
+            Err(error) => Err(Refusal::Damaged(self.damage(uid, offset, &error))),
         }
     }
 
-    /// First offset stored at or after `timestamp`: store times never decrease along a queue.
-    fn search(&mut self, uid: QueueUid, timestamp: u64) -> Reply {
-        Reply::Offset(self.offset_at(uid, timestamp))
+    /// Bodies lie where only their readers look: a damaged one is its readers' trouble, and a line for whoever runs the broker.
+    fn damage(&self, uid: QueueUid, offset: u64, error: &std::io::Error) -> String {
+        let queue = self.state.topology.queue_by_uid(uid).map_or("", |queue| &*queue.spec.name);
+        let text = format!("message {offset} of queue '{queue}' can not be read: {error}");
+        tracing::error!("{text}");
+        text
     }
 
-    pub(crate) fn offset_at(&mut self, uid: QueueUid, timestamp: u64) -> u64 {
+    /// First offset stored at or after `timestamp`: store times never decrease along a queue.
+    pub(crate) fn offset_at(&mut self, uid: QueueUid, timestamp: u64) -> Result<u64, Refusal> {
         let (mut low, mut high) = self.bounds(uid);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.store_time(uid, middle) < timestamp {
+            if self.store_time(uid, middle)? < timestamp {
                 low = middle + 1;
             } else {
                 high = middle;
             }
         }
-        low
+        Ok(low)
     }
 
     fn fetch(&mut self, id: ConnectionId, verb: Verb, fetch: Fetch) {
@@ -590,7 +594,7 @@ impl Core {
         let mut found = None;
         let result = self.with_topic_queue(&verb, &place, |core, uid| {
             found = Some(uid);
-            Reply::Fetched(core.fetch_now(uid, &fetch))
+            Ok(Reply::Fetched(core.fetch_now(uid, &fetch)))
         });
         let (Some(uid), Ok(Reply::Fetched(fetched))) = (found, &result) else {
             return self.answer_look(id, verb, result);

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::api::{ChannelId, ConnectionId, Offset, QueueUid, ReaderId};
 use super::memory::MemoryQueue;
+use crate::limits;
 
 /// A reader of this node.
 pub(crate) type ReaderKey = (ConnectionId, ReaderId);
@@ -27,7 +28,9 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn has_room(&self) -> bool {
-        self.no_ack || self.window == 0 || self.leases.len() < usize::from(self.window)
+        // Without a window there is a bound all the same: who never acks must not take all memory.
+        let most = if self.window == 0 { limits::LEASES_MAX } else { usize::from(self.window) };
+        self.no_ack || self.leases.len() < most
     }
 
     pub(crate) fn lease(&mut self, offset: Offset) {

@@ -121,6 +121,7 @@ fn key() -> security::Authorized {
 
 /// A core's surroundings on that log.
 fn parts(session: u64, log: &MemoryLog, clock: &Arc<HandClock>) -> Parts {
+            spill: None,
     Parts {
         node: 1,
         session,
@@ -280,7 +281,7 @@ impl Client {
             })
             .map(|d| match d.message {
                 Located::Ready(m) => (d.offset, d.redelivered, m.bytes.to_vec()),
-                Located::Stored { .. } => (d.offset, d.redelivered, Vec::new()),
+                Located::Stored { .. } | Located::Paged(_) => (d.offset, d.redelivered, Vec::new()),
             })
             .collect()
     }
@@ -879,6 +880,30 @@ fn a_removed_topic_takes_everything_along_and_a_new_one_of_that_name_begins_anew
     assert_eq!(offsets, [0]);
     let group = Op::GroupOffset { group: "G".into(), topic: "T".into(), queue_id: 0 };
     assert!(matches!(h.call(&mut c, group), Ok(Reply::GroupOffset { offset: None, .. })));
+}
+
+#[test]
+fn a_message_that_can_not_be_read_is_an_error_for_who_asks_and_stops_nobody() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, topic("T", 1)).unwrap();
+    h.call(&mut c, queue("q", false)).unwrap();
+    for body in [b"x", b"y"] {
+        h.send(&mut c, publish("amq.rmq.T", "", 0, body));
+        h.send(&mut c, publish("", "q", 0, body));
+        h.run();
+    }
+    h.log.0.borrow_mut().clear();
+    let search = Op::SearchOffset { topic: "T".into(), queue_id: 0, timestamp: 1 };
+    assert!(matches!(h.call(&mut c, search), Err(Refusal::Damaged(_))));
+    let offsets = Op::QueueOffsets { topic: "T".into(), queue_id: 0 };
+    assert!(matches!(h.call(&mut c, offsets), Err(Refusal::Damaged(_))));
+    // What a consumer settles as it gets stays unsettled.
+    let get = Op::Get { reader: 9, channel: 1, queue: "q".into(), no_ack: true };
+    let Ok(Reply::Got { delivery: Some(delivery), .. }) = h.call(&mut c, get) else { panic!() };
+    assert!(matches!(delivery.message, Located::Stored { .. }));
+    let uid = h.core.state.topology.queue(0, "q").unwrap().uid;
+    assert_eq!(h.core.state.queues[&uid].depth(), 2);
 }
 
 #[test]

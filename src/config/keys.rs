@@ -6,7 +6,9 @@
 
 use std::fmt;
 
-use super::{Address, ClientAuth, Derived, Draft, LogFormat, LogLevel, MinTls, RocketmqTls, UserFrom};
+use super::{
+    Address, ClientAuth, Derived, Draft, LogFormat, LogLevel, MinTls, RocketmqTls, UserFrom, Watermark,
+};
 
 /// One key.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ enum Kind {
     Size { min: u64, max: u64, step: u64, place: fn(&mut Draft) -> &mut u64 },
     /// Durations with their unit, separated by spaces.
     Delays(fn(&mut Draft) -> &mut Vec<u64>),
+    /// Bytes as a size, or a fraction from 0 to 1 of all memory.
+    Watermark(fn(&mut Draft) -> &mut Watermark),
     /// One of these words; its number in the list is what is put.
     Word { words: &'static [&'static str], put: fn(&mut Draft, usize) -> Option<()> },
 }
@@ -79,6 +83,23 @@ pub const KEYS: &[Key] = &[
         default: "guest",
         meaning: "Users that may come from this machine only.",
         kind: Kind::Users(|d| &mut d.config.loopback_users),
+    },
+    Key {
+        name: "disk_free_limit",
+        default: "192MiB",
+        meaning: "With less free space on the file system of `data_dir` publishers of both protocols wait (AMQP: `connection.blocked`, RocketMQ: SERVICE_NOT_AVAILABLE), while consumers, acknowledgements and deletions go on. The default leaves room for segments and checkpoints that those need. Read again on SIGHUP.",
+        kind: Kind::Size {
+            min: 0,
+            max: 1024 * 1024 * GIB,
+            step: 1,
+            place: |d| &mut d.config.disk_free_limit,
+        },
+    },
+    Key {
+        name: "memory_high_watermark",
+        default: "0.4",
+        meaning: "With more memory of its own in use than this, in bytes or as a part of what the machine or the control group has, publishers wait likewise (RocketMQ: SYSTEM_BUSY). Files that are mapped do not count. 0: always. Read again on SIGHUP.",
+        kind: Kind::Watermark(|d| &mut d.config.memory_high_watermark),
     },
     Key {
         name: "amqp.listen",
@@ -415,6 +436,8 @@ pub enum Given {
     Text(String),
     /// A whole number of the file.
     Number(i64),
+    /// A number of the file that is not whole.
+    Fraction(String),
     /// A boolean of the file.
     Flag(bool),
     /// Anything else of the file, which no key takes.
@@ -428,6 +451,7 @@ impl Given {
         match value {
             toml::Value::String(text) => Self::Text(text.clone()),
             toml::Value::Integer(number) => Self::Number(*number),
+            toml::Value::Float(fraction) => Self::Fraction(fraction.to_string()),
             toml::Value::Boolean(flag) => Self::Flag(*flag),
             toml::Value::Array(list) if list.iter().all(toml::Value::is_str) => {
                 let texts: Vec<&str> = list.iter().filter_map(toml::Value::as_str).collect();
@@ -464,6 +488,17 @@ impl Given {
         }
     }
 
+    /// From 0 to 1, in thousandths.
+    fn fraction(&self) -> Option<u32> {
+        let fraction = match self {
+            Self::Fraction(text) | Self::Text(text) => text.parse::<f64>().ok()?,
+            Self::Number(number @ 0..=1) => return u32::try_from(number * 1000).ok(),
+            _ => return None,
+        };
+        let thousandths = (0..=1000_u32).find(|n| f64::from(*n) >= fraction * 1000.0);
+        thousandths.filter(|_| fraction >= 0.0)
+    }
+
     fn size(&self) -> Option<u64> {
         let Self::Text(text) = self else { return self.number() };
         let units = [("KiB", KIB), ("MiB", MIB), ("GiB", GIB)];
@@ -479,6 +514,7 @@ impl fmt::Display for Given {
         match self {
             Self::Text(text) => write!(f, "'{text}'"),
             Self::Number(number) => write!(f, "{number}"),
+            Self::Fraction(text) => f.write_str(text),
             Self::Flag(flag) => write!(f, "{flag}"),
             Self::Other(what) => f.write_str(what),
         }
@@ -548,6 +584,12 @@ impl Kind {
                     given.size().filter(|n| (min..=max).contains(&n) && n.is_multiple_of(*step))?;
             }
             Self::Delays(place) => *place(draft) = delays(given.text()?)?,
+            Self::Watermark(place) => {
+                *place(draft) = match given.fraction() {
+                    Some(fraction) => Watermark::PerMille(fraction),
+                    None => Watermark::Bytes(given.size().filter(|bytes| *bytes > 1)?),
+                };
+            }
             Self::Word { words, put } => {
                 let text = given.text()?;
                 put(draft, words.iter().position(|word| *word == text)?)?;
@@ -586,6 +628,9 @@ impl Kind {
                     "1 to {} durations of at most {DELAY_DAYS_MAX} days like 500ms, 1s, 2m, 3h or 1d, separated by spaces",
                     crate::limits::DELAY_LEVELS_MAX
                 )
+            }
+            Self::Watermark(_) => {
+                "a fraction of the memory from 0 to 1, or a number of bytes (or KiB, MiB, GiB)".to_owned()
             }
             Self::Word { words, .. } => match words {
                 [all @ .., last] => format!("{} or {last}", all.join(", ")),
@@ -692,8 +737,8 @@ pub fn reference() -> String {
         `DASSIE_` before: `amqp.listen` is `DASSIE_AMQP_LISTEN`.\n\
         In the file a dot is a TOML table: `amqp.listen` is `listen` in `[amqp]`. Sizes are whole numbers of bytes, or\n\
         text such as `\"64MiB\"`. As the host of a listener `localhost` stands for 127.0.0.1, and ::1 where the machine has it. A key, value, file, variable or argument that is wrong ends the start with one line that names it\n\
-        and exit code 2. Users and the files of `tls.*` are read again on SIGHUP, all else at\n\
-        the next start.\n\n\
+        and exit code 2. Users, the files of `tls.*`, `disk_free_limit` and `memory_high_watermark` are read again on SIGHUP, all\n\
+        else at the next start.\n\n\
         | key | default | value | meaning |\n|---|---|---|---|\n",
     );
     for key in KEYS {
@@ -761,6 +806,24 @@ mod tests {
             assert_eq!(listen(bad), None, "{bad}");
         }
         assert_eq!(listen(""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_watermark_is_a_fraction_or_a_size() {
+        let key = KEYS.iter().find(|key| key.name == "memory_high_watermark").expect("a key");
+        let set = |given: Given| {
+            let mut draft = Draft::default();
+            key.set(&mut draft, &given).map(|()| draft.config.memory_high_watermark)
+        };
+        let text = |text: &str| set(Given::Text(text.to_owned()));
+        assert_eq!(text("0.4"), Ok(Watermark::PerMille(400)));
+        assert_eq!(text("0"), Ok(Watermark::PerMille(0)));
+        assert_eq!(set(Given::Fraction("0.25".into())), Ok(Watermark::PerMille(250)));
+        assert_eq!(set(Given::Number(1)), Ok(Watermark::PerMille(1000)));
+        assert_eq!(text("2GiB"), Ok(Watermark::Bytes(2 * GIB)));
+        for bad in ["-0.1", "1.5", "NaN", "much"] {
+            assert!(text(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

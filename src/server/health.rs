@@ -5,17 +5,26 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::alarms::{Alarms, Raised};
+
 /// What is still missing. Shared by those who bring it up and by `/health/ready`.
 #[derive(Debug)]
 pub struct Readiness {
     missing: Mutex<Vec<&'static str>>,
+    alarms: Arc<Alarms>,
 }
 
 impl Readiness {
     /// Everything in `parts` is missing. Name parts as a person knows them: `log`, `amqp.listen`.
     #[must_use]
-    pub fn new(parts: impl IntoIterator<Item = &'static str>) -> Arc<Self> {
-        Arc::new(Self { missing: Mutex::new(parts.into_iter().collect()) })
+    pub fn new(parts: impl IntoIterator<Item = &'static str>, alarms: Arc<Alarms>) -> Arc<Self> {
+        Arc::new(Self { missing: Mutex::new(parts.into_iter().collect()), alarms })
+    }
+
+    /// What is raised. A broker with an alarm is ready: consumers must find it.
+    #[must_use]
+    pub fn raised(&self) -> Raised {
+        self.alarms.raised()
     }
 
     /// `part` stands.
@@ -49,7 +58,7 @@ mod tests {
 
     #[test]
     fn ready_means_that_every_part_was_reported() {
-        let ready = Readiness::new(["log", "amqp.listen"]);
+        let ready = Readiness::new(["log", "amqp.listen"], Alarms::new());
         ready.up("amqp.listen");
         assert_eq!(ready.missing(), ["log"]);
         ready.up("log");

@@ -25,6 +25,7 @@ mod seams;
 mod segments;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod spill;
 mod writer;
 
 use std::io;
@@ -43,6 +44,7 @@ pub use reader::LogReader;
 pub use real::{RealDisk, RealFile, RealLock};
 pub use recovery::{Cut, Recovered};
 pub use seams::{Apply, ProposalId, ReplicatedLog};
+pub use spill::{Spill, SpillWriter, Spilled};
 pub use writer::Writer;
 
 /// Takes the store for this process; held until the answer is dropped. Do this before anything else is read.

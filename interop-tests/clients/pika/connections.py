@@ -1,7 +1,7 @@
 """Handshake, refusals at login, heartbeats, channels and what is left of a connection that was cut."""
 
 import pika
-from kit import (Inbox, Proxy, channel_refused, check, drain, equal, get, publish, scenario,
+from kit import (RESTART_SECONDS, Inbox, Proxy, channel_refused, check, drain, equal, get, publish, scenario,
                  sequence, wait_ready, wait_until)
 
 CORE_CAPABILITIES = ("publisher_confirms", "exchange_exchange_bindings", "basic.nack", "consumer_cancel_notify",
@@ -118,3 +118,34 @@ def delivery_after_lost_connection(context):
     back = Inbox(watcher, queue, auto_ack=True).wait(4)
     equal([(message.body, message.redelivered) for message in back],
           [(b"m1", True), (b"m2", True), (b"m3", True), (b"m4", False)], "what came back")
+
+
+@scenario("connection-blocked", seconds=RESTART_SECONDS)
+def connection_blocked(context):
+    context.needs_restart()
+    queue, seen = context.name("queue"), []
+    publisher = context.connect(blocked_connection_timeout=60)
+    publisher.add_on_connection_blocked_callback(lambda _, frame: seen.append(("blocked", frame.method.reason)))
+    publisher.add_on_connection_unblocked_callback(lambda _, frame: seen.append(("unblocked", None)))
+    channel = publisher.channel()
+    channel.queue_declare(queue)
+    publish(channel, queue, b"before")
+    channel.queue_declare(queue, passive=True)  # it is there when this is answered
+    other = context.channel()
+    context.hook("alarm")
+    try:
+        check(not seen, "a connection that did not publish under the alarm was blocked")
+        publish(channel, queue, b"under the alarm")
+        wait_until(lambda: publisher.process_data_events(0.1) or seen, "connection.blocked")
+        equal(seen, [("blocked", "low on memory")], "events under the alarm")
+        held = get(other, queue, auto_ack=False)
+        equal(held.body, b"before", "a get under the alarm")
+        other.basic_ack(held.tag)
+        equal(other.queue_declare(queue, passive=True).method.message_count, 0, "messages while publishers wait")
+        context.channel().close()
+    finally:
+        context.hook("calm")
+    wait_until(lambda: publisher.process_data_events(0.1) or len(seen) > 1, "connection.unblocked")
+    equal(seen[1:], [("unblocked", None)], "events after the alarm")
+    channel.queue_declare(queue, passive=True)
+    equal(drain(channel, queue), [b"under the alarm"], "the queue after the alarm")

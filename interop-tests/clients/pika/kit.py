@@ -217,13 +217,17 @@ class Context:
 
     def restart(self, how):
         """Restarts the broker by `term` or `kill` and returns when it is ready again."""
-        done = subprocess.run(f"{os.environ['DASSIE_RESTART']} {how}", shell=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True)
-        check(done.returncode == 0, f"restart hook: {done.stdout.strip()}")
+        self.hook(how)
         for connection in self._connections:
             with contextlib.suppress(pika.exceptions.AMQPError):
                 connection.process_data_events()
         self._connections.clear()
+
+    @staticmethod
+    def hook(word):
+        done = subprocess.run(f"{os.environ['DASSIE_RESTART']} {word}", shell=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
+        check(done.returncode == 0, f"hook {word}: {done.stdout.strip()}")
 
     @staticmethod
     def needs_restart():

@@ -39,6 +39,32 @@ final class Connections {
         scenario("channel-lifecycle", Connections::channelLifecycle);
         scenario("channel-error-isolation", Connections::channelErrorIsolation);
         scenario("delivery-after-lost-connection", Connections::deliveryAfterLostConnection);
+        scenario("connection-blocked", Connections::connectionBlocked);
+    }
+
+    private static void connectionBlocked(Amqp amqp) throws Exception {
+        Kit.needsRestart();
+        List<String> seen = java.util.Collections.synchronizedList(new ArrayList<>());
+        Connection publisher = amqp.connect(amqp.factory());
+        publisher.addBlockedListener(reason -> seen.add("blocked: " + reason), () -> seen.add("unblocked"));
+        Channel channel = publisher.createChannel();
+        String queue = amqp.queue(channel, "queue");
+        publish(channel, "", queue, "before");
+        channel.queueDeclarePassive(queue);
+        Channel other = amqp.connect(amqp.factory()).createChannel();
+        Kit.restart("alarm");
+        try {
+            publish(channel, "", queue, "under the alarm");
+            waitUntil(() -> !seen.isEmpty(), () -> "connection.blocked");
+            equal(List.copyOf(seen), List.of("blocked: low on memory"), "events under the alarm");
+            equal(drain(other, queue), List.of("before"), "what can be got under the alarm");
+        } finally {
+            Kit.restart("calm");
+        }
+        waitUntil(() -> seen.size() > 1, () -> "connection.unblocked");
+        equal(seen.get(1), "unblocked", "event after the alarm");
+        channel.queueDeclarePassive(queue);
+        equal(drain(channel, queue), List.of("under the alarm"), "the queue after the alarm");
     }
 
     private static void handshake(Amqp amqp) throws Exception {

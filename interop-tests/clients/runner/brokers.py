@@ -148,6 +148,10 @@ class Broker:
     def restart(self, how):
         raise NotImplementedError
 
+    def alarm(self, raised):
+        """Raises or ends the memory alarm."""
+        raise NotImplementedError
+
     def complaint(self):
         """What is wrong with the broker itself, whatever the clients saw; None when nothing is."""
         return None
@@ -221,7 +225,9 @@ class Dassie(Broker):
                 "tls.key": made / "server.key",
                 "rocketmq.tls": "enforcing",
             }
-        command = [binary, "--data-dir", directory / "data"]
+        self.limits = directory / "dassie.toml"
+        self.limits.write_text("")
+        command = [binary, "--data-dir", directory / "data", "--config", self.limits]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
         self.process = Process("dassie", command, directory / "dassie.log")
@@ -231,11 +237,15 @@ class Dassie(Broker):
         self.process.wait_until(self._ready)
 
     def _ready(self):
+        return self._health() is not None
+
+    def _health(self):
+        """What it says when it is ready."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/health/ready", timeout=2) as answer:
-                return answer.status == 200
+                return answer.read().decode() if answer.status == 200 else None
         except (urllib.error.URLError, OSError):
-            return False
+            return None
 
     def stop(self):
         self._stop(signal.SIGTERM)
@@ -248,6 +258,11 @@ class Dassie(Broker):
     def restart(self, how):
         self._stop(how)
         self.start()
+
+    def alarm(self, raised):
+        self.limits.write_text("memory_high_watermark = 0.0\n" if raised else "")
+        self.process.child.send_signal(signal.SIGHUP)
+        self.process.wait_until(lambda: ("low on memory" in (self._health() or "")) == raised)
 
     def complaint(self):
         if self.process.ended() is not None:
@@ -289,6 +304,7 @@ class RabbitMQ(Broker):
             # Makes the start script become the Erlang machine, so that our child's pid is the broker.
             RUNNING_UNDER_SYSTEMD="true",
         )
+        self.environment = environment
         self.epmd = Process("epmd", ["epmd", "-port", epmd], directory / "epmd.log", environment)
         self.server = Process("rabbitmq", [server], directory / "rabbitmq.log", environment)
 
@@ -312,6 +328,12 @@ class RabbitMQ(Broker):
             time.sleep(2)
         self.server.stop(how)
         self.start()
+
+    def alarm(self, raised):
+        command = [CACHE / "rabbitmq/sbin/rabbitmqctl", "set_vm_memory_high_watermark", "0" if raised else "0.4"]
+        done = subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BrokerError(f"rabbitmqctl: {done.stderr.strip()}")
 
 
 class RocketMQ(Broker):

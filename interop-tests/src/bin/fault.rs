@@ -175,8 +175,10 @@ fn full(arguments: &Arguments) -> Result<bool, String> {
             if load.worlds != Worlds::Rocketmq {
                 fill_probe(broker).map_err(|error| format!("{time}: filling the probe: {error}"))?;
             }
+            let told_before = load.blocked();
             disk.fill()?;
             held_up(load, broker).map_err(|error| format!("{time}: {error}"))?;
+            told(load, told_before).map_err(|error| format!("{time}: {error}"))?;
             if load.worlds != Worlds::Rocketmq {
                 ask_probe(broker)
                     .map_err(|error| format!("{time}: AMQP while there is no space: {error}"))?;
@@ -232,6 +234,19 @@ fn held_up(load: &Load, broker: &mut Broker) -> Result<(), String> {
         if load.confirmed() != confirmed {
             (confirmed, since) = (load.confirmed(), Instant::now());
         }
+    }
+    Ok(())
+}
+
+/// Waits until a publisher was told that it must wait: by `connection.blocked`, or SERVICE_NOT_AVAILABLE.
+fn told(load: &Load, before: u64) -> Result<(), String> {
+    let deadline = Instant::now() + HELD_UP_WITHIN;
+    while load.blocked() == before {
+        load.well()?;
+        if Instant::now() > deadline {
+            return Err("no publisher was told that it must wait".to_owned());
+        }
+        thread::sleep(Duration::from_millis(5));
     }
     Ok(())
 }

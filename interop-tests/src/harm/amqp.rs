@@ -373,6 +373,12 @@ impl Publisher<'_> {
                 Heard::Confirmed { tag, multiple } => (tag, multiple, Outcome::Ok),
                 // Not taken, says the server; in a fanout one queue may have it all the same.
                 Heard::Refused { tag, multiple } => (tag, multiple, Outcome::Info),
+                // Told by the broker that it must wait: confirms do not come meanwhile.
+                Heard::Blocked(_) => {
+                    self.load.note_blocked();
+                    continue;
+                }
+                Heard::Unblocked => continue,
                 other => return Err(Error::Broken(format!("{other:?} to a publisher"))),
             };
             let end = self.pending.partition_point(|sent| sent.tag <= tag);

@@ -29,6 +29,8 @@ pub struct Broker {
     pub launcher: Vec<OsString>,
     /// Settings beyond the ports, as `section.key=value`.
     pub settings: Vec<String>,
+    /// A configuration file, below the settings.
+    pub config: Option<PathBuf>,
     /// Where it listens.
     pub ports: Ports,
     child: Option<Child>,
@@ -43,7 +45,8 @@ pub struct Ports {
     pub amqp: SocketAddr,
     /// RocketMQ remoting.
     pub rocketmq: SocketAddr,
-    http: SocketAddr,
+    /// Health.
+    pub http: SocketAddr,
 }
 
 impl Broker {
@@ -59,6 +62,7 @@ impl Broker {
             data: directory.join("data"),
             launcher: Vec::new(),
             settings: Vec::new(),
+            config: None,
             ports,
             child: None,
             restarts: Vec::new(),
@@ -114,6 +118,9 @@ impl Broker {
             ["metrics.listen=", "rocketmq.vip_listen=", "rocketmq.name_server_listen="].map(str::to_owned);
         for setting in listening.iter().chain(&silent).chain(&self.settings) {
             command.args(["--set", setting]);
+        }
+        if let Some(config) = &self.config {
+            command.arg("--config").arg(config);
         }
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         let child = command.spawn().map_err(|error| format!("{}: {error}", self.binary.display()))?;

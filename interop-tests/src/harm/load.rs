@@ -78,6 +78,7 @@ pub struct Load<W: Write = BufWriter<File>> {
     pub(super) publishers: AtomicU64,
     confirmed: AtomicU64,
     arrived: AtomicU64,
+    blocked: AtomicU64,
     /// How long a publisher waits for any answer before that is a failure, in ms.
     patience: AtomicU64,
     failure: Mutex<Option<String>>,
@@ -98,6 +99,7 @@ impl Load {
             publishers: AtomicU64::new(0),
             confirmed: AtomicU64::new(0),
             arrived: AtomicU64::new(0),
+            blocked: AtomicU64::new(0),
             patience: AtomicU64::new(30_000),
             failure: Mutex::new(None),
         }
@@ -113,6 +115,16 @@ impl Load {
     #[must_use]
     pub fn arrived(&self) -> u64 {
         self.arrived.load(Ordering::SeqCst)
+    }
+
+    /// How often a publisher was told that it must wait.
+    #[must_use]
+    pub fn blocked(&self) -> u64 {
+        self.blocked.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn note_blocked(&self) {
+        self.blocked.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Publishers wait so long for any answer before that is a failure.

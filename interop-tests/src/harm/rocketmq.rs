@@ -31,6 +31,9 @@ use crate::remoting::{Remoting, refusal};
 use crate::sim::dice::Dice;
 use crate::wire::Error;
 
+/// Before a send is tried again that was refused for now.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
 /// Made by a request. With AMQP beside it, an AMQP queue gets its messages, too.
 pub(super) const TOPIC: &str = "orders";
 /// Made by its first message. With AMQP beside it, it gets messages of an AMQP publisher, too.
@@ -335,8 +338,17 @@ impl<'r> Producer<'r> {
                     self.note_told(&sent, &told)?;
                 }
                 // Not now: whether it was stored is not said.
-                Some(ResponseCode::SystemBusy | ResponseCode::FlushDiskTimeout) => {
+                Some(
+                    code @ (ResponseCode::SystemBusy
+                    | ResponseCode::FlushDiskTimeout
+                    | ResponseCode::ServiceNotAvailable),
+                ) => {
                     self.note(&sent, Outcome::Info, None);
+                    if code == ResponseCode::ServiceNotAvailable {
+                        self.load.note_blocked();
+                    }
+                    // As clients do before they try again.
+                    thread::sleep(BUSY_PAUSE);
                 }
                 _ => return Err(refusal(&answer)),
             }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use dassie_amqp::connection::{Event, Phase};
 use dassie_amqp::frame::HEARTBEAT;
+use dassie_amqp::method::{ConnectionBlocked, ConnectionUnblocked};
 use dassie_amqp::reply::{Exception, ReplyCode};
 use tokio::io::Interest;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout_at};
@@ -23,6 +24,7 @@ use super::greeting::{Greeting, Progress};
 use super::line::Line;
 use super::presence::Presence;
 use super::session::{Agreed, Session};
+use crate::alarms::{Raised, Watch};
 use crate::broker::api::Op;
 use crate::broker::link::{Gate, Link, Shard};
 use crate::limits;
@@ -49,6 +51,7 @@ const DRAIN_AT: u64 = (limits::DELIVERY_CREDIT / 4) as u64;
 const IDLE_TICK: Duration = Duration::from_secs(30);
 
 /// Serves one connection to its end.
+#[allow(clippy::too_many_arguments)] // everything that a connection is joined to
 pub(super) async fn serve<T: Transport>(
     mut stream: T,
     peer: SocketAddr,
@@ -57,6 +60,7 @@ pub(super) async fn serve<T: Transport>(
     realm: Arc<Realm>,
     stop: &Stop,
     mut presence: Presence,
+    alarms: Watch,
 ) {
     // The peer may be gone already: then nobody will see this name.
     let local = stream.local_addr().unwrap_or(peer);
@@ -94,7 +98,7 @@ pub(super) async fn serve<T: Transport>(
                 heartbeat: tuning.heartbeat,
             });
             tracing::info!(%peer, ?user, ?vhost, tls, certificate = subject, "AMQP connection opened");
-            let mut task = Task::new(stream, input, session, link, presence);
+            let mut task = Task::new(stream, input, session, link, presence, alarms);
             if let Err(error) = task.run(stop).await {
                 task.session.line.end(|| error.to_string());
             }
@@ -215,6 +219,9 @@ struct Task<T> {
     link: Link,
     gate: Gate,
     presence: Presence,
+    alarms: Watch,
+    /// It publishes while an alarm is raised: nothing more of it is taken until that ends.
+    blocked: bool,
     /// Weight of deliveries written and not reported.
     drained: u64,
     ticks: Interval,
@@ -253,7 +260,14 @@ enum Flow {
 }
 
 impl<T: Transport> Task<T> {
-    fn new(stream: T, input: BytesMut, session: Session, link: Link, presence: Presence) -> Self {
+    fn new(
+        stream: T,
+        input: BytesMut,
+        session: Session,
+        link: Link,
+        presence: Presence,
+        alarms: Watch,
+    ) -> Self {
         let heartbeat = session.line.wire.tuning().heartbeat;
         let period =
             if heartbeat == 0 { IDLE_TICK } else { Duration::from_millis(u64::from(heartbeat) * 500) };
@@ -268,6 +282,8 @@ impl<T: Transport> Task<T> {
             link,
             gate,
             presence,
+            alarms,
+            blocked: false,
             drained: 0,
             ticks,
             pulse: (heartbeat != 0).then(Pulse::default),
@@ -300,6 +316,7 @@ impl<T: Transport> Task<T> {
                     if ready?.is_readable() && interest.is_some_and(Interest::is_readable) { self.read()? } else { Flow::Go }
                 }
                 () = self.gate.ready(), if !self.gate.is_open() => Flow::Go,
+                raised = self.alarms.changed() => self.on_alarm(raised),
                 _ = self.ticks.tick() => self.tick()?,
                 () = entry_asked(entry.as_deref()) => self.on_asked(),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Flow::Done,
@@ -321,13 +338,46 @@ impl<T: Transport> Task<T> {
 
     /// What we wait for on the socket.
     fn interest(&self) -> Option<Interest> {
-        let may_read = self.gate.is_open() && !self.held && self.session.line.output.buffered() < OUTPUT_MAX;
+        let may_read = self.may_read();
         match (may_read, self.session.line.output.is_empty() && self.stream.is_flushed()) {
             (true, true) => Some(Interest::READABLE),
             (true, false) => Some(Interest::READABLE.add(Interest::WRITABLE)),
             (false, false) => Some(Interest::WRITABLE),
             (false, true) => None,
         }
+    }
+
+    fn may_read(&self) -> bool {
+        self.gate.is_open()
+            && !self.held
+            && !self.is_blocked()
+            && self.session.line.output.buffered() < OUTPUT_MAX
+    }
+
+    /// A connection that ends is read also under an alarm: close-ok must be heard.
+    fn is_blocked(&self) -> bool {
+        self.blocked && self.deadline.is_none()
+    }
+
+    /// Who publishes under an alarm waits with all that follows: as in RabbitMQ, and because what a client sends behind a publish
+    /// (its ack of what led to it) must not overtake it.
+    fn block(&mut self) {
+        self.blocked = true;
+        let reason = self.alarms.raised().reason();
+        if self.session.agreed.blocked_notify && self.session.line.wire.phase() == Phase::Running {
+            ConnectionBlocked { reason }.encode_frame(0, self.session.line.bytes());
+        }
+    }
+
+    fn on_alarm(&mut self, raised: Raised) -> Flow {
+        if self.blocked && !raised.any() {
+            self.blocked = false;
+            if self.session.agreed.blocked_notify && self.session.line.wire.phase() == Phase::Running {
+                ConnectionUnblocked {}.encode_frame(0, self.session.line.bytes());
+            }
+            self.hear();
+        }
+        Flow::Go
     }
 
     fn read(&mut self) -> io::Result<Flow> {
@@ -351,7 +401,12 @@ impl<T: Transport> Task<T> {
     fn hear(&mut self) {
         self.session.look(self.link.topology());
         let mut rest = &self.input[..];
+        let mut publishes = false;
         loop {
+            if publishes || self.is_blocked() {
+                self.held = false;
+                break;
+            }
             let before = rest;
             match self.session.line.wire.next_event(&mut rest) {
                 Ok(Some(Event::Close(close))) => self.session.line.close_ok(&close),
@@ -362,6 +417,7 @@ impl<T: Transport> Task<T> {
                         self.held = true;
                         break;
                     }
+                    publishes = matches!(event, Event::Publish { .. }) && self.alarms.raised().any();
                 }
                 Ok(None) => {
                     self.held = self.session.line.wire.missing() == 0;
@@ -375,6 +431,9 @@ impl<T: Transport> Task<T> {
         }
         let taken = self.input.len() - rest.len();
         self.input.advance(taken);
+        if publishes {
+            self.block();
+        }
     }
 
     fn on_events(&mut self, events: Option<Vec<crate::broker::api::Event>>) -> Flow {
@@ -468,9 +527,10 @@ impl<T: Transport> Task<T> {
 
     fn tick(&mut self) -> io::Result<Flow> {
         let idle = !self.heard && !self.wrote;
+        let may_read = self.may_read();
         if let Some(pulse) = &mut self.pulse {
             // While we do not read, the peer's silence is our doing.
-            let deaf = !self.gate.is_open() || self.held || self.session.line.output.buffered() >= OUTPUT_MAX;
+            let deaf = !may_read;
             pulse.silent_ticks = if self.heard || deaf { 0 } else { pulse.silent_ticks.saturating_add(1) };
             if pulse.silent_ticks > 4 {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "two heartbeats were missed"));

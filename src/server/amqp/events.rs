@@ -102,7 +102,7 @@ impl Session {
             known.early.extend(deliveries);
             return;
         }
-        let cold = deliveries.iter().any(|delivery| matches!(delivery.message, Located::Stored { .. }));
+        let cold = deliveries.iter().any(|delivery| !matches!(delivery.message, Located::Ready(_)));
         if cold {
             // Sealed segments may have to come from the disk: the runtime moves its other tasks elsewhere meanwhile.
             tokio::task::block_in_place(|| self.deliver_all(reader, &deliveries));
@@ -243,7 +243,7 @@ impl Session {
         };
         let mut load = || amqp_message(&delivery.message, &*self.log, &mut self.cache);
         let loaded = match &delivery.message {
-            Located::Stored { .. } => tokio::task::block_in_place(load),
+            Located::Stored { .. } | Located::Paged(_) => tokio::task::block_in_place(load),
             Located::Ready(_) => load(),
         };
         let message = match loaded {

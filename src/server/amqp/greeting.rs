@@ -25,10 +25,11 @@ use crate::server::transport::ClientCertificate;
 /// What a client sends first who takes the port for one that speaks TLS.
 const TLS_HANDSHAKE: u8 = 0x16;
 /// What this server can do that not every AMQP server can.
-const CAPABILITIES: [&str; 6] = [
+const CAPABILITIES: [&str; 7] = [
     "publisher_confirms",
     "exchange_exchange_bindings",
     "basic.nack",
+    "connection.blocked",
     "consumer_cancel_notify",
     "authentication_failure_close",
     "per_consumer_qos",
@@ -49,6 +50,7 @@ pub(super) struct Greeting {
     client_properties: Box<[u8]>,
     /// A login was tried: did it work?
     pub(super) login: Option<bool>,
+    blocked_notify: bool,
 }
 
 /// How a greeting goes on.
@@ -78,6 +80,7 @@ impl Greeting {
             certificate,
             principal: None,
             cancel_notify: false,
+            blocked_notify: false,
             mechanism: String::new(),
             client_properties: Box::default(),
             login: None,
@@ -135,6 +138,7 @@ impl Greeting {
         self.cancel_notify = declares(start_ok.client_properties, "consumer_cancel_notify");
         self.mechanism = start_ok.mechanism.to_owned();
         self.client_properties = start_ok.client_properties.as_bytes().into();
+        self.blocked_notify = declares(start_ok.client_properties, "connection.blocked");
         let named = credentials.as_ref().and_then(|credentials| std::str::from_utf8(credentials.user).ok());
         let certified = certificate.and_then(|certificate| certificate.user.as_deref());
         let login = match (&credentials, named, certified) {
@@ -188,6 +192,7 @@ impl Greeting {
             vhost,
             vhost_name,
             cancel_notify: self.cancel_notify,
+            blocked_notify: self.blocked_notify,
             mechanism: std::mem::take(&mut self.mechanism),
             client_properties: std::mem::take(&mut self.client_properties),
         };

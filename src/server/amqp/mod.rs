@@ -21,6 +21,7 @@ pub use import::{ImportError, import};
 use super::registry::Registry;
 use super::tls::{Entered, Entrance};
 use super::{Door, Stop};
+use crate::alarms::{Alarms, Watch};
 use crate::broker::link::Shard;
 use crate::metrics::Metrics;
 use crate::security::Realm;
@@ -61,7 +62,8 @@ pub struct Offer {
     pub version: String,
 }
 
-/// Serves all connections of a door until `stop`. `realm`: who may log in.
+/// Serves all connections of a door until `stop`. `realm`: who may log in; `alarms`: when publishers wait.
+#[allow(clippy::too_many_arguments)] // what `main` joins to a door
 pub async fn listen(
     door: Door,
     shard: Shard,
@@ -70,6 +72,7 @@ pub async fn listen(
     registry: Arc<Registry>,
     stop: Stop,
     metrics: Arc<Metrics>,
+    alarms: Arc<Alarms>,
 ) {
     let Door { listener, key, most, entrance } = door;
     let (stop_each, numbers) = (stop.clone(), Arc::clone(&metrics));
@@ -80,6 +83,7 @@ pub async fn listen(
             peer,
             realm: Arc::clone(&realm),
             registry: Arc::clone(&registry),
+            alarms: alarms.follow(),
         };
         serve(stream, way, shard.clone(), Arc::clone(&offer), stop_each.clone(), Arc::clone(&numbers))
     };
@@ -93,6 +97,7 @@ struct Way {
     peer: SocketAddr,
     realm: Arc<Realm>,
     registry: Arc<Registry>,
+    alarms: Watch,
 }
 
 /// Serves one connection from its first byte to its end.
@@ -104,15 +109,15 @@ async fn serve(
     stop: Stop,
     metrics: Arc<Metrics>,
 ) {
-    let Way { key, entrance, peer, realm, registry } = way;
+    let Way { key, entrance, peer, realm, registry, alarms } = way;
     let Some(entered) = entrance.enter(key, stream, peer, &stop).await else { return };
     let presence = presence::Presence::new(metrics, registry);
     match entered {
         Entered::Plain(stream) => {
-            connection::serve(stream, peer, &shard, offer, realm, &stop, presence).await;
+            connection::serve(stream, peer, &shard, offer, realm, &stop, presence, alarms).await;
         }
         Entered::Encrypted(stream) => {
-            connection::serve(stream, peer, &shard, offer, realm, &stop, presence).await;
+            connection::serve(stream, peer, &shard, offer, realm, &stop, presence, alarms).await;
         }
     }
 }

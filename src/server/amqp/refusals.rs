@@ -28,7 +28,7 @@ fn code(refusal: &Refusal) -> ReplyCode {
         Refusal::InExclusiveUse { .. } | Refusal::Internal { .. } => ReplyCode::AccessRefused,
         Refusal::Invalid(_) => ReplyCode::NotAllowed,
         Refusal::Limit(_) => ReplyCode::ResourceError,
-        Refusal::Busy(_) => ReplyCode::InternalError,
+        Refusal::Busy(_) | Refusal::Damaged(_) => ReplyCode::InternalError,
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct Agreed {
     pub(super) mechanism: String,
     /// What it said of itself: a field table, content only.
     pub(super) client_properties: Box<[u8]>,
+    /// The client understands connection.blocked.
+    pub(super) blocked_notify: bool,
 }
 
 /// See the module.

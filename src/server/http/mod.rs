@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::Stop;
+use crate::alarms::Raised;
 use crate::limits;
 use crate::metrics::Metrics;
 use body::Body;
@@ -56,7 +57,7 @@ impl Site {
         let (status, content_type, body) = match (self, path) {
             (Self::Management(_), "/health/live") => (StatusCode::OK, TEXT, "alive\n".to_owned()),
             (Self::Management(site), "/health/ready") => {
-                let (status, body) = readiness(&site.ready.missing());
+                let (status, body) = readiness(&site.ready.missing(), site.ready.raised());
                 (status, TEXT, body)
             }
             (Self::Numbers(metrics), "/metrics") => match metrics.render() {
@@ -78,8 +79,10 @@ impl Site {
     }
 }
 
-fn readiness(missing: &[&str]) -> (StatusCode, String) {
-    if missing.is_empty() {
+fn readiness(missing: &[&str], raised: Raised) -> (StatusCode, String) {
+    if missing.is_empty() && raised.any() {
+        (StatusCode::OK, format!("ready, but {}: publishers wait\n", raised.reason()))
+    } else if missing.is_empty() {
         (StatusCode::OK, "ready\n".to_owned())
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, format!("not ready, missing: {}\n", missing.join(", ")))
@@ -235,7 +238,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stopper, stop) = Stopper::new();
-        let ready = Readiness::new(["log"]);
+        let ready = Readiness::new(["log"], crate::alarms::Alarms::new());
         let name_server = Arc::new(OnceLock::new());
         let clock = Arc::new(SystemClock::new());
         let metrics = Metrics::new();

@@ -3,7 +3,7 @@
 //! Owns: the socket, the read buffer, when to read and when to write.
 //! Promises: everything decoded from one read is handed over by one send; everything the shard said at once is written by one
 //! vectored write if the socket takes it; the socket is not read while the shard is behind or the client does not read its answers;
-//! bytes that are no command close the connection at once; silence of two minutes does too.
+//! bytes that are no command close the connection at once; silence of two minutes does too, and so does one frame that takes longer.
 //! Does not know: what requests mean.
 
 use std::io;
@@ -30,6 +30,9 @@ use crate::server::transport::Transport;
 
 /// Silence in both directions after which a connection ends, as Apache's server does.
 const IDLE_MAX: Duration = Duration::from_secs(120);
+/// Time for one frame to arrive, from its first byte that was read while nothing held it up: a peer that drips bytes is not
+/// silent.
+const FRAME_TIME: Duration = Duration::from_secs(120);
 /// How often silence is looked for.
 const TICK: Duration = Duration::from_secs(10);
 /// How long sends on their way may take when the broker ends.
@@ -75,6 +78,7 @@ pub(super) async fn serve<T: Transport>(
         octets: (0, 0),
         frame_max,
         last: Instant::now(),
+        begun: None,
         heard: false,
         deadline: None,
     };
@@ -123,6 +127,8 @@ struct Task<T> {
     frame_max: usize,
     /// When something was read or written last.
     last: Instant,
+    /// When the first byte of the frame arrived that is not complete.
+    begun: Option<Instant>,
     /// It said something.
     heard: bool,
     /// When the end is due.
@@ -189,10 +195,13 @@ impl<T: Transport> Task<T> {
         self.session.is_idle() && self.session.output.buffered() < OUTPUT_MAX
     }
 
+    fn may_read(&self) -> bool {
+        self.gate.is_open() && self.takes_events() && self.deadline.is_none()
+    }
+
     /// What we wait for on the socket.
     fn interest(&self) -> Option<Interest> {
-        let may_read = self.gate.is_open() && self.takes_events() && self.deadline.is_none();
-        match (may_read, self.session.output.is_empty() && self.stream.is_flushed()) {
+        match (self.may_read(), self.session.output.is_empty() && self.stream.is_flushed()) {
             (true, true) => Some(Interest::READABLE),
             (true, false) => Some(Interest::READABLE.add(Interest::WRITABLE)),
             (false, false) => Some(Interest::WRITABLE),
@@ -241,6 +250,9 @@ impl<T: Transport> Task<T> {
         }
         let taken = self.input.len() - rest.len();
         self.input.advance(taken);
+        if taken > 0 || self.begun.is_none() {
+            self.begun = (!self.input.is_empty()).then(Instant::now);
+        }
         Ok(())
     }
 
@@ -326,6 +338,13 @@ impl<T: Transport> Task<T> {
     fn tick(&mut self) -> Flow {
         if self.last.elapsed() >= IDLE_MAX {
             return Flow::Done("by the broker: two minutes of silence");
+        }
+        // While we do not read, a frame that does not end is our doing.
+        if !self.may_read() && self.begun.is_some() {
+            self.begun = Some(Instant::now());
+        }
+        if self.begun.is_some_and(|begun| begun.elapsed() >= FRAME_TIME) {
+            return Flow::Done("by the broker: one frame took two minutes");
         }
         if self.last.elapsed() >= TICK && self.input.is_empty() {
             self.input = BytesMut::new();

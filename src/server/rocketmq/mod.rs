@@ -23,6 +23,7 @@ use tokio::net::{TcpStream, lookup_host};
 use super::registry::Registry;
 use super::tls::{Entered, Entrance};
 use super::{Door, Stop};
+use crate::alarms::Alarms;
 use crate::broker::link::Shard;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
@@ -80,6 +81,7 @@ pub struct Front {
     misled: Once,
     /// When this front began, ms since 1970.
     started_ms: u64,
+    alarms: Arc<Alarms>,
     instance: u32,
     keys: AtomicU32,
 }
@@ -92,6 +94,7 @@ impl Front {
         realm: Arc<Realm>,
         registry: Arc<Registry>,
         clock: Arc<dyn Clock>,
+        alarms: Arc<Alarms>,
         instance: u32,
     ) -> Arc<Self> {
         let target = (settings.advertised_host.as_deref().unwrap_or("127.0.0.1"), settings.advertised_port);
@@ -118,6 +121,7 @@ impl Front {
             realm,
             clock,
             started_ms,
+            alarms,
             instance,
             keys: AtomicU32::new(0),
         })

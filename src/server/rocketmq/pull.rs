@@ -281,7 +281,7 @@ fn read(session: &mut Session, message: &Located) -> std::io::Result<StoredMessa
     match message {
         Located::Ready(message) => Ok(message.clone()),
         // It may read from disk: the runtime moves other tasks away meanwhile.
-        Located::Stored { .. } => {
+        Located::Stored { .. } | Located::Paged(_) => {
             tokio::task::block_in_place(|| resolve(message, &*session.log, &mut session.cache))
         }
     }

@@ -84,6 +84,7 @@ impl From<Refusal> for Refused {
             | Refusal::InExclusiveUse { .. }
             | Refusal::InUse { .. }
             | Refusal::NotEmpty { .. }
+            | Refusal::Damaged(_)
             | Refusal::Internal { .. } => ResponseCode::SystemError,
         };
         refused(code, refusal.to_string())

@@ -21,6 +21,7 @@ use super::group_configs::retries_max;
 use super::offsets::signed;
 use super::refuse::{Refused, missing, name_refused, refused};
 use super::session::{Asked, Session, Wait};
+use crate::alarms::Raised;
 use crate::broker::api::{
     BindingSpec, Destination, Message, Op, Origin, Reply, Send, SendMessage as Enqueue, Waits,
 };
@@ -60,6 +61,7 @@ pub(super) struct Sent {
 
 /// SEND_MESSAGE, SEND_MESSAGE_V2, SEND_BATCH_MESSAGE.
 pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+    check_alarms(session.front.alarms.raised())?;
     let mut header = SendMessage::of(command)?;
     check(&header, command.body)?;
     let dead = dead_letters(session, &header);
@@ -172,6 +174,19 @@ fn link(session: &Session, topic: &str) -> Result<Option<(String, Option<Binding
     };
     let is_there = session.topology.binding(0, &binding).is_some();
     Ok(Some((exchange, (!is_there).then_some(binding))))
+}
+
+/// While an alarm is raised nothing is stored. Both codes make producers try again, and tell why in Apache's words.
+fn check_alarms(raised: Raised) -> Result<(), Refused> {
+    if raised.disk {
+        let text = "service not available now. It may be caused by one of the following reasons: the broker's disk is full, less than disk_free_limit is left";
+        return Err(refused(ResponseCode::ServiceNotAvailable, text));
+    }
+    if raised.memory {
+        let text = "[PCBUSY_CLEAN_QUEUE]broker busy, start flow control for a while, more memory than memory_high_watermark is in use";
+        return Err(refused(ResponseCode::SystemBusy, text));
+    }
+    Ok(())
 }
 
 /// Does the send fit one piece of the log? A single large message has a way of its own.
@@ -411,6 +426,14 @@ mod tests {
         assert_eq!(code(b""), ResponseCode::MessageIllegal);
         assert_eq!(code(&vec![0; BODY_MAX + 1]), ResponseCode::MessageIllegal);
         assert_eq!(check(&header(), &vec![0; BODY_MAX]), Ok(()));
+    }
+
+    #[test]
+    fn alarms_are_told_with_codes_that_producers_retry() {
+        let code = |disk, memory| check_alarms(Raised { disk, memory }).map_err(|refused| refused.code);
+        assert_eq!(code(false, false), Ok(()));
+        assert_eq!(code(true, true), Err(ResponseCode::ServiceNotAvailable));
+        assert_eq!(code(false, true), Err(ResponseCode::SystemBusy));
     }
 
     #[test]

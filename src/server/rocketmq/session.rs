@@ -567,6 +567,7 @@ mod tests {
                 clock: Arc::new(SystemClock::new()),
                 misled: std::sync::Once::new(),
                 started_ms: 0,
+                alarms: crate::alarms::Alarms::new(),
                 instance: 1,
                 keys: 0.into(),
             });

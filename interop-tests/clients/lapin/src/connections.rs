@@ -13,7 +13,27 @@ pub fn scenarios() -> Vec<Scenario> {
         scenario("channel-lifecycle", channel_lifecycle),
         scenario("channel-error-isolation", channel_error_isolation),
         scenario("delivery-after-lost-connection", delivery_after_lost_connection),
+        scenario("connection-blocked", connection_blocked),
     ]
+}
+
+async fn connection_blocked(context: Context) {
+    needs_restart();
+    let publisher = context.connect().await;
+    let channel = publisher.create_channel().await.unwrap();
+    let queue = context.queue(&channel, "queue").await;
+    publish(&channel, "", &queue, &["before"]).await;
+    let other = context.channel().await;
+    restart("alarm").await;
+    assert!(!publisher.status().blocked(), "a connection that did not publish under the alarm was blocked");
+    publish(&channel, "", &queue, &["under the alarm"]).await;
+    // lapin does not tell the reason.
+    wait_until("connection.blocked", || publisher.status().blocked()).await;
+    assert_eq!(drain(&other, &queue).await, ["before"], "what can be got under the alarm");
+    restart("calm").await;
+    wait_until("connection.unblocked", || !publisher.status().blocked()).await;
+    let last = take(&channel, &queue).await;
+    assert_eq!(last.delivery.data, b"under the alarm", "the queue after the alarm");
 }
 
 async fn handshake(context: Context) {

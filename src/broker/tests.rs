@@ -887,7 +887,7 @@ fn a_message_that_can_not_be_read_is_an_error_for_who_asks_and_stops_nobody() {
     let mut h = Harness::new();
     let mut c = h.client(1);
     h.call(&mut c, topic("T", 1)).unwrap();
-    h.call(&mut c, queue("q", false)).unwrap();
+    h.call(&mut c, queue("q", true)).unwrap();
     for body in [b"x", b"y"] {
         h.send(&mut c, publish("amq.rmq.T", "", 0, body));
         h.send(&mut c, publish("", "q", 0, body));

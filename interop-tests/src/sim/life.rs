@@ -151,6 +151,7 @@ async fn begin(dawn: Dawn) -> io::Result<()> {
     let membership = state.membership();
     let core = Core::new(
         Parts {
+            spill: None,
             node,
             session,
             log: Box::new(reading()),

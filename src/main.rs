@@ -321,8 +321,15 @@ async fn rocketmq_front(
     };
     // The lower half of a random number is one.
     let [_, _, _, _, a, b, c, d] = random().to_be_bytes();
-    rocketmq::Front::new(settings, realm, registry, Arc::new(*clock), alarms, u32::from_be_bytes([a, b, c, d]))
-        .await
+    rocketmq::Front::new(
+        settings,
+        realm,
+        registry,
+        Arc::new(*clock),
+        alarms,
+        u32::from_be_bytes([a, b, c, d]),
+    )
+    .await
 }
 
 /// A random number that is not 0, from the system's randomness that seeds hash maps.

@@ -62,7 +62,7 @@ impl Flag {
 pub(super) fn problem(refusal: &Refusal) -> Problem {
     match refusal {
         Refusal::NotFound { .. } => Problem::not_found(),
-        Refusal::Busy(_) => Problem::unavailable(refusal.to_string()),
+        Refusal::Busy(_) | Refusal::Damaged(_) => Problem::unavailable(refusal.to_string()),
         Refusal::Internal { .. } | Refusal::InExclusiveUse { .. } => {
             Problem::not_authorised(format!("ACCESS_REFUSED - {refusal}"))
         }

@@ -121,8 +121,8 @@ fn key() -> security::Authorized {
 
 /// A core's surroundings on that log.
 fn parts(session: u64, log: &MemoryLog, clock: &Arc<HandClock>) -> Parts {
-            spill: None,
     Parts {
+        spill: None,
         node: 1,
         session,
         log: Box::new(log.clone()),

@@ -67,14 +67,20 @@ impl Tls {
     /// # Errors
     /// [`TlsError`]: the first file that can not be used.
     pub fn load(settings: Settings) -> Result<Arc<Self>, TlsError> {
-        let current = RwLock::new(build(&settings)?);
+        let (config, leaf) = build(&settings)?;
+        announce(&settings.certificate, leaf.as_ref());
+        let current = RwLock::new(config);
         Ok(Arc::new(Self { settings, current, handshakes: Semaphore::new(limits::TLS_HANDSHAKES_MAX) }))
     }
 
     /// Reads the files again. New connections are served with what they hold now; if that is unusable, with what was used before.
     pub fn reload(&self) {
         match build(&self.settings) {
-            Ok(config) => *self.current.write().unwrap_or_else(PoisonError::into_inner) = config,
+            Ok((config, leaf)) => {
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
+                // Said when it is true: whoever reads the line may connect at once.
+                announce(&self.settings.certificate, leaf.as_ref());
+            }
             Err(error) => tracing::error!("the certificate in use stays: {error}"),
         }
     }
@@ -289,7 +295,8 @@ fn stamp(file: &str) -> Option<Stamp> {
     Some((data.dev(), data.ino(), data.mtime(), data.mtime_nsec(), data.len()))
 }
 
-fn build(settings: &Settings) -> Result<Arc<ServerConfig>, TlsError> {
+/// What serves new connections, and the certificate that they will see.
+fn build(settings: &Settings) -> Result<(Arc<ServerConfig>, Option<CertificateDer<'static>>), TlsError> {
     let Settings { certificate, key, client_ca, client_auth, min_version, .. } = settings;
     let provider = Arc::new(ring::default_provider());
     let chain = certificates("tls.certificate", certificate)?;
@@ -318,8 +325,7 @@ fn build(settings: &Settings) -> Result<Arc<ServerConfig>, TlsError> {
     };
     let mut config = builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
     config.session_storage = ServerSessionMemoryCache::new(limits::TLS_SESSIONS_MAX);
-    announce(certificate, chain.first());
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), chain.into_iter().next()))
 }
 
 fn error(key: &'static str, file: &str, cause: &dyn fmt::Display) -> TlsError {

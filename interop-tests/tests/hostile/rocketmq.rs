@@ -79,7 +79,7 @@ const ILLEGAL: i32 = 13;
 fn requests() -> Vec<Answered> {
     const SEND: &str = r#""producerGroup":"g","topic":"hostile","defaultTopic":"TBW102","defaultTopicQueueNums":"4","queueId":"0","sysFlag":"0","bornTimestamp":"0","flag":"0""#;
     const BATCH: &str = r#""producerGroup":"g","topic":"hostile","defaultTopic":"TBW102","defaultTopicQueueNums":"4","queueId":"0","sysFlag":"0","bornTimestamp":"0","flag":"0","batch":"true""#;
-    const DELAYED: &str = r#""producerGroup":"g","topic":"hostile","defaultTopic":"TBW102","defaultTopicQueueNums":"4","queueId":"0","sysFlag":"0","bornTimestamp":"0","flag":"0","properties":"DELAY\u00013\u0002""#;
+    const TIMED: &str = r#""producerGroup":"g","topic":"hostile","defaultTopic":"TBW102","defaultTopicQueueNums":"4","queueId":"0","sysFlag":"0","bornTimestamp":"0","flag":"0","properties":"TIMER_DELAY_SEC\u00013\u0002""#;
     const BAD_TOPIC: &str = r#""producerGroup":"g","topic":"a b/c","defaultTopic":"TBW102","defaultTopicQueueNums":"4","queueId":"0","sysFlag":"0","bornTimestamp":"0","flag":"0""#;
     const BAD_NUMBER: &str = r#""producerGroup":"g","topic":"hostile","defaultTopic":"TBW102","defaultTopicQueueNums":"many","queueId":"0","sysFlag":"0","bornTimestamp":"0","flag":"0""#;
     const FLAGS: &str = r#""producerGroup":"g","topic":"hostile","defaultTopic":"TBW102","defaultTopicQueueNums":"4","queueId":"0","sysFlag":"2147483647","bornTimestamp":"0","flag":"0""#;
@@ -98,9 +98,9 @@ fn requests() -> Vec<Answered> {
         ("the largest code", i32::MAX, "", Vec::new(), &[NOT_SUPPORTED]),
         ("a send without fields", 10, "", b"x".to_vec(), &[SYSTEM_ERROR]),
         ("a send with a number that is none", 10, BAD_NUMBER, b"x".to_vec(), &[SYSTEM_ERROR]),
-        ("a topic that is no name", 10, BAD_TOPIC, b"x".to_vec(), &[SYSTEM_ERROR, ILLEGAL]),
+        ("a topic that is no name", 10, BAD_TOPIC, b"x".to_vec(), &[SYSTEM_ERROR, 29]),
         ("all system flags at once", 10, FLAGS, b"x".to_vec(), &[SYSTEM_ERROR, NOT_SUPPORTED, ILLEGAL]),
-        ("a delay", 10, DELAYED, b"x".to_vec(), &[ILLEGAL]),
+        ("a timer", 10, TIMED, b"x".to_vec(), &[ILLEGAL]),
         ("an empty batch", 10, BATCH, Vec::new(), &[ILLEGAL]),
         ("a batch cut short", 10, BATCH, item(100, 50, b"abc"), &[ILLEGAL]),
         ("a batch of negative size", 10, BATCH, item(-1, 3, b"abc\0\0"), &[ILLEGAL]),

@@ -9,6 +9,7 @@ pub mod body;
 pub mod check;
 pub mod harm;
 pub mod history;
+pub mod measure;
 pub mod model;
 pub mod remoting;
 pub mod sim;

@@ -97,6 +97,36 @@ impl Remoting {
             self.stream.set_read_timeout(Some(wait))?;
             self.timeout = wait;
         }
+        self.read()
+    }
+
+    /// From now on nothing waits: [`Remoting::poll`] takes the place of [`Remoting::flush`] and [`Remoting::receive`], so that
+    /// one thread can serve several connections.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn set_polled(&mut self) -> Result<(), Error> {
+        Ok(self.stream.set_nonblocking(true)?)
+    }
+
+    /// Sends what goes and reads what is there; false if nothing moved.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn poll(&mut self) -> Result<bool, Error> {
+        if !self.out.is_empty() {
+            let sent = match self.stream.write(&self.out) {
+                Ok(sent) => sent,
+                Err(error) if is_pause(&error) => 0,
+                Err(error) => return Err(error.into()),
+            };
+            self.out.drain(..sent);
+            return Ok(self.read()? || sent > 0);
+        }
+        self.read()
+    }
+
+    fn read(&mut self) -> Result<bool, Error> {
         self.input.drain(..self.heard);
         self.heard = 0;
         match self.stream.read(&mut self.chunk) {

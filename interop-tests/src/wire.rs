@@ -14,7 +14,7 @@ use dassie_amqp::client::{Handshake, Incoming, Login, next_incoming};
 use dassie_amqp::content::{self, Properties};
 use dassie_amqp::method::{
     BasicAck, BasicConsume, BasicGet, BasicNack, BasicPublish, BasicQos, ChannelClose, ChannelOpen,
-    ConfirmSelect, ExchangeDeclare, Method, QueueBind, QueueDeclare, QueueDelete,
+    ConfirmSelect, ExchangeDeclare, Method, QueueBind, QueueDeclare, QueueDelete, TxCommit, TxSelect,
 };
 use dassie_amqp::table::TableBuilder;
 
@@ -174,7 +174,7 @@ impl Client {
     pub fn declare_fanout(&mut self, exchange: &str) -> Result<(), Error> {
         ExchangeDeclare { exchange, kind: "fanout", durable: true, ..Default::default() }
             .encode_frame(CHANNEL, &mut self.out);
-        self.answer()
+        self.answer().map(drop)
     }
 
     /// Says that `queue` shall exist.
@@ -184,7 +184,7 @@ impl Client {
     pub fn declare_queue(&mut self, queue: &str, durability: Durability) -> Result<(), Error> {
         let durable = durability == Durability::Durable;
         QueueDeclare { queue, durable, ..Default::default() }.encode_frame(CHANNEL, &mut self.out);
-        self.answer()
+        self.answer().map(drop)
     }
 
     /// Asks whether `queue` exists.
@@ -193,7 +193,7 @@ impl Client {
     /// It does not, or the server is gone.
     pub fn find_queue(&mut self, queue: &str) -> Result<(), Error> {
         QueueDeclare { queue, passive: true, ..Default::default() }.encode_frame(CHANNEL, &mut self.out);
-        self.answer()
+        self.answer().map(drop)
     }
 
     /// Deletes `queue` with all that is in it.
@@ -202,7 +202,7 @@ impl Client {
     /// The server refuses or is gone.
     pub fn delete_queue(&mut self, queue: &str) -> Result<(), Error> {
         QueueDelete { queue, ..Default::default() }.encode_frame(CHANNEL, &mut self.out);
-        self.answer()
+        self.answer().map(drop)
     }
 
     /// Binds `queue` to `exchange` with `routing_key`.
@@ -211,7 +211,7 @@ impl Client {
     /// The server refuses or is gone.
     pub fn bind(&mut self, queue: &str, exchange: &str, routing_key: &str) -> Result<(), Error> {
         QueueBind { queue, exchange, routing_key, ..Default::default() }.encode_frame(CHANNEL, &mut self.out);
-        self.answer()
+        self.answer().map(drop)
     }
 
     /// Asks for confirms.
@@ -220,6 +220,24 @@ impl Client {
     /// The server refuses or is gone.
     pub fn confirm(&mut self) -> Result<(), Error> {
         ConfirmSelect::default().encode_frame(CHANNEL, &mut self.out);
+        self.answer().map(drop)
+    }
+
+    /// From now on publishes and acknowledgements wait for [`Client::commit`].
+    ///
+    /// # Errors
+    /// The server refuses or is gone.
+    pub fn select_transactions(&mut self) -> Result<(), Error> {
+        TxSelect::default().encode_frame(CHANNEL, &mut self.out);
+        self.answer().map(drop)
+    }
+
+    /// Commits what was said; gives the tag of the last message that was delivered before the answer.
+    ///
+    /// # Errors
+    /// The server refuses or is gone.
+    pub fn commit(&mut self) -> Result<Option<u64>, Error> {
+        TxCommit::default().encode_frame(CHANNEL, &mut self.out);
         self.answer()
     }
 
@@ -235,7 +253,7 @@ impl Client {
         }
         BasicConsume { queue, no_ack: prefetch.is_none(), ..Default::default() }
             .encode_frame(CHANNEL, &mut self.out);
-        self.answer()
+        self.answer().map(drop)
     }
 
     /// Says a message.
@@ -266,7 +284,7 @@ impl Client {
     pub fn close(mut self) -> Result<(), Error> {
         ChannelClose { reply_code: 200, reply_text: "bye", ..Default::default() }
             .encode_frame(CHANNEL, &mut self.out);
-        self.answer()
+        self.answer().map(drop)
     }
 
     /// Bytes said and not sent yet.
@@ -348,15 +366,19 @@ impl Client {
         Ok(thing)
     }
 
-    /// Sends what was said and waits for an answer that is not about messages.
-    fn answer(&mut self) -> Result<(), Error> {
+    /// Sends what was said and waits for an answer that is not about messages; gives the tag of the last message that was
+    /// delivered before it.
+    fn answer(&mut self) -> Result<Option<u64>, Error> {
         self.flush()?;
         let deadline = Instant::now() + PATIENCE;
+        let mut delivered = None;
         while Instant::now() < deadline {
             // What was heard before may hold the answer already.
             while let Some(thing) = self.hear()? {
-                if matches!(thing, Heard::Answer) {
-                    return Ok(());
+                match thing {
+                    Heard::Answer => return Ok(delivered),
+                    Heard::Delivered(message) => delivered = Some(message.tag),
+                    _ => {}
                 }
             }
             self.receive(Duration::from_secs(1))?;

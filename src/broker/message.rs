@@ -166,6 +166,9 @@ pub trait Batches {
     /// # Errors
     /// As [`Batches::batch`]; `NotFound` when no batch holds it.
     fn holding(&self, position: Position) -> io::Result<Batch>;
+
+    /// Whether reading it again would cost next to nothing, as it lies in memory anyway.
+    fn is_at_hand(&self, position: Position) -> bool;
 }
 
 impl<D: dassie_storage::Disk> Batches for LogReader<D> {
@@ -176,6 +179,10 @@ impl<D: dassie_storage::Disk> Batches for LogReader<D> {
     fn holding(&self, position: Position) -> io::Result<Batch> {
         LogReader::holding(self, position)
     }
+
+    fn is_at_hand(&self, position: Position) -> bool {
+        self.is_in_memory(position)
+    }
 }
 
 impl<B: Batches + ?Sized> Batches for std::sync::Arc<B> {
@@ -185,6 +192,10 @@ impl<B: Batches + ?Sized> Batches for std::sync::Arc<B> {
 
     fn holding(&self, position: Position) -> io::Result<Batch> {
         (**self).holding(position)
+    }
+
+    fn is_at_hand(&self, position: Position) -> bool {
+        (**self).is_at_hand(position)
     }
 }
 
@@ -209,6 +220,13 @@ impl Cache {
     pub(crate) fn log_time(&mut self, log: &dyn Batches, position: Position) -> io::Result<u64> {
         let batch = self.batch(log, position)?;
         record::log_time(&batch.payload).map_err(|e| damaged(position, &e.to_string()))
+    }
+
+    /// Forgets a batch that the log itself remembers: a reader that rests must not be what keeps it in memory.
+    pub(crate) fn let_go(&mut self, log: &dyn Batches) {
+        if self.position().is_some_and(|position| log.is_at_hand(position)) {
+            self.last = None;
+        }
     }
 
     fn batch(&mut self, log: &dyn Batches, position: Position) -> io::Result<&Batch> {

@@ -42,6 +42,10 @@ impl Batches for MemoryLog {
         let batch = batches.range(..=position).next_back().filter(|(_, batch)| position < batch.point.end);
         batch.map(|(_, batch)| batch.clone()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+
+    fn is_at_hand(&self, _: u64) -> bool {
+        true
+    }
 }
 
 impl PageSource for NoPages {

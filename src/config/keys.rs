@@ -389,7 +389,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "storage.tail_memory",
-        default: "16MiB",
+        default: "8MiB",
         meaning: "Newest part of the log that is kept in memory, so that consumers who keep up never cause a read.",
         kind: Kind::Size {
             min: 4 * MIB,

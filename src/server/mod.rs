@@ -10,6 +10,7 @@ mod across_back;
 pub mod amqp;
 pub mod health;
 pub mod http;
+mod input;
 pub mod registry;
 pub mod rocketmq;
 pub mod semantics;

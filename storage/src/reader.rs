@@ -36,6 +36,11 @@ impl<D: Disk> LogReader<D> {
         self.segments.holding(position)
     }
 
+    /// Whether [`batch`](LogReader::batch) would answer it from memory.
+    pub fn is_in_memory(&self, position: u64) -> bool {
+        self.segments.is_in_tail(position)
+    }
+
     /// Batches from index `first` up to `end` (exclusive) as far as they are in the log: at least one if there is one,
     /// then as many as fit into `budget` bytes. May read from disk: the place for a follower that lags far behind.
     pub fn get(&self, first: u64, end: u64, budget: usize) -> io::Result<Vec<Batch>> {

@@ -373,6 +373,11 @@ impl<F: File> Segments<F> {
         Err(self.not_there(position))
     }
 
+    /// Whether the tail in memory reaches back to `position`.
+    pub(crate) fn is_in_tail(&self, position: u64) -> bool {
+        self.read().tail.front().is_some_and(|first| first.point.position <= position)
+    }
+
     fn in_tail(&self, index: u64) -> Option<Batch> {
         let view = self.read();
         let first = view.tail.front()?.point.index;

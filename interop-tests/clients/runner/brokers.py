@@ -204,6 +204,7 @@ class Dassie(Broker):
         # The VIP port of RocketMQ clients is always the broker's port minus two.
         rocketmq = free_port((0, -2))
         self.amqp, self.name_server = f"127.0.0.1:{amqp}", f"127.0.0.1:{name_server}"
+        self.rocketmq = f"127.0.0.1:{rocketmq}"
         settings = {
             "amqp.listen": self.amqp,
             "rocketmq.listen": f"127.0.0.1:{rocketmq}",
@@ -337,15 +338,17 @@ class RabbitMQ(Broker):
 
 
 class RocketMQ(Broker):
-    """Apache RocketMQ: a name server and one broker, with heaps fit for a small machine."""
+    """Apache RocketMQ: a name server and one broker, with heaps fit for a small machine. `flush` is when a send counts as
+    stored: ASYNC_FLUSH (Apache's default) or SYNC_FLUSH."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, flush="ASYNC_FLUSH", heap="1g"):
         jars = CACHE / "jars/rocketmq-broker"
         if not jars.exists():
             raise BrokerError("Apache RocketMQ is not installed: run setup --control")
         self.name_server_port = free_port()
         self.broker_port = free_port((0, -2, 1))  # -2: VIP, +1: replication
         self.name_server = f"127.0.0.1:{self.name_server_port}"
+        self.rocketmq = f"127.0.0.1:{self.broker_port}"
         directory.mkdir(parents=True)
         (directory / "namesrv.conf").write_text(
             f"listenPort={self.name_server_port}\nbindAddress=127.0.0.1\n"
@@ -355,7 +358,7 @@ class RocketMQ(Broker):
             "brokerIP1=127.0.0.1", "bindAddress=127.0.0.1", f"listenPort={self.broker_port}",
             f"namesrvAddr={self.name_server}", f"storePathRootDir={directory}/store",
             f"storePathCommitLog={directory}/store/commitlog", "mappedFileSizeCommitLog=268435456",
-            "flushDiskType=ASYNC_FLUSH", "autoCreateTopicEnable=true",
+            f"flushDiskType={flush}", "autoCreateTopicEnable=true",
             f"messageDelayLevel={DELAY_LEVELS}",
             f"transactionTimeOut={CHECK_SECONDS[0] * 1000}", f"transactionCheckInterval={CHECK_SECONDS[1] * 1000}",
             # Without it a busy two-core machine answers SYSTEM_BUSY after 200 ms in the queue.
@@ -369,7 +372,7 @@ class RocketMQ(Broker):
                 "-cp", f"{jars}/*", main, "-c", directory / configuration], directory / f"{name}.log")
 
         self.namesrv = java("namesrv", "org.apache.rocketmq.namesrv.NamesrvStartup", "namesrv.conf", "256m")
-        self.broker = java("rocketmq-broker", "org.apache.rocketmq.broker.BrokerStartup", "broker.conf", "1g")
+        self.broker = java("rocketmq-broker", "org.apache.rocketmq.broker.BrokerStartup", "broker.conf", heap)
 
     def start(self):
         if self.namesrv.child is None:

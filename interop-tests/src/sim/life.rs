@@ -100,6 +100,10 @@ impl Batches for Reading {
         Ok(self.seen(self.log.batch(position)?))
     }
 
+    fn is_at_hand(&self, position: u64) -> bool {
+        self.log.is_in_memory(position)
+    }
+
     fn holding(&self, position: u64) -> io::Result<Batch> {
         Ok(self.seen(self.log.holding(position)?))
     }

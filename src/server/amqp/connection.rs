@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
 use dassie_amqp::connection::{Event, Phase};
 use dassie_amqp::frame::HEARTBEAT;
 use dassie_amqp::method::{ConnectionBlocked, ConnectionUnblocked};
@@ -30,6 +29,7 @@ use crate::broker::link::{Gate, Link, Shard};
 use crate::limits;
 use crate::security::{Authorized, Realm};
 use crate::server::Stop;
+use crate::server::input::Input;
 use crate::server::registry::{Ask, Entry, Facts, Protocol};
 use crate::server::transport::Transport;
 
@@ -39,10 +39,6 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const CLOSE_TIME: Duration = Duration::from_secs(3);
 /// The same after it broke the protocol: time to read why.
 const BROKEN_TIME: Duration = Duration::from_millis(900);
-/// Room for one read. Bytes.
-const READ: usize = 64 * 1024;
-/// The same before the login.
-const READ_STRANGER: usize = 4 * 1024;
 /// Frames that wait for a client who does not read, before we stop reading it. Bytes.
 const OUTPUT_MAX: usize = 4 * 1024 * 1024;
 /// Written deliveries are reported to the shard when they weigh this, or with other verbs.
@@ -64,7 +60,7 @@ pub(super) async fn serve<T: Transport>(
 ) {
     // The peer may be gone already: then nobody will see this name.
     let local = stream.local_addr().unwrap_or(peer);
-    let mut input = BytesMut::new();
+    let mut input = Input::default();
     let tls = stream.facts().map(|facts| facts.session.clone());
     let certificate = stream.facts().and_then(|facts| facts.client.clone());
     let subject = certificate.as_ref().map(|certificate| certificate.subject.clone());
@@ -125,7 +121,7 @@ enum Greeted {
 
 async fn greet<T: Transport>(
     stream: &mut T,
-    input: &mut BytesMut,
+    input: &mut Input,
     mut greeting: Greeting,
     shard: &Shard,
     presence: &Presence,
@@ -151,7 +147,7 @@ async fn greet<T: Transport>(
             }
             _ => {}
         }
-        if receive(stream, input, READ_STRANGER).await? == 0 {
+        if receive(stream, input).await? == 0 {
             let left = Greeted::Left(greeting.line.why_ended().to_owned());
             return Ok(if said_anything { left } else { Greeted::Silent });
         }
@@ -159,7 +155,7 @@ async fn greet<T: Transport>(
     }
 }
 
-fn hear_greeting(input: &mut BytesMut, greeting: &mut Greeting, shard: &Shard) -> Progress {
+fn hear_greeting(input: &mut Input, greeting: &mut Greeting, shard: &Shard) -> Progress {
     let mut rest = &input[..];
     let mut progress = Progress::Waiting;
     while matches!(progress, Progress::Waiting) {
@@ -184,9 +180,9 @@ fn hear_greeting(input: &mut BytesMut, greeting: &mut Greeting, shard: &Shard) -
 /// Lets a refused stranger read why.
 async fn linger<T: Transport>(stream: &mut T, mut line: Line) -> io::Result<()> {
     let deadline = Instant::now() + BROKEN_TIME;
-    let mut input = BytesMut::new();
+    let mut input = Input::default();
     while line.wire.phase() != Phase::Closed {
-        match timeout_at(deadline, receive(stream, &mut input, READ_STRANGER)).await {
+        match timeout_at(deadline, receive(stream, &mut input)).await {
             Ok(Ok(1..)) => {}
             _ => break,
         }
@@ -198,13 +194,10 @@ async fn linger<T: Transport>(stream: &mut T, mut line: Line) -> io::Result<()> 
     Ok(())
 }
 
-async fn receive<T: Transport>(stream: &mut T, input: &mut BytesMut, room: usize) -> io::Result<usize> {
+async fn receive<T: Transport>(stream: &mut T, input: &mut Input) -> io::Result<usize> {
     loop {
         stream.ready(Interest::READABLE).await?;
-        if input.capacity() - input.len() < room / 4 {
-            input.reserve(room);
-        }
-        match stream.try_read_buf(input) {
+        match input.read(stream, 0) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
         }
@@ -214,7 +207,7 @@ async fn receive<T: Transport>(stream: &mut T, input: &mut BytesMut, room: usize
 /// An open connection.
 struct Task<T> {
     stream: T,
-    input: BytesMut,
+    input: Input,
     session: Session,
     link: Link,
     gate: Gate,
@@ -260,14 +253,7 @@ enum Flow {
 }
 
 impl<T: Transport> Task<T> {
-    fn new(
-        stream: T,
-        input: BytesMut,
-        session: Session,
-        link: Link,
-        presence: Presence,
-        alarms: Watch,
-    ) -> Self {
+    fn new(stream: T, input: Input, session: Session, link: Link, presence: Presence, alarms: Watch) -> Self {
         let heartbeat = session.line.wire.tuning().heartbeat;
         let period =
             if heartbeat == 0 { IDLE_TICK } else { Duration::from_millis(u64::from(heartbeat) * 500) };
@@ -381,10 +367,7 @@ impl<T: Transport> Task<T> {
     }
 
     fn read(&mut self) -> io::Result<Flow> {
-        if self.input.capacity() - self.input.len() < READ / 4 {
-            self.input.reserve(READ.max(self.session.line.wire.missing()));
-        }
-        match self.stream.try_read_buf(&mut self.input) {
+        match self.input.read(&mut self.stream, self.session.line.wire.missing()) {
             Ok(0) => return Ok(Flow::Done),
             Ok(count) => {
                 self.presence.octets.0 += count as u64;
@@ -400,6 +383,7 @@ impl<T: Transport> Task<T> {
     /// Takes everything that is complete in the read buffer.
     fn hear(&mut self) {
         self.session.look(self.link.topology());
+        self.session.arena.expect(self.input.len());
         let mut rest = &self.input[..];
         let mut publishes = false;
         loop {
@@ -451,6 +435,7 @@ impl<T: Transport> Task<T> {
         {
             self.session.on_events(more);
         }
+        self.session.let_go();
         if self.held {
             self.hear();
         }
@@ -539,10 +524,8 @@ impl<T: Transport> Task<T> {
                 self.session.line.bytes().extend_from_slice(&HEARTBEAT);
             }
         }
-        if idle && self.input.is_empty() {
-            self.input = BytesMut::new();
-            self.session.arena.rest();
-        }
+        self.input.rest();
+        self.session.rest(self.link.topology(), idle);
         self.heard = false;
         self.wrote = false;
         Ok(Flow::Go)

@@ -16,7 +16,7 @@ use crate::broker::api::{Message, Origin};
 
 /// Bytes that incomplete bodies of one connection may hold.
 const PARTIAL_BODIES_MAX: usize = 32 * 1024 * 1024;
-/// A chunk that small messages are cut from. Bytes.
+/// The largest chunk that small messages are cut from. Bytes.
 const CHUNK: usize = 64 * 1024;
 /// Messages up to this size share chunks. Bytes.
 const SHARED_MAX: usize = 16 * 1024;
@@ -27,6 +27,8 @@ const FIRST_ROOM: usize = 128 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Arena {
     chunk: BytesMut,
+    /// Bytes that were read at once: what a new chunk may have to hold.
+    expected: usize,
     /// Held by incomplete bodies.
     partial: usize,
 }
@@ -124,10 +126,15 @@ impl Arena {
     /// An empty buffer with exactly this much room.
     fn cut(&mut self, room: usize) -> BytesMut {
         if self.chunk.capacity() < room {
-            self.chunk = BytesMut::with_capacity(CHUNK);
+            self.chunk = BytesMut::with_capacity(self.expected.min(CHUNK).max(room));
         }
         let later = self.chunk.split_off(room);
         std::mem::replace(&mut self.chunk, later)
+    }
+
+    /// So many bytes were read: the messages in them, and so the chunk that they need, are not larger.
+    pub(super) fn expect(&mut self, bytes: usize) {
+        self.expected = bytes;
     }
 
     /// Gives the free part of the chunk back: nothing was published for a while.
@@ -173,6 +180,7 @@ mod tests {
     #[test]
     fn small_messages_share_a_chunk_and_never_move() {
         let mut arena = Arena::default();
+        arena.expect(100 * 113);
         let mut place = None;
         for _ in 0..100 {
             let mut partial = begin(&mut arena, 100);

@@ -144,6 +144,21 @@ impl Session {
         true
     }
 
+    /// What was to be delivered for now is encoded.
+    pub(super) fn let_go(&mut self) {
+        self.cache.let_go(&*self.log);
+    }
+
+    /// Gives back, once in a while, what memory is not needed. Old views of the topology and batches that left the log's tail
+    /// would else live as long as the silence of the one who saw them.
+    pub(super) fn rest(&mut self, topology: Arc<Topology>, idle: bool) {
+        self.look(topology);
+        self.cache = Cache::default();
+        if idle {
+            self.arena.rest();
+        }
+    }
+
     /// Does something for a channel, if it is still heard. A mistake ends it behind what is owed for the methods before.
     fn blame(&mut self, number: u16, method: MethodId, act: impl FnOnce(&mut Self) -> Result<(), Exception>) {
         if self.channels.get(&number).is_some_and(|channel| channel.answers.end_in_failure()) {
@@ -431,6 +446,10 @@ mod tests {
 
         fn holding(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
             self.batch(position)
+        }
+
+        fn is_at_hand(&self, _: u64) -> bool {
+            true
         }
     }
 

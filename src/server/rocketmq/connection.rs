@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
 use dassie_rocketmq::frame::MAX_FRAME;
 use dassie_rocketmq::{Command, Split, split};
 use tokio::io::Interest;
@@ -25,6 +24,7 @@ use crate::broker::link::{Gate, Link, Shard};
 use crate::metrics::Metrics;
 use crate::security::DEFAULT_VHOST;
 use crate::server::Stop;
+use crate::server::input::Input;
 use crate::server::registry::{Ask, Entry, Facts, Place, Protocol, Registry};
 use crate::server::transport::Transport;
 
@@ -39,8 +39,6 @@ const TICK: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Longest frame of a peer that may do nothing here: room for any request without a body. Bytes.
 const FRAME_STRANGER: usize = 64 * 1024;
-/// Room for one read. Bytes.
-const READ: usize = 64 * 1024;
 /// Changes and requests of others that wait to be told. One that finds no room is found by the client itself within 20 s.
 const NOTICES_MAX: usize = 1_024;
 
@@ -67,7 +65,7 @@ pub(super) async fn serve<T: Transport>(
     let frame_max = if session.is_stranger() { FRAME_STRANGER } else { MAX_FRAME };
     let mut task = Task {
         stream,
-        input: BytesMut::new(),
+        input: Input::default(),
         session,
         link,
         gate,
@@ -111,7 +109,7 @@ impl Drop for Left {
 
 struct Task<T> {
     stream: T,
-    input: BytesMut,
+    input: Input,
     session: Session,
     link: Link,
     gate: Gate,
@@ -211,10 +209,7 @@ impl<T: Transport> Task<T> {
 
     fn read(&mut self) -> io::Result<Flow> {
         // Room grows with what has arrived, never with what a length field claims.
-        if self.input.capacity() - self.input.len() < READ / 4 {
-            self.input.reserve(READ.max(self.input.len()));
-        }
-        match self.stream.try_read_buf(&mut self.input) {
+        match self.input.read(&mut self.stream, self.input.len()) {
             Ok(0) => Ok(Flow::Done("by the client")),
             Ok(count) => {
                 self.octets.0 += count as u64;
@@ -296,6 +291,7 @@ impl<T: Transport> Task<T> {
         while let Some(more) = self.link.try_events() {
             self.session.on_events(more);
         }
+        self.session.cache.let_go(&*self.session.log);
         Flow::Go
     }
 
@@ -346,8 +342,8 @@ impl<T: Transport> Task<T> {
         if self.begun.is_some_and(|begun| begun.elapsed() >= FRAME_TIME) {
             return Flow::Done("by the broker: one frame took two minutes");
         }
-        if self.last.elapsed() >= TICK && self.input.is_empty() {
-            self.input = BytesMut::new();
+        self.input.rest();
+        if self.last.elapsed() >= TICK {
             self.session.rest();
         }
         Flow::Go

@@ -536,6 +536,10 @@ mod tests {
         fn holding(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
             self.batch(position)
         }
+
+        fn is_at_hand(&self, _: u64) -> bool {
+            true
+        }
     }
 
     /// A client's requests, and what came back.

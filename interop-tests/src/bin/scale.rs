@@ -176,6 +176,9 @@ impl Subject {
     }
 }
 
+/// With the tags of the last delivery that is not acknowledged and of the last confirm.
+type Connection = (Client, u64, u64);
+
 fn properties(delivery_mode: u8) -> Vec<u8> {
     let mut bytes = Vec::new();
     PropertyList { delivery_mode: Some(delivery_mode), ..Default::default() }.encode(&mut bytes);
@@ -196,7 +199,7 @@ fn connections(
     figures: &mut Figures,
 ) -> Result<()> {
     let before = process.memory("VmRSS:")?;
-    let mut clients = Vec::new();
+    let mut clients: Vec<Connection> = Vec::new();
     for number in 0..count {
         let open = || {
             let mut client = Client::connect(server)?;
@@ -207,7 +210,7 @@ fn connections(
             client.set_polled()?;
             Ok::<_, Error>(client)
         };
-        clients.push((open().map_err(|error| format!("connection {number}: {error}"))?, 0_u64));
+        clients.push((open().map_err(|error| format!("connection {number}: {error}"))?, 0, 0));
     }
     figures.add(
         "connections_idle_kib",
@@ -225,22 +228,22 @@ fn connections(
         // A tenth of a second after its turn a connection has its answers.
         let late = usize::try_from((turn + count - count / 10) % count).map_err(said)?;
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        let (client, last) = &mut clients[usize::try_from(turn % count).map_err(said)?];
+        let (client, last, _) = &mut clients[usize::try_from(turn % count).map_err(said)?];
         if *last > 0 {
             client.ack(std::mem::take(last), true);
         }
         client.publish("", &format!("scale-{}", turn % count), properties, &body);
         client.poll().map_err(said)?;
         published += 1;
-        let (client, last) = &mut clients[late];
-        drain(client, last, &mut confirmed, &mut arrived)?;
+        let each = &mut clients[late];
+        drain(each, &mut confirmed, &mut arrived)?;
     }
     let busy = process.time() - busy;
     let after = process.memory("VmRSS:")?;
     let deadline = Instant::now() + STUCK;
     while (confirmed < published || arrived < published) && Instant::now() < deadline {
-        for (client, last) in &mut clients {
-            drain(client, last, &mut confirmed, &mut arrived)?;
+        for each in &mut clients {
+            drain(each, &mut confirmed, &mut arrived)?;
         }
     }
     if confirmed < published || arrived < published {
@@ -268,11 +271,12 @@ fn connections(
     client.close().map_err(said)
 }
 
-fn drain(client: &mut Client, last: &mut u64, confirmed: &mut u64, arrived: &mut u64) -> Result<()> {
+fn drain((client, last, told): &mut Connection, confirmed: &mut u64, arrived: &mut u64) -> Result<()> {
     client.poll().map_err(said)?;
     while let Some(heard) = client.hear().map_err(said)? {
         match heard {
-            Heard::Confirmed { .. } => *confirmed += 1,
+            // Each channel's come in order, some for several.
+            Heard::Confirmed { tag, .. } => *confirmed += tag - std::mem::replace(told, tag),
             Heard::Delivered(message) => (*last, *arrived) = (message.tag, *arrived + 1),
             other => return Err(format!("{other:?} to a client")),
         }

@@ -214,7 +214,8 @@ impl ShardLoop {
         if !tended.retire.is_empty() {
             (seams.retire)(tended.retire);
         }
-        if tended.checkpoint {
+        // Right after a restart nothing may be applied beyond the checkpoint that it began from.
+        if tended.checkpoint && self.core.borrow().state.since_checkpoint > 0 {
             self.checkpoint(seams);
         }
     }

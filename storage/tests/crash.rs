@@ -446,7 +446,7 @@ fn what_is_only_written_may_go_with_the_power_and_never_more_than_that() {
         for after in [false, true] {
             let (disk, ledger) = lived(Some((op, after)));
             for keep in images(op * 16).filter(|_| ledger.created) {
-                let node = match Node::open(&disk.after_crash(keep.clone()), None) {
+                let node = match Node::open(&disk.after_crash(keep), None) {
                     Ok(node) => node,
                     Err(error) => panic!("power cut at {op} (after: {after}), {keep:?}: {error}"),
                 };

@@ -73,7 +73,8 @@ fn everything(core: &mut Core) -> Truth {
 }
 
 fn body(seed: u64, len: usize) -> Bytes {
-    (0..len).map(|i| u8::try_from((seed as usize * 31 + i * 7) % 251).unwrap()).collect::<Vec<u8>>().into()
+    let at = |i: usize| u8::try_from((seed * 31 + i as u64 * 7) % 251).unwrap();
+    (0..len).map(at).collect::<Vec<u8>>().into()
 }
 
 fn keep(queue: &str, bytes: Bytes) -> Op {
@@ -82,7 +83,7 @@ fn keep(queue: &str, bytes: Bytes) -> Op {
     Op::Publish(Publish { message: Message { bytes, body_len, ..publish.message.clone() }, ..publish })
 }
 
-fn to_topic(bytes: Bytes, waits: Option<Waits>) -> Op {
+fn to_topic(bytes: &Bytes, waits: Option<Waits>) -> Op {
     let prefix = b"T 0 P 0|";
     let message = Message {
         origin: Origin::Rocketmq,
@@ -127,7 +128,7 @@ fn a_topic_loses_whole_old_segments_and_says_so() {
     for n in 0..30 {
         h.advance(HOUR);
         stored.push(h.core.stamp());
-        h.call(&mut c, to_topic(body(n, 200_000), None)).unwrap();
+        h.call(&mut c, to_topic(&body(n, 200_000), None)).unwrap();
     }
     settle(&mut h, &mut disk);
     assert_eq!(bounds(&mut h, &mut c), (0, 30, stored[0]), "nothing is old enough");
@@ -169,7 +170,7 @@ fn a_topic_keeps_so_many_newest_bytes() {
     let mut h = with(Settings { topics_bytes: 3 * SEGMENT, ..Settings::default() });
     let (mut c, mut disk) = (h.client(1), Disk::default());
     for n in 0..60 {
-        h.call(&mut c, to_topic(body(n, 200_000), None)).unwrap();
+        h.call(&mut c, to_topic(&body(n, 200_000), None)).unwrap();
     }
     settle(&mut h, &mut disk);
     let (min, max, _) = bounds(&mut h, &mut c);
@@ -186,7 +187,7 @@ fn amqp_messages_are_never_given_up_for_room() {
     h.call(&mut c, queue("q", true)).unwrap();
     for n in 0..40 {
         h.send(&mut c, keep("q", body(n, 200_000)));
-        h.call(&mut c, to_topic(body(n, 1000), None)).unwrap();
+        h.call(&mut c, to_topic(&body(n, 1000), None)).unwrap();
     }
     let before = everything(&mut h.core);
     settle(&mut h, &mut disk);
@@ -205,7 +206,7 @@ fn stragglers_move_on_and_the_log_comes_back_below_its_limit() {
     h.call(&mut c, queue("work", true)).unwrap();
     h.send(&mut c, keep("q", body(1, 1000)));
     h.send(&mut c, keep("q", body(2, 150_000)));
-    h.call(&mut c, to_topic(body(3, 500), Some(Waits::Delay(18)))).unwrap();
+    h.call(&mut c, to_topic(&body(3, 500), Some(Waits::Delay(18)))).unwrap();
     h.send(&mut c, consume(1, "q", 1));
     h.run();
     assert_eq!(c.deliveries().len(), 1, "one is out and not acknowledged");
@@ -213,7 +214,7 @@ fn stragglers_move_on_and_the_log_comes_back_below_its_limit() {
     let logged = h.core.logged_at(waiting, 0);
     let before = everything(&mut h.core);
     for n in 0..100 {
-        h.call(&mut c, to_topic(body(n, 200_000), None)).unwrap();
+        h.call(&mut c, to_topic(&body(n, 200_000), None)).unwrap();
         disk.tend(&mut h);
     }
     settle(&mut h, &mut disk);
@@ -248,7 +249,7 @@ fn a_move_that_is_lost_or_late_or_comes_twice_does_no_harm() {
     h.send(&mut c, keep("q", body(1, 1000)));
     h.call(&mut c, consume(1, "q", 1)).unwrap();
     for n in 0..20 {
-        h.call(&mut c, to_topic(body(n, 200_000), None)).unwrap();
+        h.call(&mut c, to_topic(&body(n, 200_000), None)).unwrap();
     }
     let before = everything(&mut h.core);
     let uid = h.core.state.queues.values().find(|q| q.kind == QueueKind::Classic).unwrap().uid;
@@ -337,12 +338,12 @@ fn a_crash_at_any_moment_finds_every_message_at_its_place() {
         h.clock.0.fetch_add(4_000, Ordering::Relaxed);
         if n % 16 == 0 {
             step(&mut h, &mut disk, Some((&mut c, keep("q", body(n, if n == 16 { 100_000 } else { 700 })))));
-            step(&mut h, &mut disk, Some((&mut c, to_topic(body(n, 300), Some(Waits::Delay(18))))));
+            step(&mut h, &mut disk, Some((&mut c, to_topic(&body(n, 300), Some(Waits::Delay(18))))));
         }
         step(&mut h, &mut disk, Some((&mut c, keep("work", body(n, 300_000)))));
         let ack = Op::Settle { reader: 2, ranges: vec![(n, n)], how: Settle::Ack };
         step(&mut h, &mut disk, Some((&mut c, ack)));
-        step(&mut h, &mut disk, Some((&mut c, to_topic(body(n, 200_000), None))));
+        step(&mut h, &mut disk, Some((&mut c, to_topic(&body(n, 200_000), None))));
     }
     for n in 0..12 {
         h.clock.0.fetch_add(4_000, Ordering::Relaxed);

@@ -253,8 +253,8 @@ impl Forbids {
 
 /// Everything that can stand behind `crate::` in the product. A test below compares with `src/lib.rs`.
 const ROOMS: &[&str] = &[
-    "accounts", "awake", "broker", "clock", "cluster", "config", "data_dir", "limits", "logging", "metrics",
-    "node", "process", "security", "server",
+    "accounts", "alarms", "awake", "broker", "cli", "clock", "cluster", "config", "data_dir", "limits",
+    "logging", "metrics", "node", "pressure", "process", "security", "server",
 ];
 
 fn same(path: &[String], pattern: &[&str]) -> bool {
@@ -574,7 +574,11 @@ const PLANTED: &[(&str, &str, &str)] = &[
         "let x = dassie_amqp::Method::Ack;",
     ),
     ("security decides alone", "src/security/mod.rs", "use crate::server;"),
-    ("clock, limits, metrics, logging and process stand at the bottom", "src/clock.rs", "use crate::broker;"),
+    (
+        "clock, limits, metrics, alarms, logging and process stand at the bottom",
+        "src/clock.rs",
+        "use crate::broker;",
+    ),
     ("configuration knows no consumer of it", "src/config.rs", "use crate::node::Node;"),
     ("protocols are bytes and meaning", "protocols/amqp/src/frame.rs", "use tokio_util::codec::Decoder;"),
     ("storage knows none of ours", "storage/src/log.rs", "pub use dassie_amqp as amqp_;"),

@@ -104,7 +104,7 @@ pub struct ShardLoop {
     segment_size: u64,
     checkpoint_bytes: u64,
     /// Not before this it leads again after a refusal.
-    resumes: tokio::time::Instant,
+    resumes: Duration,
 }
 
 impl ShardLoop {
@@ -119,7 +119,7 @@ impl ShardLoop {
             checkpointed: 0,
             segment_size,
             checkpoint_bytes,
-            resumes: tokio::time::Instant::now(),
+            resumes: Duration::ZERO,
         }
     }
 
@@ -141,8 +141,9 @@ impl ShardLoop {
                 _ = seams.stop.changed() => break,
                 () = self.applied.notified() => {}
                 Some(term) = seams.refused.recv() => {
-                    self.core.borrow_mut().refused(term);
-                    self.resumes = tokio::time::Instant::now() + RETRY;
+                    let mut core = self.core.borrow_mut();
+                    core.refused(term);
+                    self.resumes = core.monotonic() + RETRY;
                 }
                 Some(point) = seams.checkpoints.recv() => self.checkpoint_done(point, &mut seams),
                 taken = self.inputs.recv_many(&mut inputs, 256) => {
@@ -188,7 +189,7 @@ impl ShardLoop {
         }
         core.expire();
         if !core.is_ready()
-            && tokio::time::Instant::now() >= self.resumes
+            && core.monotonic() >= self.resumes
             && let Some(term) = leads
         {
             core.lead(term);

@@ -75,7 +75,7 @@ class C(Program):
 
 class Go(Program):
     def build(self):
-        _build(self.name, ["sh", "-c", f"cd {CLIENTS / self.name} && go build -o {CACHE / self.name} ."])
+        _build(self.name, ["sh", "-c", f"cd {CLIENTS / self.name} && go build -buildvcs=false -o {CACHE / self.name} ."])
 
 
 def _build(name, command):

@@ -772,7 +772,6 @@ impl Core {
             overlay.builder.end(start);
             return;
         }
-        self.give_up_unnamed();
         self.decide_again();
     }
 
@@ -869,6 +868,7 @@ impl Core {
         }
         self.again = false;
         self.pop_resolved();
+        self.give_up_unnamed();
         let orphans = std::mem::take(&mut self.orphans);
         self.remove_owned(orphans);
         self.watch_all();

@@ -2,6 +2,7 @@
 
 mod admin;
 pub mod api;
+mod audit;
 mod change;
 pub mod core;
 mod cursor;

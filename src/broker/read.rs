@@ -19,6 +19,11 @@ use super::message::resolve;
 use super::reader::{Reader, ReaderKey, push_range};
 use crate::limits;
 
+/// The offsets of (first, count) ranges.
+pub(crate) fn offsets<'a>(ranges: impl IntoIterator<Item = &'a (u64, u64)>) -> impl Iterator<Item = u64> {
+    ranges.into_iter().flat_map(|(first, count)| *first..*first + *count)
+}
+
 impl Core {
     /// Verbs that only look, or change what no record holds.
     pub(crate) fn read(&mut self, id: ConnectionId, verb: Verb) {
@@ -232,8 +237,7 @@ impl Core {
         uids.sort_unstable();
         for uid in uids {
             let Some(cursor) = self.state.queues.get(&uid).map(|q| q.cursor.clone()) else { continue };
-            let mut taken: BTreeSet<u64> = self.settling(uid);
-            let mut unacked = 0;
+            let (mut taken, mut unacked) = self.in_flight(uid);
             let keys: Vec<ReaderKey> =
                 self.readers.iter().filter(|(_, r)| r.queue == uid).map(|(key, _)| *key).collect();
             for key in keys {
@@ -255,18 +259,22 @@ impl Core {
         }
     }
 
-    /// Offsets of a queue whose settlement is decided and not applied.
-    fn settling(&self, uid: QueueUid) -> BTreeSet<u64> {
-        self.pending
-            .iter()
-            .filter(|pending| !pending.done)
-            .filter_map(|pending| match &pending.work {
-                Work::Settled { queue, ranges } if *queue == uid => Some(ranges),
-                _ => None,
-            })
-            .flatten()
-            .flat_map(|(first, count)| *first..*first + *count)
-            .collect()
+    /// Offsets of a queue that verbs on their way settle or give back; how many of them count as held.
+    fn in_flight(&self, uid: QueueUid) -> (BTreeSet<u64>, u64) {
+        let (mut taken, mut held) = (BTreeSet::new(), 0);
+        // What is done and waits for verbs before it has still to tell of it here.
+        for pending in &self.pending {
+            match &pending.work {
+                Work::Settled { queue, ranges } if *queue == uid => taken.extend(offsets(ranges)),
+                Work::Commit(commit) => {
+                    taken.extend(offsets(commit.settled_of(uid)));
+                    held += commit.requeued_of(uid).map(|(_, count)| count).sum::<u64>();
+                    taken.extend(offsets(commit.requeued_of(uid)));
+                }
+                _ => {}
+            }
+        }
+        (taken, held)
     }
 
     /// Gives a queue's messages to its readers and to the pulls that wait, for one turn.

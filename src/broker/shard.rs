@@ -79,6 +79,14 @@ impl Applier {
     pub fn digest(&self) -> u64 {
         self.core.borrow_mut().digest()
     }
+
+    /// Looks for what must never be ([`Core::audit`]).
+    ///
+    /// # Errors
+    /// What it is.
+    pub fn audit(&self) -> Result<(), String> {
+        self.core.borrow_mut().audit()
+    }
 }
 
 impl Apply for Applier {

@@ -948,6 +948,28 @@ impl State {
         }
         digest.finalize()
     }
+
+    /// What lives in each segment, counted by looking at every message and piece.
+    pub(crate) fn count_live(&mut self, pages: &dyn Pages) -> BTreeMap<u64, u64> {
+        let mut live: Vec<u64> = self
+            .sessions
+            .values()
+            .flat_map(|session| session.pieces.iter().map(|piece| piece / self.segment_size))
+            .collect();
+        for (uid, queue) in &mut self.queues {
+            for offset in queue.index.head()..queue.index.next() {
+                if !queue.cursor.is_settled(offset)
+                    && let Ok(Some(entry)) = queue.index.get(offset, *uid, pages)
+                {
+                    live.push((entry.position - u64::from(entry.record_back)) / self.segment_size);
+                }
+            }
+            live.extend(queue.elsewhere.values().flatten());
+        }
+        let mut counts = BTreeMap::new();
+        live.into_iter().for_each(|segment| *counts.entry(segment).or_default() += 1);
+        counts
+    }
 }
 
 fn canonical(topology: &Topology) -> Vec<Bytes> {

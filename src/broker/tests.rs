@@ -1050,6 +1050,43 @@ fn who_leads_again_goes_on_from_what_another_leader_settled() {
 }
 
 #[test]
+fn a_commit_on_its_way_past_another_leader_settles_and_gives_back_once() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    for body in [b"0", b"1", b"2"] {
+        h.send(&mut c, publish("", "q", 0, body));
+    }
+    h.call(&mut c, consume(5, "q", 10)).unwrap();
+    c.take();
+    let settlement = |offset, how| Settlement { reader: 5, ranges: vec![(offset, offset)], how };
+    let settlements = vec![settlement(0, Settle::Ack), settlement(1, Settle::Requeue)];
+    let Op::Publish(publish) = publish("", "q", 0, b"3") else { panic!() };
+    h.send(&mut c, Op::Commit(Commit { publishes: vec![publish], settlements }));
+    h.propose();
+    h.taken.clear();
+    let uid = *h.core.state.queues.keys().next().unwrap();
+    h.other_leads(uid, 0);
+    h.start_term();
+    h.core.audit().unwrap();
+    h.run();
+    h.core.audit().unwrap();
+    assert_eq!(c.deliveries().iter().map(|d| d.0).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!((h.core.runtimes[&uid].unacked, h.core.state.queues[&uid].depth()), (3, 3));
+}
+
+#[test]
+fn a_commit_that_settles_nothing_any_more_is_answered_and_holds_nobody_up() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    h.call(&mut c, consume(5, "q", 10)).unwrap();
+    let settlements = vec![Settlement { reader: 5, ranges: vec![(0, 3)], how: Settle::Ack }];
+    h.call(&mut c, Op::Commit(Commit { publishes: Vec::new(), settlements })).unwrap();
+    assert!(h.core.pending.is_empty());
+}
+
+#[test]
 fn an_offset_of_a_gone_connection_is_not_stored_after_another_leader() {
     let mut h = Harness::new();
     let mut c = h.client(1);

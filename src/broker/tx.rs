@@ -51,6 +51,16 @@ impl Committing {
     pub(crate) fn connection(&self) -> ConnectionId {
         self.connection
     }
+
+    /// Ranges of a durable queue that it settles.
+    pub(crate) fn settled_of(&self, queue: QueueUid) -> impl Iterator<Item = &(u64, u64)> {
+        self.settled.iter().filter(move |(of, _)| *of == queue).flat_map(|(_, ranges)| ranges)
+    }
+
+    /// Ranges of a queue that it gives back.
+    pub(crate) fn requeued_of(&self, queue: QueueUid) -> impl Iterator<Item = &(u64, u64)> {
+        self.requeued.iter().filter(move |(of, _)| *of == queue).flat_map(|(_, ranges)| ranges)
+    }
 }
 
 /// Where one publish of a commit goes.
@@ -173,6 +183,10 @@ impl Core {
         for settlement in commit.settlements {
             let key = (id, settlement.reader);
             let Some((queue, ranges)) = self.take_leases(key, &settlement.ranges) else { continue };
+            if ranges.is_empty() {
+                // What it held is gone: no record would answer this commit.
+                continue;
+            }
             if settlement.how == Settle::Requeue {
                 committing.requeued.push((queue, ranges));
                 continue;

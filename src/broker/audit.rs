@@ -1,0 +1,87 @@
+//! What must hold at every moment, looked for by whoever tests the broker.
+//!
+//! Owns: the counting. Promises: changes nothing; what is wrong has a name. Does not know: how it could come to that.
+
+use std::collections::BTreeMap;
+
+use super::api::{Offset, QueueKind, QueueUid};
+use super::core::{Core, Work};
+use super::read::offsets;
+
+impl Core {
+    /// Counts again what the state counts as it goes, and looks whether the leader has lost a message or holds one twice. Walks
+    /// the whole state.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn audit(&mut self) -> Result<(), String> {
+        let counted = self.with_pages(|state, pages| state.count_live(pages));
+        if counted != self.state.segments {
+            return Err(format!("live in segments: {:?}, counted {counted:?}", self.state.segments));
+        }
+        if self.is_ready() {
+            for uid in self.runtimes.keys() {
+                self.audit_queue(*uid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every message handed out and not settled is held by one reader, came back, or is about to be settled.
+    fn audit_queue(&self, uid: QueueUid) -> Result<(), String> {
+        let (Some(queue), Some(runtime)) = (self.state.queues.get(&uid), self.runtimes.get(&uid)) else {
+            return Ok(());
+        };
+        if queue.kind == QueueKind::Topic {
+            return Ok(());
+        }
+        let mut places: BTreeMap<Offset, &str> = BTreeMap::new();
+        let mut twice = None;
+        let mut put = |offset: Offset, place| {
+            if let Some(other) = places.insert(offset, place) {
+                twice = twice.take().or(Some(format!("queue {uid}: {offset} is {other} and {place}")));
+            }
+        };
+        let mut leased = 0;
+        for reader in self.readers.values().filter(|reader| reader.queue == uid) {
+            leased += reader.leases.len() as u64;
+            reader.leases.iter().for_each(|offset| put(*offset, "leased"));
+        }
+        runtime.returned.iter().for_each(|offset| put(*offset, "returned"));
+        let mut giving_back = 0;
+        for pending in &self.pending {
+            match &pending.work {
+                Work::Settled { queue, ranges } if *queue == uid && !pending.done => {
+                    offsets(ranges).for_each(|offset| put(offset, "settling"));
+                }
+                Work::Commit(commit) => {
+                    if !pending.done {
+                        offsets(commit.settled_of(uid)).for_each(|offset| put(offset, "settling"));
+                    }
+                    offsets(commit.requeued_of(uid)).for_each(|offset| {
+                        giving_back += 1;
+                        put(offset, "given back");
+                    });
+                }
+                _ => {}
+            }
+        }
+        if let Some(twice) = twice {
+            return Err(twice);
+        }
+        if runtime.unacked != leased + giving_back {
+            return Err(format!(
+                "queue {uid}: {} unacked, {leased} leased, {giving_back} given back",
+                runtime.unacked
+            ));
+        }
+        let mut offset = queue.cursor.next_unsettled(queue.cursor.floor());
+        while offset < runtime.next {
+            if !places.contains_key(&offset) {
+                return Err(format!("queue {uid}: {offset} was handed out and is nowhere"));
+            }
+            offset = queue.cursor.next_unsettled(offset + 1);
+        }
+        Ok(())
+    }
+}

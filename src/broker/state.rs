@@ -964,7 +964,7 @@ impl State {
                     live.push((entry.position - u64::from(entry.record_back)) / self.segment_size);
                 }
             }
-            live.extend(queue.elsewhere.values().flatten());
+            live.extend(queue.elsewhere.values().flatten().map(|(segment, _)| *segment));
         }
         let mut counts = BTreeMap::new();
         live.into_iter().for_each(|segment| *counts.entry(segment).or_default() += 1);

@@ -78,5 +78,8 @@ func main() {
 	}
 	register("restart-graceful", restarting, func(s *scene) { restart(s, "term") })
 	register("restart-kill", restarting, func(s *scene) { restart(s, "kill") })
+	register("connection-blocked", usual, func(*scene) {
+		panic(skip("not part of this program; pika, Java and lapin show it"))
+	})
 	runAll()
 }

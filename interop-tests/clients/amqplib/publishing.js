@@ -64,6 +64,7 @@ module.exports = {
   'confirm-in-flight': (s) => confirmMany(s, 1000),
 
   immediate: 'amqplib has no immediate flag',
+  'connection-blocked': 'not part of this program; pika, Java and lapin show it',
 
   bodies: async (s) => {
     const [queue, channel] = [s.name('bodies'), await s.confirmed()];

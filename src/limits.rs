@@ -162,3 +162,8 @@ pub const REHOME_WALK: usize = 65_536;
 pub const REHOME_SEGMENTS: usize = 4;
 /// Moved messages that one queue remembers; what does not fit stays where it is.
 pub const REHOMED_PER_QUEUE: usize = 65_536;
+
+// Peers
+
+/// Longest frame between two nodes: one read of the log for a peer (4 MiB) with room for what stands around it. Bytes.
+pub const PEER_FRAME: usize = 8 * 1024 * 1024;

@@ -9,6 +9,7 @@ mod membership;
 pub mod peer;
 mod runtime;
 mod state_machine;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 mod types;

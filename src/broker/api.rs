@@ -5,10 +5,12 @@
 //! one [`Event::Reply`]; events of one connection arrive in the order in which they became true.
 //! Does not know: frames, commands, sockets.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dassie_storage::Spilled;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::security::Authorized;
 
@@ -31,11 +33,13 @@ pub type Offset = u64;
 pub const MOVED: QueueUid = 0;
 /// The name under which clients consume direct replies.
 pub const REPLY_QUEUE: &str = "amq.rabbitmq.reply-to";
+/// Everything that refusals are about.
+const NOUNS: [Noun; 4] = ["exchange", "queue", "topic", "vhost"];
 /// What the keys of direct replies begin with.
 pub const REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
 
 /// Which layout a message's bytes have (D1: stored as born).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Origin {
     /// prefix = shortstr exchange, shortstr routing key, content header payload; body verbatim; suffix empty.
@@ -45,11 +49,12 @@ pub enum Origin {
 }
 
 /// A message on its way in: `bytes` = prefix, body, suffix without gaps.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Message {
     /// Who made the layout.
     pub origin: Origin,
     /// prefix ++ body ++ suffix.
+    #[serde(with = "raw")]
     pub bytes: Bytes,
     /// Bytes before the body.
     pub prefix_len: u32,
@@ -72,7 +77,7 @@ impl Message {
 }
 
 /// The four exchange types of AMQP 0-9-1 and the one that stands for a RocketMQ topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum ExchangeKind {
     /// Routing key equals binding key.
@@ -88,7 +93,7 @@ pub enum ExchangeKind {
 }
 
 /// What exchange.declare asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExchangeSpec {
     /// Name, not empty.
     pub name: Arc<str>,
@@ -101,11 +106,12 @@ pub struct ExchangeSpec {
     /// Clients may not publish to it.
     pub internal: bool,
     /// Field table, content only (without its length), as the client sent it.
+    #[serde(with = "raw")]
     pub arguments: Bytes,
 }
 
 /// What kind of queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum QueueKind {
     /// `x-queue-type: classic`, or none given.
@@ -117,7 +123,7 @@ pub enum QueueKind {
 }
 
 /// What queue.declare asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueSpec {
     /// Name, not empty: the adapter makes `amq.gen-…` names.
     pub name: Arc<str>,
@@ -130,11 +136,12 @@ pub struct QueueSpec {
     /// Goes when its last consumer goes.
     pub auto_delete: bool,
     /// Field table, content only, as the client sent it.
+    #[serde(with = "raw")]
     pub arguments: Bytes,
 }
 
 /// One end of a binding.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Destination {
     /// A queue by name.
     Queue(Arc<str>),
@@ -143,7 +150,7 @@ pub enum Destination {
 }
 
 /// A binding as clients name it: identity is all four parts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BindingSpec {
     /// Source exchange.
     pub source: Arc<str>,
@@ -152,11 +159,12 @@ pub struct BindingSpec {
     /// Binding key.
     pub key: Arc<str>,
     /// Field table, content only.
+    #[serde(with = "raw")]
     pub arguments: Bytes,
 }
 
 /// How many messages a reader may hold unsettled. Several readers can share one window (channel-wide prefetch).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// Per reader; 0 = no limit.
     pub reader: u16,
@@ -165,7 +173,7 @@ pub struct Window {
 }
 
 /// basic.consume.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Subscribe {
     /// Chosen by the connection, unused there.
     pub reader: ReaderId,
@@ -180,7 +188,7 @@ pub struct Subscribe {
 }
 
 /// What becomes of leased messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Settle {
     /// Consumed.
     Ack,
@@ -191,7 +199,7 @@ pub enum Settle {
 }
 
 /// RocketMQ send: all messages go to one queue, in one batch, in order.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Send {
     /// Target topic.
     pub topic: Arc<str>,
@@ -206,7 +214,7 @@ pub struct Send {
 }
 
 /// Where a message stands before it is to be seen in its topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Waits {
     /// For the delay of this level, from 1.
     Delay(u32),
@@ -215,7 +223,7 @@ pub enum Waits {
 }
 
 /// A consumer could not consume a message.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SendBack {
     /// The queue that the message's record names at its position ([`crate::broker::message::queue_at`]).
     pub queue: QueueUid,
@@ -234,7 +242,7 @@ pub struct SendBack {
 }
 
 /// The end of a transaction.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EndTransaction {
     /// Producer group that sent the half message.
     pub group: Arc<str>,
@@ -247,7 +255,7 @@ pub struct EndTransaction {
 }
 
 /// One message of a send.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SendMessage {
     /// The record.
     pub message: Message,
@@ -256,7 +264,7 @@ pub struct SendMessage {
 }
 
 /// RocketMQ pull.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fetch {
     /// Topic.
     pub topic: Arc<str>,
@@ -275,7 +283,7 @@ pub struct Fetch {
 }
 
 /// What a connection asks of the shard.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Op {
     /// exchange.declare (passive: only look).
     DeclareExchange(ExchangeSpec, bool),
@@ -446,6 +454,7 @@ pub enum Op {
         /// Name.
         name: Arc<str>,
         /// `None`: drop it.
+        #[serde(with = "raw::option")]
         value: Option<Bytes>,
     },
     /// Where all queues of a topic are, and where a group is in them.
@@ -497,7 +506,7 @@ pub enum Op {
 }
 
 /// Queues of one client.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LockQueues {
     /// Group.
     pub group: Arc<str>,
@@ -508,7 +517,7 @@ pub struct LockQueues {
 }
 
 /// Where a group shall go on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ResetOffsets {
     /// Group.
     pub group: Arc<str>,
@@ -523,7 +532,7 @@ pub struct ResetOffsets {
 }
 
 /// A place in a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ResetTo {
     /// The first message stored at or after that time, ms since 1970.
     Time(u64),
@@ -534,7 +543,7 @@ pub enum ResetTo {
 }
 
 /// Everything a transaction did.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Commit {
     /// In their order; none wants a confirm.
     pub publishes: Vec<Publish>,
@@ -543,7 +552,7 @@ pub struct Commit {
 }
 
 /// Leases of one reader that end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settlement {
     /// Holder.
     pub reader: ReaderId,
@@ -554,7 +563,7 @@ pub struct Settlement {
 }
 
 /// basic.publish.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Publish {
     /// For the events it causes.
     pub channel: ChannelId,
@@ -573,7 +582,7 @@ pub struct Publish {
 }
 
 /// One wish with its key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Verb {
     /// Proof that it may.
     pub key: Authorized,
@@ -583,10 +592,12 @@ pub struct Verb {
     pub vhost: VhostId,
     /// The wish.
     pub op: Op,
+    /// Its number among all verbs that the client's node handed to the leader (ADR 12); 0: the node leads itself.
+    pub number: u64,
 }
 
 /// A message where it lies.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Located {
     /// In memory.
     Ready(StoredMessage),
@@ -599,29 +610,32 @@ pub enum Located {
         /// Bytes of the record.
         len: u32,
     },
-    /// Paged out of a queue in memory. Read likewise.
+    /// Paged out of a queue in memory. Read likewise. It does not leave its node.
+    #[serde(skip)]
     Paged(Spilled),
 }
 
 /// A message ready to be written out.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StoredMessage {
     /// Layout.
     pub origin: Origin,
     /// prefix (++ body when `body` is `None`) ++ suffix.
+    #[serde(with = "raw")]
     pub bytes: Bytes,
     /// Bytes before the body.
     pub prefix_len: u32,
     /// Bytes of the body.
     pub body_len: u32,
     /// The body when it lies elsewhere: pieces in order.
+    #[serde(with = "raw::pieces")]
     pub body: Option<Vec<Bytes>>,
     /// Log time of the enqueue, ms since 1970.
     pub store_time: u64,
 }
 
 /// A message handed to a reader.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Delivery {
     /// Its number in the queue: what `Settle` names.
     pub offset: Offset,
@@ -637,8 +651,97 @@ pub struct Delivery {
     pub message: Located,
 }
 
+/// Bytes on their way between nodes.
+mod raw {
+    use bytes::Bytes;
+    use serde::de::{Deserialize, Deserializer, Error, Visitor};
+    use serde::ser::{Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    struct Copied;
+
+    impl Visitor<'_> for Copied {
+        type Value = Bytes;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("bytes")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+            Ok(Bytes::copy_from_slice(bytes))
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        from.deserialize_bytes(Copied)
+    }
+
+    /// One of those inside of something else.
+    struct Raw(Bytes);
+
+    impl Serialize for Raw {
+        fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+            serialize(&self.0, to)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Raw {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            deserialize(from).map(Raw)
+        }
+    }
+
+    pub(super) mod option {
+        use super::{Bytes, Deserialize, Deserializer, Raw, Serialize, Serializer};
+
+        pub(in super::super) fn serialize<S: Serializer>(
+            bytes: &Option<Bytes>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            bytes.clone().map(Raw).serialize(to)
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<Bytes>, D::Error> {
+            Ok(Option::<Raw>::deserialize(from)?.map(|raw| raw.0))
+        }
+    }
+
+    pub(super) mod pieces {
+        use super::{Bytes, Deserialize, Deserializer, Raw, Serialize, Serializer};
+
+        pub(in super::super) fn serialize<S: Serializer>(
+            pieces: &Option<Vec<Bytes>>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            let pieces = pieces.as_ref().map(|all| all.iter().cloned().map(Raw).collect::<Vec<_>>());
+            pieces.serialize(to)
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<Vec<Bytes>>, D::Error> {
+            let pieces = Option::<Vec<Raw>>::deserialize(from)?;
+            Ok(pieces.map(|all| all.into_iter().map(|raw| raw.0).collect()))
+        }
+    }
+}
+
+/// What a refusal is about: "exchange", "queue", "topic", ...
+pub type Noun = &'static str;
+
+/// A noun from another node, which runs this program too; one of a newer release is "thing".
+fn noun<'de, D: Deserializer<'de>>(from: D) -> Result<Noun, D::Error> {
+    let said = <Cow<'de, str>>::deserialize(from)?;
+    Ok(NOUNS.into_iter().find(|noun| *noun == said).unwrap_or("thing"))
+}
+
 /// Why a verb was refused; adapters choose the code.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Refusal {
     /// What the log holds can not be read. (541; SYSTEM_ERROR)
     #[error("{0}")]
@@ -647,7 +750,8 @@ pub enum Refusal {
     #[error("no {kind} '{name}' in vhost '{vhost}'")]
     NotFound {
         /// "exchange", "queue", "topic".
-        kind: &'static str,
+        #[serde(deserialize_with = "noun")]
+        kind: Noun,
         /// Name.
         name: Arc<str>,
         /// Vhost.
@@ -659,7 +763,8 @@ pub enum Refusal {
     )]
     Inequivalent {
         /// "exchange" or "queue".
-        kind: &'static str,
+        #[serde(deserialize_with = "noun")]
+        kind: Noun,
         /// Name.
         name: Arc<str>,
         /// Vhost.
@@ -693,7 +798,8 @@ pub enum Refusal {
     #[error("{kind} '{name}' in vhost '{vhost}' in use")]
     InUse {
         /// "exchange" or "queue".
-        kind: &'static str,
+        #[serde(deserialize_with = "noun")]
+        kind: Noun,
         /// Name.
         name: Arc<str>,
         /// Vhost.
@@ -727,7 +833,7 @@ pub enum Refusal {
 }
 
 /// Answers of verbs with a `request` number.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Reply {
     /// Done.
     Ok,
@@ -800,7 +906,7 @@ pub enum Reply {
 }
 
 /// What is in a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueFigures {
     /// Messages that wait for a reader.
     pub ready: u64,
@@ -811,7 +917,7 @@ pub struct QueueFigures {
 }
 
 /// Where a message queue is, and a group in it. Times are ms since 1970, 0: there is no such message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueStats {
     /// First retained.
     pub min: Offset,
@@ -826,7 +932,7 @@ pub struct QueueStats {
 }
 
 /// Result of a pull.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fetched {
     /// What was found.
     pub status: FetchStatus,
@@ -841,7 +947,7 @@ pub struct Fetched {
 }
 
 /// How a pull ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FetchStatus {
     /// Messages are there.
     Found,
@@ -854,7 +960,7 @@ pub enum FetchStatus {
 }
 
 /// What the shard tells a connection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Event {
     /// Answer to a verb.
     Reply {

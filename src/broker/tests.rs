@@ -248,7 +248,7 @@ impl Harness {
 
     fn send(&mut self, client: &mut Client, op: Op) {
         client.request += 1;
-        let verb = Verb { key: key(), request: client.request, vhost: client.vhost, op };
+        let verb = Verb { key: key(), request: client.request, vhost: client.vhost, op, number: 0 };
         self.core.input(Input::Verbs(client.id, vec![verb]));
     }
 

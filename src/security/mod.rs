@@ -16,6 +16,8 @@ pub mod password;
 pub mod permissions;
 pub mod users;
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits;
 use password::PasswordHash;
 use permissions::{Pattern, Rights};
@@ -59,8 +61,9 @@ pub enum Resource<'a> {
     Own,
 }
 
-/// The key that every broker verb asks for. Only [`authorize`] makes one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The key that every broker verb asks for. Only [`authorize`] makes one; it travels with its verb from the node that asked it to
+/// the leader, over a link that only members of the cluster have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authorized(());
 
 /// A refused wish; adapters answer 403 or NO_PERMISSION with this text, which is RabbitMQ's.

@@ -158,7 +158,7 @@ impl Desk {
     }
 
     fn send(&mut self, request: u64, op: Op) {
-        self.broken |= !self.link.send(vec![Verb { key: key(), request, vhost: 0, op }]);
+        self.broken |= !self.link.send(vec![Verb { key: key(), request, vhost: 0, op, number: 0 }]);
     }
 
     fn call(&mut self, op: Op, call: Call) {

@@ -149,7 +149,7 @@ async fn ask(shard: &Shard, wishes: Vec<Wish>) -> Result<Asked, ImportError> {
         let mut names = Vec::with_capacity(share.len());
         let verbs = share.into_iter().zip(1..).map(|(wish, request)| {
             names.push(wish.what);
-            Verb { key, request, vhost: wish.vhost, op: wish.op }
+            Verb { key, request, vhost: wish.vhost, op: wish.op, number: 0 }
         });
         let verbs = verbs.collect();
         if !link.send(verbs) {
@@ -174,7 +174,7 @@ async fn ask(shard: &Shard, wishes: Vec<Wish>) -> Result<Asked, ImportError> {
                 }
             }
         }
-        link.send(vec![Verb { key, request: 0, vhost: 0, op: Op::Disconnected }]);
+        link.send(vec![Verb { key, request: 0, vhost: 0, op: Op::Disconnected, number: 0 }]);
     }
     Ok((done, refused))
 }

@@ -311,7 +311,7 @@ impl Session {
         if !matches!(op, Op::Publish(_)) {
             self.flush_settlements();
         }
-        self.verbs.push(Verb { key, request, vhost: self.agreed.vhost, op });
+        self.verbs.push(Verb { key, request, vhost: self.agreed.vhost, op, number: 0 });
     }
 
     /// Hands a verb over whose answer is owed to the client.
@@ -379,18 +379,18 @@ impl Session {
     /// Puts settlements to the others of this read.
     pub(super) fn collect(&mut self, how: Settle, leases: impl IntoIterator<Item = Lease>) {
         let (own, vhost, verbs) = (self.own, self.agreed.vhost, &mut self.verbs);
-        let emit = |op| verbs.push(Verb { key: own, request: 0, vhost, op });
+        let emit = |op| verbs.push(Verb { key: own, request: 0, vhost, op, number: 0 });
         self.settlements.collect(how, emit).extend(leases);
     }
 
     fn flush_settlements(&mut self) {
         let (own, vhost, verbs) = (self.own, self.agreed.vhost, &mut self.verbs);
-        self.settlements.flush(|op| verbs.push(Verb { key: own, request: 0, vhost, op }));
+        self.settlements.flush(|op| verbs.push(Verb { key: own, request: 0, vhost, op, number: 0 }));
     }
 
     /// A verb about the connection itself.
     pub(super) fn own_verb(&self, op: Op) -> Verb {
-        Verb { key: self.own, request: 0, vhost: self.agreed.vhost, op }
+        Verb { key: self.own, request: 0, vhost: self.agreed.vhost, op, number: 0 }
     }
 
     /// Everything for the shard since the last call.

@@ -273,14 +273,14 @@ impl Session {
             self.commits += usize::from(matches!(wait, Wait::Commit));
             self.pending.insert(request, (asked, wait));
         }
-        self.verbs.push(Verb { key, request, vhost: 0, op });
+        self.verbs.push(Verb { key, request, vhost: 0, op, number: 0 });
         Ok(())
     }
 
     /// Hands a wish over whose outcome shows in the next one's.
     pub(super) fn tell(&mut self, action: Action, resource: Resource<'_>, op: Op) -> Result<(), Denied> {
         let key = authorize(&self.principal, action, resource)?;
-        self.verbs.push(Verb { key, request: 0, vhost: 0, op });
+        self.verbs.push(Verb { key, request: 0, vhost: 0, op, number: 0 });
         Ok(())
     }
 

@@ -63,7 +63,7 @@ impl Asker {
 
     /// Hands a wish over. 0: it has no answer.
     pub(super) fn send(&self, vhost: VhostId, key: Authorized, request: u64, op: Op) -> Result<(), Problem> {
-        let sent = self.link.send(vec![Verb { key, request, vhost, op }]);
+        let sent = self.link.send(vec![Verb { key, request, vhost, op, number: 0 }]);
         if sent { Ok(()) } else { Err(Problem::unavailable("the broker is ending")) }
     }
 

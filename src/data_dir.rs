@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use dassie_storage::{Genesis, RealDisk, RealLock, Uuid, block_on, lock_store};
+use dassie_storage::{Genesis, RealDisk, RealLock, Uuid, block_on, finish_install, lock_store};
 
 /// A store that this process holds. Dropping it lets others have it.
 #[derive(Debug)]
@@ -82,6 +82,9 @@ pub fn open(path: &Path, identity: Identity) -> Result<DataDir, DataDirError> {
         _ => unusable(cause),
     })?;
     let (genesis, is_new) = block_on(load_or_create(&disk, identity)).map_err(unusable)?;
+    if let Some(point) = block_on(finish_install(&disk, &genesis)).map_err(unusable)? {
+        tracing::info!("the store is now a copy of the leader's, up to entry {}", point.index);
+    }
     Ok(DataDir { disk, genesis, is_new, _lock: lock })
 }
 

@@ -26,7 +26,9 @@ pub const MAX_KEY: usize = 64;
 const HEADER: usize = 128;
 const FOOTER: usize = 24;
 const BLOCK: usize = 256 << 10;
-const NEW: &str = "new";
+const NEW: &str = "checkpoint/new";
+/// Apart from [`NEW`]: a copy is taken in while this store's own checkpoints go on.
+const ADOPTING: &str = "checkpoint/adopting";
 /// More deltas than this are merged whatever their size: each is a file to open and a heap entry to carry.
 const MAX_DELTAS: usize = 64;
 const MAGIC: [u8; 4] = *b"DCKP";
@@ -190,7 +192,7 @@ impl<D: Disk> CheckpointStore<D> {
             None => (Kind::Base, None),
             Some(last) => (Kind::Delta, Some(last)),
         };
-        let mut out = Output::begin(&self.disk, &self.store, kind, point, follows).await?;
+        let mut out = Output::begin(&self.disk, NEW, &self.store, kind, point, follows).await?;
         for (key, change) in &changes {
             if kind == Kind::Base && change.is_none() {
                 continue;
@@ -215,31 +217,12 @@ impl<D: Disk> CheckpointStore<D> {
         let mut inputs = Vec::new();
         let mut follows = None;
         for entry in &self.chain {
-            let input = Input::open(&self.disk, &self.store, entry, follows).await?;
+            let input = Input::open(&self.disk, &self.store, entry, entry.path(), follows).await?;
             follows = Some(input.point);
             inputs.push(input);
         }
-        let mut heap = BinaryHeap::new();
-        for (age, input) in inputs.iter_mut().enumerate() {
-            if let Some((key, change)) = input.next().await? {
-                heap.push(Reverse((key, Reverse(age), change)));
-            }
-        }
-        let mut out = Output::begin(&self.disk, &self.store, Kind::Base, point, None).await?;
-        let mut last: Option<Bytes> = None;
-        while let Some(Reverse((key, Reverse(age), change))) = heap.pop() {
-            if let Some((key, change)) = inputs[age].next().await? {
-                heap.push(Reverse((key, Reverse(age), change)));
-            }
-            if last.as_ref() == Some(&key) {
-                continue; // an older file's word on the same key
-            }
-            if change.is_some() {
-                out.entry(&key, change.as_ref(), pace).await?;
-            }
-            last = Some(key);
-        }
-        let bytes = out.finish(&self.disk, &path(Kind::Base, point.index)).await?;
+        let to = path(Kind::Base, point.index);
+        let bytes = join(&self.disk, inputs, &self.store, point, (NEW, &to), pace).await?;
         let old =
             std::mem::replace(&mut self.chain, vec![Entry { kind: Kind::Base, index: point.index, bytes }]);
         // The new base is durable; from here on a crash leaves files that the next start removes.
@@ -273,7 +256,7 @@ impl<D: Disk> CheckpointStore<D> {
         follows: Option<LogPoint>,
         objects: &mut BTreeMap<Bytes, Bytes>,
     ) -> io::Result<LogPoint> {
-        let mut input = Input::open(&self.disk, &self.store, entry, follows).await?;
+        let mut input = Input::open(&self.disk, &self.store, entry, entry.path(), follows).await?;
         while let Some((key, change)) = input.next().await? {
             let value = change.ok_or_else(|| damaged(&entry.path(), 0, "a base removes nothing"))?;
             objects.insert(key, value);
@@ -287,7 +270,7 @@ impl<D: Disk> CheckpointStore<D> {
         follows: Option<LogPoint>,
         changes: &mut BTreeMap<Bytes, Option<Bytes>>,
     ) -> io::Result<LogPoint> {
-        let mut input = Input::open(&self.disk, &self.store, entry, follows).await?;
+        let mut input = Input::open(&self.disk, &self.store, entry, entry.path(), follows).await?;
         while let Some((key, change)) = input.next().await? {
             changes.insert(key, change);
         }
@@ -322,7 +305,107 @@ impl<D: Disk> CheckpointStore<D> {
     }
 }
 
-fn point_bytes(point: &LogPoint) -> [u8; 48] {
+/// Writes one base of its own from a base and the deltas that follow it, oldest first; durable under the name `to` when it returns.
+async fn join<D: Disk>(
+    disk: &D,
+    mut inputs: Vec<Input<D::File>>,
+    store: &Uuid,
+    point: LogPoint,
+    (by, to): (&'static str, &str),
+    pace: &impl Pace,
+) -> io::Result<u64> {
+    let mut heap = BinaryHeap::new();
+    for (age, input) in inputs.iter_mut().enumerate() {
+        if let Some((key, change)) = input.next().await? {
+            heap.push(Reverse((key, Reverse(age), change)));
+        }
+    }
+    let mut out = Output::begin(disk, by, store, Kind::Base, point, None).await?;
+    let mut last: Option<Bytes> = None;
+    while let Some(Reverse((key, Reverse(age), change))) = heap.pop() {
+        if let Some((key, change)) = inputs[age].next().await? {
+            heap.push(Reverse((key, Reverse(age), change)));
+        }
+        if last.as_ref() == Some(&key) {
+            continue; // an older file's word on the same key
+        }
+        if change.is_some() {
+            out.entry(&key, change.as_ref(), pace).await?;
+        }
+        last = Some(key);
+    }
+    out.finish(disk, to).await
+}
+
+/// The files of a durable checkpoint, open: they can be read whatever becomes of their names.
+pub(crate) struct Held<F> {
+    pub(crate) point: LogPoint,
+    /// Whose they are.
+    pub(crate) store: Uuid,
+    /// Index that each stands for, its file, its length: the base, then the deltas that follow it.
+    pub(crate) files: Vec<(u64, F, u64)>,
+}
+
+impl<D: Disk> CheckpointStore<D> {
+    /// The newest durable state's files; `None` when there is none.
+    pub(crate) async fn hold(&self) -> io::Result<Option<Held<D::File>>> {
+        let Some(point) = self.point else { return Ok(None) };
+        let mut files = Vec::new();
+        for entry in &self.chain {
+            let file = self.disk.open(&entry.path()).await?;
+            let len = file.len()?;
+            files.push((entry.index, file, len));
+        }
+        Ok(Some(Held { point, store: self.store, files }))
+    }
+}
+
+/// Makes a base of the store `to.0` under the name `to.1` out of another store's files: the base, then its deltas, as (index, name).
+/// They are verified on the way, and must end with `point`.
+pub(crate) async fn adopt<D: Disk>(
+    disk: &D,
+    from: &Uuid,
+    files: &[(u64, String)],
+    to: (&Uuid, &str),
+    point: LogPoint,
+) -> io::Result<()> {
+    let (mut inputs, mut follows) = (Vec::new(), None);
+    for (age, (index, name)) in files.iter().enumerate() {
+        let kind = if age == 0 { Kind::Base } else { Kind::Delta };
+        let entry = Entry { kind, index: *index, bytes: 0 };
+        let input = Input::open(disk, from, &entry, name.clone(), follows).await?;
+        follows = Some(input.point);
+        inputs.push(input);
+    }
+    if follows != Some(point) {
+        return Err(damaged(to.1, 0, "the checkpoint does not stand for what was said"));
+    }
+    join(disk, inputs, to.0, point, (ADOPTING, to.1), &FullSpeed).await.map(drop)
+}
+
+/// The objects of one base file, whatever its name.
+pub(crate) async fn read_base<D: Disk>(
+    disk: &D,
+    store: &Uuid,
+    name: &str,
+    index: u64,
+) -> io::Result<(LogPoint, BTreeMap<Bytes, Bytes>)> {
+    let entry = Entry { kind: Kind::Base, index, bytes: 0 };
+    let mut input = Input::open(disk, store, &entry, name.to_owned(), None).await?;
+    let mut objects = BTreeMap::new();
+    while let Some((key, change)) = input.next().await? {
+        let value = change.ok_or_else(|| damaged(name, 0, "a base removes nothing"))?;
+        objects.insert(key, value);
+    }
+    Ok((input.point, objects))
+}
+
+/// What [`CheckpointStore`] calls the base that stands for that index.
+pub(crate) fn base_path(index: u64) -> String {
+    path(Kind::Base, index)
+}
+
+pub(crate) fn point_bytes(point: &LogPoint) -> [u8; 48] {
     let mut bytes = [0; 48];
     let fields = [point.index, point.term, point.leader, point.position, point.end, point.hash];
     for (i, field) in fields.into_iter().enumerate() {
@@ -358,6 +441,8 @@ fn footer(count: u64, header_crc: u64) -> [u8; FOOTER] {
 
 struct Output<F> {
     file: F,
+    /// Its name until it is whole.
+    name: &'static str,
     at: u64,
     block: BytesMut,
     blocks: u64,
@@ -369,15 +454,16 @@ struct Output<F> {
 impl<F: File> Output<F> {
     async fn begin<D: Disk<File = F>>(
         disk: &D,
+        name: &'static str,
         store: &Uuid,
         kind: Kind,
         point: LogPoint,
         follows: Option<LogPoint>,
     ) -> io::Result<Output<F>> {
-        if disk.list("checkpoint").await?.iter().any(|name| name == NEW) {
-            disk.remove(&format!("checkpoint/{NEW}")).await?; // left by an attempt that did not finish
+        if disk.list("checkpoint").await?.iter().any(|known| name.ends_with(&format!("/{known}"))) {
+            disk.remove(name).await?; // left by an attempt that did not finish
         }
-        let file = disk.create(&format!("checkpoint/{NEW}"), 0).await?;
+        let file = disk.create(name, 0).await?;
         let mut header = [0; HEADER];
         header[..4].copy_from_slice(&MAGIC);
         header[4] = 1;
@@ -392,7 +478,7 @@ impl<F: File> Output<F> {
         header[120..].copy_from_slice(&header_crc.to_le_bytes());
         file.write_at(0, &[Bytes::copy_from_slice(&header)]).await?;
         let (at, block, last) = (HEADER as u64, BytesMut::new(), Bytes::new());
-        Ok(Output { file, at, block, blocks: 0, entries: 0, header_crc, last })
+        Ok(Output { file, name, at, block, blocks: 0, entries: 0, header_crc, last })
     }
 
     async fn entry(&mut self, key: &Bytes, value: Option<&Bytes>, pace: &impl Pace) -> io::Result<()> {
@@ -431,7 +517,7 @@ impl<F: File> Output<F> {
         let footer = footer(self.entries, self.header_crc);
         self.file.write_at(self.at, &[Bytes::copy_from_slice(&footer)]).await?;
         self.file.sync().await?;
-        disk.rename(&format!("checkpoint/{NEW}"), path).await?;
+        disk.rename(self.name, path).await?;
         disk.sync_dir("checkpoint").await?;
         Ok(self.at + FOOTER as u64)
     }
@@ -455,9 +541,9 @@ impl<F: File> Input<F> {
         disk: &D,
         store: &Uuid,
         entry: &Entry,
+        path: String,
         follows: Option<LogPoint>,
     ) -> io::Result<Input<F>> {
-        let path = entry.path();
         let file = disk.open(&path).await?;
         let len = file.len()?;
         if len < (HEADER + FOOTER) as u64 {

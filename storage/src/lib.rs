@@ -9,10 +9,12 @@
 
 mod block_on;
 mod checkpoint;
+mod copy;
 pub mod disk;
 mod format;
 mod genesis;
 mod hard_state;
+mod install;
 mod log;
 mod map;
 mod pages;
@@ -32,10 +34,12 @@ use std::io;
 
 pub use block_on::block_on;
 pub use checkpoint::{CheckpointStore, FullSpeed, Loaded, MAX_KEY, Pace};
+pub use copy::{CopySource, CopyTarget, Offer, Part, PartKind};
 pub use disk::{Disk, File};
 pub use format::{Batch, HEADER, LogPoint, MAX_PAYLOAD, NewBatch, Uuid};
 pub use genesis::Genesis;
 pub use hard_state::MAX_VOTE;
+pub use install::finish_install;
 pub use log::{Backlog, Done, Flush, Log, Opened, Options, Progress, Syncer};
 pub use pages::{FILE_PAGES, FreedBefore, NewPage, PAGE, PAGE_CONTENT, PageId, PageReader, PageStore};
 pub use prepare::Preparer;

@@ -187,6 +187,8 @@ impl<D: Disk> Log<D> {
         let recovered = found.recovered;
         let end = recovered.last.map_or(0, |last| last.end);
         let segments = Arc::new(Segments::new(genesis.shard, genesis.segment_size, found.segments, end));
+        // A checkpoint stands for committed batches only.
+        segments.set_committed(from.map_or(0, |point| point.end));
         let queue = Arc::new(Queue::default());
         let preparation = Arc::new(Preparation::new(found.leftovers));
         let shard_state = State {

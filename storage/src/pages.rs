@@ -67,6 +67,8 @@ struct Space {
     /// Freed, but a durable checkpoint may still name them: (stage, pages), oldest first.
     freed: VecDeque<(u64, Vec<PageId>)>,
     stage: u64,
+    /// Copies that are being read: what the newest checkpoint names stays.
+    holds: usize,
 }
 
 impl Space {
@@ -108,6 +110,19 @@ pub struct PageStore<D: Disk = RealDisk> {
     dirty: BTreeSet<u64>,
 }
 
+/// Page files that a copy reads.
+pub(crate) struct HeldPages<F> {
+    /// By number, from 0.
+    pub(crate) files: Vec<Arc<F>>,
+    shared: Arc<Shared<F>>,
+}
+
+impl<F> Drop for HeldPages<F> {
+    fn drop(&mut self) {
+        lock(&self.shared.space).holds -= 1;
+    }
+}
+
 /// Reads pages; cheap to clone, usable on every thread, never waits for anything but the disk.
 pub struct PageReader<D: Disk = RealDisk> {
     shared: Arc<Shared<D::File>>,
@@ -119,7 +134,20 @@ impl<D: Disk> Clone for PageReader<D> {
     }
 }
 
-fn path(file: u64) -> String {
+/// Bytes of a page file.
+pub(crate) const FILE_BYTES: u64 = FILE_PAGES * PAGE as u64;
+
+/// Verifies that a file holds these pages (id, owner), all of them its own.
+pub(crate) fn verify<F: File>(file: &F, pages: &[(PageId, u64)]) -> io::Result<()> {
+    for &(id, owner) in pages {
+        let bytes = file.read_at_sync(offset(id), PAGE)?;
+        check(&bytes, id, owner).map_err(|reason| damaged(file.path(), offset(id), reason))?;
+    }
+    Ok(())
+}
+
+/// Names a page file.
+pub(crate) fn path(file: u64) -> String {
     format!("pages/{file:08}")
 }
 
@@ -275,6 +303,9 @@ impl<D: Disk> PageStore<D> {
     /// That checkpoint is durable: what was freed before its start may be reused.
     pub fn checkpoint_durable(&mut self, checkpoint: &FreedBefore) {
         let mut space = lock(&self.shared.space);
+        if space.holds > 0 {
+            return; // the next one releases these as well
+        }
         while space.freed.front().is_some_and(|&(stage, _)| stage < checkpoint.stage) {
             let (_, mut ids) = space.freed.pop_front().expect("looked at above");
             ids.sort_unstable();
@@ -283,6 +314,14 @@ impl<D: Disk> PageStore<D> {
                 space.release(id, 1);
             }
         }
+    }
+
+    /// Keeps every page that the newest durable checkpoint names as it is, until the answer is dropped. Call it while no checkpoint
+    /// is being written.
+    pub(crate) fn hold(&self) -> HeldPages<D::File> {
+        lock(&self.shared.space).holds += 1;
+        let files = self.shared.files.read().expect("a log thread panicked");
+        HeldPages { files: files.values().cloned().collect(), shared: self.shared.clone() }
     }
 
     /// Pages in the files, and how many of them are free now.
@@ -307,14 +346,15 @@ impl<D: Disk> PageReader<D> {
     pub fn read(&self, id: PageId, owner: u64) -> io::Result<Bytes> {
         let file = self.shared.file(id / FILE_PAGES).ok_or_else(|| not_there(id))?;
         let bytes = file.read_at_sync(offset(id), PAGE)?;
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        if word(0) != checksum(id, &bytes) {
-            return Err(damaged(file.path(), offset(id), "page does not match its checksum"));
-        }
-        if word(8) != owner {
-            let reason = format!("page of owner {:#x}, not {owner:#x}", word(8));
-            return Err(damaged(file.path(), offset(id), reason));
-        }
+        check(&bytes, id, owner).map_err(|reason| damaged(file.path(), offset(id), reason))?;
         Ok(bytes.slice(16..))
     }
+}
+
+fn check(bytes: &[u8], id: PageId, owner: u64) -> Result<(), String> {
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    if word(0) != checksum(id, bytes) {
+        return Err("page does not match its checksum".to_owned());
+    }
+    if word(8) != owner { Err(format!("page of owner {:#x}, not {owner:#x}", word(8))) } else { Ok(()) }
 }

@@ -52,6 +52,11 @@ impl<D: Disk> LogReader<D> {
         self.segments.starts()
     }
 
+    /// Everything below this position is committed, as far as this node knows.
+    pub fn committed(&self) -> u64 {
+        self.segments.committed()
+    }
+
     /// Everything below this position is synced on this node.
     pub fn durable(&self) -> u64 {
         self.segments.durable()

@@ -254,7 +254,7 @@ async fn segment_files<D: Disk>(
             let path = format!("log/{name}");
             if path == crate::prepare::PREPARING {
                 leftovers.push(path)
-            } else {
+            } else if !crate::copy::is_ours(&name) {
                 unknown.push(name)
             }
             continue;

@@ -268,6 +268,11 @@ impl<F: File> Segments<F> {
         self.write().segments.insert(segment.start, segment);
     }
 
+    /// The header of the batch at a segment's first byte.
+    pub(crate) fn first_header(&self, segment: &Segment<F>) -> io::Result<Header> {
+        self.header_in(segment, segment.start)
+    }
+
     pub(crate) fn segment(&self, start: u64) -> Option<Arc<Segment<F>>> {
         self.read().segments.get(&start).cloned()
     }

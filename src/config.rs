@@ -30,6 +30,8 @@ pub struct Config {
     pub rocketmq: Rocketmq,
     /// `tls.*`
     pub tls: Tls,
+    /// `cluster.*`
+    pub cluster: Cluster,
     /// `http.listen`: health and management. Of every listener: empty for none.
     pub http_listen: Vec<Address>,
     /// `metrics.listen`
@@ -147,6 +149,56 @@ pub struct Tls {
     pub min_version: MinTls,
     /// `tls.external_user_from`
     pub external_user_from: UserFrom,
+}
+
+/// `cluster.*`. Paths are relative to the working directory; "" stands for none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cluster {
+    /// `cluster.name`
+    pub name: String,
+    /// `cluster.node`
+    pub node: u64,
+    /// `cluster.listen`; empty: it stands alone.
+    pub listen: Vec<Address>,
+    /// `cluster.peers`, ascending.
+    pub peers: Vec<(u64, Address)>,
+    /// `cluster.insecure`
+    pub insecure: bool,
+    /// `cluster.tls.certificate`
+    pub certificate: String,
+    /// `cluster.tls.key`
+    pub key: String,
+    /// `cluster.tls.ca`
+    pub ca: String,
+}
+
+impl Cluster {
+    /// Where the others reach this node: its own entry among the peers, or where it listens.
+    #[must_use]
+    pub fn address(&self) -> Option<&Address> {
+        let listed = self.peers.iter().find(|(node, _)| *node == self.node).map(|(_, address)| address);
+        listed.or(self.listen.first())
+    }
+
+    fn contradiction(&self) -> Option<&'static str> {
+        let files = [&self.certificate, &self.key, &self.ca].map(|file| file.is_empty());
+        let plain = files[0];
+        let local = |address: &Address| {
+            address.host == LOOPBACK || address.host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+        };
+        let near = self.listen.iter().chain(self.peers.iter().map(|(_, address)| address)).all(local);
+        if files.iter().any(|none| *none != plain) {
+            Some("configuration keys 'cluster.tls.certificate', 'cluster.tls.key' and 'cluster.tls.ca' go together: one of them is missing")
+        } else if self.listen.is_empty() && !self.peers.is_empty() {
+            Some("configuration key 'cluster.peers' needs 'cluster.listen': where the other nodes reach this one")
+        } else if !self.peers.is_empty() && self.peers.iter().all(|(node, _)| *node != self.node) {
+            Some("configuration key 'cluster.peers' lists all nodes of the cluster, and the one of 'cluster.node' is missing")
+        } else if !self.listen.is_empty() && plain && !near && !self.insecure {
+            Some("nodes speak plaintext over loopback only: set 'cluster.tls.certificate', 'cluster.tls.key' and 'cluster.tls.ca' (or 'cluster.insecure' = true where whoever reaches 'cluster.listen' may read and change everything)")
+        } else {
+            None
+        }
+    }
 }
 
 /// `tls.client_auth`: must clients show a certificate?
@@ -435,7 +487,7 @@ fn contradiction(config: &Config) -> Option<&'static str> {
     } else if client_ca.is_empty() && *client_auth != ClientAuth::None {
         Some("configuration key 'tls.client_auth' needs 'tls.client_ca': who may sign clients' certificates")
     } else {
-        None
+        config.cluster.contradiction()
     }
 }
 
@@ -746,6 +798,27 @@ mod tests {
             (&[&both[..], &["--set", "tls.client_auth=required"]].concat(), "'tls.client_ca'"),
         ] {
             let text = complaint(arguments);
+            assert!(text.contains(named), "{text}");
+        }
+    }
+
+    #[test]
+    fn nodes_speak_plaintext_over_loopback_only_unless_somebody_insists() {
+        let set = |all: &[&'static str]| all.iter().flat_map(|one| ["--set", one]).collect::<Vec<_>>();
+        let near = set(&["cluster.listen=127.0.0.1:1", "cluster.peers=2@localhost:2,1@127.0.0.1:1"]);
+        let config = run(&near).unwrap();
+        assert_eq!(config.cluster.address().map(ToString::to_string).as_deref(), Some("127.0.0.1:1"));
+        let far = set(&["cluster.listen=0.0.0.0:1", "cluster.peers=1@a:1,2@b:2"]);
+        assert!(complaint(&far).contains("plaintext"), "{}", complaint(&far));
+        assert!(run(&[&far[..], &set(&["cluster.insecure=true"])].concat()).is_ok());
+        let tls = set(&["cluster.tls.certificate=c", "cluster.tls.key=k", "cluster.tls.ca=a"]);
+        assert!(run(&[&far[..], &tls].concat()).is_ok());
+        for (arguments, named) in [
+            (set(&["cluster.tls.key=k"]), "'cluster.tls.ca'"),
+            (set(&["cluster.peers=1@localhost:1"]), "'cluster.listen'"),
+            ([&near[..], &set(&["cluster.node=3"])].concat(), "'cluster.node'"),
+        ] {
+            let text = complaint(&arguments);
             assert!(text.contains(named), "{text}");
         }
     }

@@ -167,3 +167,19 @@ pub const REHOMED_PER_QUEUE: usize = 65_536;
 
 /// Longest frame between two nodes: one read of the log for a peer (4 MiB) with room for what stands around it. Bytes.
 pub const PEER_FRAME: usize = 8 * 1024 * 1024;
+/// Time for a connection between two nodes to be made, TLS and introduction together, ms.
+pub const PEER_HANDSHAKE_MS: u64 = 1_000;
+/// Strangers that introduce themselves at once; further ones are turned away.
+pub const PEER_HANDSHAKES_MAX: usize = 64;
+/// Connections from other nodes.
+pub const PEER_CONNECTIONS_MAX: usize = 256;
+/// What a node says of itself before it is believed. Bytes.
+pub const PEER_CARD_MAX: usize = 1024;
+/// Requests of one peer that wait for their answers; it is not read meanwhile.
+pub const PEER_REQUESTS_MAX: usize = 8;
+/// One complaint about peers that are turned away in so long, ms; the next says how many there were.
+pub const PEER_COMPLAINT_MS: u64 = 1_000;
+/// First wait before a lost connection to a peer is made again, ms; it doubles.
+pub const PEER_BACKOFF_MIN_MS: u64 = 20;
+/// Longest such wait, ms.
+pub const PEER_BACKOFF_MAX_MS: u64 = 1_000;

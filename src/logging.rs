@@ -45,7 +45,9 @@ fn filter(level: LogLevel) -> Targets {
     };
     // The consensus library tells its life story at info.
     let others = if level == LogLevel::Trace { ours } else { ours.min(LevelFilter::WARN) };
-    Targets::new().with_default(others).with_target("dassie", ours)
+    // It warns of every lost request to a peer that is down; we say once that the peer is.
+    let consensus = if level == LogLevel::Trace { ours } else { others.min(LevelFilter::ERROR) };
+    Targets::new().with_default(others).with_target("dassie", ours).with_target("openraft", consensus)
 }
 
 #[cfg(test)]

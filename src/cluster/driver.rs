@@ -76,8 +76,8 @@ impl Default for Timing {
 pub struct Start<D: Disk, A, P> {
     /// This node.
     pub node: u64,
-    /// Where peers reach it; empty for a node that stands alone.
-    pub address: String,
+    /// What the membership says of it when it founds a cluster alone: where peers reach it, which store it has.
+    pub myself: Node,
     /// The open log. Its writer and preparer run on threads of their own.
     pub log: Log<D>,
     /// The state, as of the newest checkpoint.
@@ -176,7 +176,7 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
     /// # Errors
     /// What the log says; `InvalidInput` when there is a checkpoint without the record of its membership.
     pub async fn start<P: Peers>(start: Start<D, A, P>) -> io::Result<Self> {
-        let Start { node, address, log, apply, membership, peers, birth, timing } = start;
+        let Start { node, myself, log, apply, membership, peers, birth, timing } = start;
         let at = apply.applied();
         let membership = membership_at(at, membership.as_deref())?;
         let applied = Rc::new(Applied::new(membership, at));
@@ -196,15 +196,15 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         let (refusals, lease) = (Rc::default(), timing.election.1);
         let inner = Inner { raft, log, node, applied, refusals, outbox, role, failure, lease };
         let replica = Replica(Rc::new(inner));
-        replica.begin(empty, birth, address).await?;
+        replica.begin(empty, birth, myself).await?;
         Ok(replica)
     }
 
-    async fn begin(&self, empty: bool, birth: Birth, address: String) -> io::Result<()> {
+    async fn begin(&self, empty: bool, birth: Birth, myself: Node) -> io::Result<()> {
         let raft = &self.0.raft;
         if empty {
             let founders = match birth {
-                Birth::Alone => BTreeMap::from([(self.0.node, Node { address })]),
+                Birth::Alone => BTreeMap::from([(self.0.node, myself)]),
                 Birth::Founds(founders) => founders,
                 Birth::Joins => return Ok(()),
             };
@@ -314,6 +314,23 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         }
         let matched = metrics.replication.as_ref()?;
         others.iter().map(|id| matched.get(id)?.as_ref().map(|id| id.index())).min().flatten()
+    }
+
+    pub(super) fn raft(&self) -> &Raft<Config, StateMachine<A>> {
+        &self.0.raft
+    }
+
+    pub(super) fn log(&self) -> &Log<D> {
+        &self.0.log
+    }
+
+    pub(super) fn node(&self) -> u64 {
+        self.0.node
+    }
+
+    /// The library's error in our words.
+    pub(super) fn said(&self, error: &dyn std::fmt::Display) -> io::Error {
+        said(&self.0.failure, error)
     }
 
     /// Hands the lead to another voter, as far as that one is able.

@@ -7,13 +7,14 @@
 //!
 //! | offset | size | field |
 //! |---|---|---|
-//! | 0 | 1 | version, 1 |
+//! | 0 | 1 | version, 2 |
 //! | 1 | 1 | number of voter sets: 1, or 2 while the members change |
 //! | 2 | 2 | number of nodes |
 //! | 4 | 4 | reserved |
 //!
-//! then per node, in ascending order: id (8), length of its address (2), the address (UTF-8); then per voter set: number of
-//! voters (2), their ids (8 each, ascending). A node in no set learns without a vote.
+//! then per node, in ascending order: id (8), its store's UUID (16, zeros: not known yet), length of its address (2), the address
+//! (UTF-8); then per voter set: number of
+//! voters (2), their ids (8 each, ascending). A node in no set learns without a vote. Version 1 has no UUIDs; it is read still.
 //!
 //! **Record of the membership** (a checkpoint's object): version 1 (1), whether there is an index (1), reserved (6), term (8),
 //! index (8) of the batch that set it, then the membership.
@@ -26,7 +27,9 @@ use openraft::vote::RaftLeaderId;
 
 use super::types::{LeaderId, LogId, Members, Node, StoredMembership, Vote};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Of the record, and of memberships without stores.
+const FIRST_VERSION: u8 = 1;
 const HEAD: usize = 8;
 const RECORD_HEAD: usize = 24;
 
@@ -68,6 +71,7 @@ pub(crate) fn encode_membership(members: &Members) -> Vec<u8> {
     bytes.extend_from_slice(&[0; 4]);
     for (id, node) in nodes {
         bytes.extend_from_slice(&id.to_le_bytes());
+        bytes.extend_from_slice(&node.store);
         bytes.extend_from_slice(&count(node.address.len()));
         bytes.extend_from_slice(node.address.as_bytes());
     }
@@ -83,7 +87,7 @@ pub(crate) fn encode_membership(members: &Members) -> Vec<u8> {
 pub(crate) fn decode_membership(bytes: &[u8]) -> Result<Members, Reason> {
     let mut cut = Cut(bytes);
     let head = cut.bytes(HEAD)?;
-    if head[0] != VERSION {
+    if !(FIRST_VERSION..=VERSION).contains(&head[0]) {
         return Err("a membership of another version");
     }
     if head[4..] != [0; 4] {
@@ -92,9 +96,13 @@ pub(crate) fn decode_membership(bytes: &[u8]) -> Result<Members, Reason> {
     let mut nodes = BTreeMap::new();
     for _ in 0..u16::from_le_bytes([head[2], head[3]]) {
         let id = cut.u64()?;
+        let store = match head[0] {
+            FIRST_VERSION => [0; 16],
+            _ => cut.bytes(16)?.try_into().expect("sixteen bytes"),
+        };
         let len = usize::from(cut.u16()?);
         let address = std::str::from_utf8(cut.bytes(len)?).map_err(|_| "an address is not UTF-8")?;
-        nodes.insert(id, Node { address: address.to_owned() });
+        nodes.insert(id, Node { address: address.to_owned(), store });
     }
     let mut sets = Vec::new();
     for _ in 0..head[1] {
@@ -106,7 +114,7 @@ pub(crate) fn decode_membership(bytes: &[u8]) -> Result<Members, Reason> {
 }
 
 pub(crate) fn encode_record(stored: &StoredMembership) -> Vec<u8> {
-    let mut bytes = vec![VERSION, u8::from(stored.log_id().is_some()), 0, 0, 0, 0, 0, 0];
+    let mut bytes = vec![FIRST_VERSION, u8::from(stored.log_id().is_some()), 0, 0, 0, 0, 0, 0];
     let (term, index) = stored.log_id().map_or((0, 0), |id| (**id.committed_leader_id(), id.index()));
     bytes.extend_from_slice(&term.to_le_bytes());
     bytes.extend_from_slice(&index.to_le_bytes());
@@ -117,7 +125,7 @@ pub(crate) fn encode_record(stored: &StoredMembership) -> Vec<u8> {
 pub(crate) fn decode_record(bytes: &[u8]) -> Result<StoredMembership, Reason> {
     let mut cut = Cut(bytes);
     let head = cut.bytes(RECORD_HEAD)?;
-    if head[0] != VERSION || head[1] > 1 || head[2..8] != [0; 6] {
+    if head[0] != FIRST_VERSION || head[1] > 1 || head[2..8] != [0; 6] {
         return Err("not a record of a membership");
     }
     let u64_at = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
@@ -154,7 +162,8 @@ mod tests {
     use super::*;
 
     fn members() -> Members {
-        let node = |n: u64| (n, Node { address: format!("node{n}:5680") });
+        let store = |n: u64| [u8::try_from(n).expect("small"); 16];
+        let node = |n: u64| (n, Node { address: format!("node{n}:5680"), store: store(n) });
         Members::new(vec![[1, 2, 3].into(), [2, 3, 4].into()], BTreeMap::from([1, 2, 3, 4, 9].map(node)))
             .expect("a sound membership")
     }
@@ -169,6 +178,16 @@ mod tests {
         }
         let empty = StoredMembership::default();
         assert_eq!(decode_record(&encode_record(&empty)), Ok(empty));
+    }
+
+    #[test]
+    fn a_membership_of_the_first_version_is_read_without_stores() {
+        let mut bytes = vec![1, 1, 1, 0, 0, 0, 0, 0];
+        bytes.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0, 1, 0, b'a']);
+        bytes.extend_from_slice(&[1, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
+        let members = decode_membership(&bytes).expect("reads");
+        assert_eq!(members.get_node(&7), Some(&Node { address: "a".into(), store: [0; 16] }));
+        assert!(decode_membership(&[&[3], &bytes[1..]].concat()).is_err());
     }
 
     #[test]

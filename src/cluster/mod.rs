@@ -3,17 +3,26 @@
 //! Owns: one replica of the log ([`Replica`]), its membership, what replicas say to each other ([`peer`]). Promises: no type
 //! of the consensus library leaves this module. Does not know: what the log says, sockets, files.
 
+pub mod calls;
 mod driver;
+pub mod formation;
+pub mod handshake;
+pub mod keeper;
 mod log_store;
+mod members;
 mod membership;
 pub mod peer;
 mod runtime;
 mod state_machine;
 pub mod stream;
+pub mod tls;
+pub mod transport;
 #[cfg(test)]
 mod tests;
 mod types;
+mod wire;
 
 pub use driver::{Birth, ELECTION, HEARTBEAT, Replica, Role, Start, Timing};
+pub use members::{Member, View};
 pub use runtime::seed_thread;
 pub use types::{Node, Refused};

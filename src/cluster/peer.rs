@@ -5,17 +5,20 @@
 //! and their payload's bytes, so that logs are equal on all nodes.
 //! Does not know: sockets, encodings, who is leader.
 
+use std::future::ready;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dassie_storage::{Batch, LogPoint};
+use futures_util::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest,
-    VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::vote::RaftLeaderId;
@@ -154,6 +157,22 @@ impl Peers for NoPeers {
     }
 }
 
+/// A node that may stand alone.
+impl<P: Peers> Peers for Option<P> {
+    async fn call(
+        &self,
+        target: u64,
+        node: &Node,
+        request: Request,
+        patience: Duration,
+    ) -> Result<Answer, NoAnswer> {
+        match self {
+            Some(peers) => peers.call(target, node, request, patience).await,
+            None => NoPeers.call(target, node, request, patience).await,
+        }
+    }
+}
+
 impl From<Vote> for Ballot {
     fn from(vote: Vote) -> Self {
         Ballot { term: vote.leader_id.term, node: vote.leader_id.voted_for, granted: vote.committed }
@@ -194,6 +213,13 @@ fn arrived(carried: Carried) -> io::Result<Entry> {
     // It is in no log here yet; only its leader is known.
     Ok(Entry { batch: None, ..entry })
 }
+
+/// Appends on their way to one peer at once: the next leaves while the peer syncs the one before, and what is committed is told
+/// at once. At most so many times the log store's 4 MiB.
+const PIPELINE: usize = 4;
+
+/// How long an append may take: a peer answers when its disk has synced. Far longer than a leader's lease, which ends first.
+const APPEND_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The library's request for ours.
 pub(crate) enum Question {
@@ -283,9 +309,36 @@ impl From<NoAnswer> for RPCError<Config> {
     }
 }
 
+/// The answers to appends, in the order of the appends.
+type Appending<'s> = BoxFuture<
+    's,
+    Result<BoxStream<'s, Result<StreamAppendResult<Config>, RPCError<Config>>>, RPCError<Config>>,
+>;
+
 impl<P: Peers> Client<P> {
-    async fn call(&self, request: Request, option: &RPCOption) -> Result<Answer, RPCError<Config>> {
-        Ok(self.peers.call(self.target, &self.node, request, option.hard_ttl()).await?)
+    async fn append(
+        &self,
+        rpc: AppendEntriesRequest<Config>,
+        patience: Duration,
+    ) -> Result<AppendEntriesResponse<Config>, RPCError<Config>> {
+        let entries = rpc.entries.into_iter().map(carried).collect::<io::Result<_>>();
+        let request = Request::Append {
+            ballot: rpc.vote.into(),
+            previous: rpc.prev_log_id.map(EntryId::from),
+            entries: entries.map_err(|error| RPCError::Network(NetworkError::new(&error)))?,
+            committed: rpc.leader_commit.map(EntryId::from),
+        };
+        match self.call(request, patience).await? {
+            Answer::Appended => Ok(AppendEntriesResponse::Success),
+            Answer::AppendedTo(id) => Ok(AppendEntriesResponse::PartialSuccess(id.map(LogId::from))),
+            Answer::Conflict => Ok(AppendEntriesResponse::Conflict),
+            Answer::HigherVote(ballot) => Ok(AppendEntriesResponse::HigherVote(ballot.into())),
+            other => Err(foreign(&other)),
+        }
+    }
+
+    async fn call(&self, request: Request, patience: Duration) -> Result<Answer, RPCError<Config>> {
+        Ok(self.peers.call(self.target, &self.node, request, patience).await?)
     }
 
     async fn vote_or(
@@ -294,7 +347,7 @@ impl<P: Peers> Client<P> {
         pre: bool,
         option: &RPCOption,
     ) -> Result<VoteResponse<Config>, RPCError<Config>> {
-        match self.call(vote_request(request, pre), option).await? {
+        match self.call(vote_request(request, pre), option.hard_ttl()).await? {
             Answer::Vote { ballot, last, granted } => {
                 Ok(VoteResponse::new(Vote::from(ballot), last.map(LogId::from), granted))
             }
@@ -315,20 +368,33 @@ impl<P: Peers> RaftNetworkV2<Config> for Client<P> {
         rpc: AppendEntriesRequest<Config>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Config>, RPCError<Config>> {
-        let entries = rpc.entries.into_iter().map(carried).collect::<io::Result<_>>();
-        let request = Request::Append {
-            ballot: rpc.vote.into(),
-            previous: rpc.prev_log_id.map(EntryId::from),
-            entries: entries.map_err(|error| RPCError::Network(NetworkError::new(&error)))?,
-            committed: rpc.leader_commit.map(EntryId::from),
+        self.append(rpc, option.hard_ttl()).await
+    }
+
+    /// Several at once. Their order is that of the first polls, which `buffered` keeps, and so is the order of the results.
+    fn stream_append<'s, S>(&'s mut self, input: S, _option: RPCOption) -> Appending<'s>
+    where
+        S: Stream<Item = AppendEntriesRequest<Config>> + openraft::OptionalSend + Unpin + 'static,
+    {
+        let client = &*self;
+        let one = async move |rpc: AppendEntriesRequest<Config>| {
+            let previous = rpc.prev_log_id;
+            let last = rpc.entries.last().map(|entry| entry.id).or(previous);
+            let answer = client.append(rpc, APPEND_PATIENCE).await?;
+            let whole = match &answer {
+                AppendEntriesResponse::Success => true,
+                AppendEntriesResponse::PartialSuccess(upto) => *upto == last,
+                AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => false,
+            };
+            Ok((answer.into_stream_result(previous, last), whole))
         };
-        match self.call(request, &option).await? {
-            Answer::Appended => Ok(AppendEntriesResponse::Success),
-            Answer::AppendedTo(id) => Ok(AppendEntriesResponse::PartialSuccess(id.map(LogId::from))),
-            Answer::Conflict => Ok(AppendEntriesResponse::Conflict),
-            Answer::HigherVote(ballot) => Ok(AppendEntriesResponse::HigherVote(ballot.into())),
-            other => Err(foreign(&other)),
-        }
+        let answers = input.map(one).buffered(PIPELINE).scan(true, |go_on, answer| {
+            // Behind one that was not taken whole, those that follow it were not taken either.
+            let answer = go_on.then_some(answer);
+            *go_on = matches!(answer, Some(Ok((_, true))));
+            ready(answer.map(|answer| answer.map(|(result, _)| result)))
+        });
+        Box::pin(ready(Ok(Box::pin(answers) as BoxStream<'s, _>)))
     }
 
     async fn vote(
@@ -371,7 +437,7 @@ impl<P: Peers> RaftNetworkV2<Config> for Client<P> {
             to: *request.to_node_id(),
             last: request.last_log_id().copied().map(EntryId::from),
         };
-        match self.call(ours, &option).await? {
+        match self.call(ours, option.hard_ttl()).await? {
             Answer::Transferring => Ok(Ok(())),
             Answer::NotTransferring => Err(RPCError::Network(NetworkError::from_string("transfer refused"))),
             other => Err(foreign(&other)),

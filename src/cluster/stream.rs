@@ -26,6 +26,14 @@ pub enum Purpose {
     Admin = 4,
 }
 
+impl Purpose {
+    /// What a byte of a handshake means.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Consensus, Self::Front, Self::Copy, Self::Admin].into_iter().find(|purpose| *purpose as u8 == byte)
+    }
+}
+
 /// Both directions of a stream of frames.
 pub struct PeerStream {
     /// From the peer.

@@ -26,7 +26,7 @@ use super::membership::log_id;
 use super::peer::NoPeers;
 use super::state_machine::{Applied, StateMachine};
 use super::types::{Config, Entry, LogId, StoredMembership, Vote};
-use super::{Birth, Replica, Role, Start, Timing};
+use super::{Birth, Node, Replica, Role, Start, Timing};
 
 fn genesis() -> Genesis {
     Genesis {
@@ -37,6 +37,7 @@ fn genesis() -> Genesis {
         node: 1,
         segment_size: 1 << 20,
         created: 0,
+        joins: false,
     }
 }
 
@@ -81,7 +82,7 @@ async fn real(disk: &RealDisk) -> Log<RealDisk> {
 async fn start<D: Disk>(log: Log<D>, seen: Seen) -> io::Result<Replica<D, Seen>> {
     Replica::start(Start {
         node: 1,
-        address: String::new(),
+        myself: Node::default(),
         log,
         apply: seen,
         membership: None,
@@ -409,7 +410,7 @@ fn a_durable_checkpoint_raises_the_floor_and_a_restart_goes_on_from_it() {
         let after = Seen(Rc::new(RefCell::new(kept)), Rc::default());
         let replica = Replica::start(Start {
             node: 1,
-            address: String::new(),
+            myself: Node::default(),
             log: opened.log,
             apply: after.clone(),
             membership: Some(record),

@@ -59,6 +59,8 @@ impl openraft::RaftTypeConfig for Config {
 pub struct Node {
     /// Where its peers reach it, `host:port`; empty for a node that stands alone.
     pub address: String,
+    /// Its store; zeros: not known yet.
+    pub store: dassie_storage::Uuid,
 }
 
 /// The payload of a proposal, exactly as it will stand in the log.

@@ -31,6 +31,8 @@ enum Kind {
     DerivedListen(fn(&mut Draft) -> &mut Derived<Vec<Address>>),
     /// A host name or address without port, or `auto`.
     DerivedHost(fn(&mut Draft) -> &mut Derived<String>),
+    /// Members of a cluster and where they are reached.
+    Peers(fn(&mut Draft) -> &mut Vec<(u64, Address)>),
     /// Anything but nothing.
     Path(fn(&mut Draft) -> &mut String),
     /// A file, or "" for none.
@@ -334,6 +336,54 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "cluster.name",
+        default: "dassie",
+        meaning: "Name of the cluster. Nodes of another name are turned away, and certificates of nodes carry it.",
+        kind: Kind::Name(|d| &mut d.config.cluster.name),
+    },
+    Key {
+        name: "cluster.node",
+        default: "1",
+        meaning: "Number of this node in its cluster. Fixed when the data directory is first made: no two nodes have the same, and a node that lost its data comes back under a new one.",
+        kind: Kind::Number { unit: "node", min: 1, max: NODE_MAX, place: |d| &mut d.config.cluster.node },
+    },
+    Key {
+        name: "cluster.listen",
+        default: "",
+        meaning: "Where the other nodes of the cluster connect; 7673 is the usual port. \"\": this node stands alone.",
+        kind: Kind::Listen(|d| &mut d.config.cluster.listen),
+    },
+    Key {
+        name: "cluster.peers",
+        default: "",
+        meaning: "All nodes of the cluster, this one too: `1@a:7673,2@b:7673,3@c:7673`. The empty ones among them form a cluster, or join the one that there is ([cluster](cluster.md)).",
+        kind: Kind::Peers(|d| &mut d.config.cluster.peers),
+    },
+    Key {
+        name: "cluster.insecure",
+        default: "false",
+        meaning: "true: nodes speak to each other over other networks than loopback without encryption and believe whoever says that he is a node. Whoever can reach `cluster.listen` can then read and change everything.",
+        kind: Kind::Flag(|d| &mut d.config.cluster.insecure),
+    },
+    Key {
+        name: "cluster.tls.certificate",
+        default: "",
+        meaning: "PEM file with the certificate that this node shows to the others, as client and as server, and behind it those that lead to the authority. It must name `node-<number>.<cluster.name>` (DNS), `node-2.dassie` for node 2. Read at every new connection.",
+        kind: Kind::File(|d| &mut d.config.cluster.certificate),
+    },
+    Key {
+        name: "cluster.tls.key",
+        default: "",
+        meaning: "PEM file with its private key.",
+        kind: Kind::File(|d| &mut d.config.cluster.key),
+    },
+    Key {
+        name: "cluster.tls.ca",
+        default: "",
+        meaning: "PEM file with the authorities that sign nodes' certificates; nothing else should be signed by them.",
+        kind: Kind::File(|d| &mut d.config.cluster.ca),
+    },
+    Key {
         name: "definitions.file",
         default: "",
         meaning: "Definitions in RabbitMQ's JSON (`rabbitmqctl export_definitions`): users with their password hashes, vhosts, permissions, topic permissions, limits, exchanges, queues, bindings. Users are read again on SIGHUP.",
@@ -558,6 +608,7 @@ impl Kind {
                     text => Derived::Given(Some(text).filter(|t| is_host(t))?.to_owned()),
                 }
             }
+            Self::Peers(place) => *place(draft) = peers(given.text()?)?,
             Self::Path(place) => {
                 *place(draft) = given.text().filter(|t| !t.is_empty() && !t.contains('\0'))?.to_owned()
             }
@@ -604,6 +655,7 @@ impl Kind {
             Self::Listen(_) => "host:port, several with commas between (in the file also a list), or \"\" for no such listener".to_owned(),
             Self::DerivedListen(_) => "host:port, several with commas between (in the file also a list), `auto`, or \"\" for no such listener".to_owned(),
             Self::DerivedHost(_) => "a host name or address without port, or `auto`".to_owned(),
+            Self::Peers(_) => format!("number@host:port with commas between (in the file also a list), each number once from 1 to {NODE_MAX}, or \"\" for none"),
             Self::Path(_) => "a path".to_owned(),
             Self::File(_) => "a path, or \"\" for none".to_owned(),
             Self::Users(_) => "names with commas between, or \"\" for nobody".to_owned(),
@@ -638,6 +690,23 @@ impl Kind {
             },
         }
     }
+}
+
+/// Highest number of a node: a name for people, not an index.
+const NODE_MAX: u64 = 1_000;
+
+fn peers(text: &str) -> Option<Vec<(u64, Address)>> {
+    if text.is_empty() {
+        return Some(Vec::new());
+    }
+    let peer = |text: &str| {
+        let (number, at) = text.trim().split_once('@')?;
+        let number = number.parse().ok().filter(|number| (1..=NODE_MAX).contains(number))?;
+        Some((number, address(at).filter(|address| address.port != 0)?))
+    };
+    let mut peers: Vec<_> = text.split(',').map(peer).collect::<Option<_>>()?;
+    peers.sort_by_key(|(number, _)| *number);
+    peers.windows(2).all(|pair| pair[0].0 != pair[1].0).then_some(peers)
 }
 
 /// Longest delay of a level. Days.
@@ -806,6 +875,16 @@ mod tests {
             assert_eq!(listen(bad), None, "{bad}");
         }
         assert_eq!(listen(""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn peers_are_numbered_once_each_and_come_sorted() {
+        let read = peers("2@b:2,1@a:1 , 3@[::1]:3").expect("peers");
+        assert_eq!(read.iter().map(|(n, a)| format!("{n}@{a}")).collect::<Vec<_>>(), ["1@a:1", "2@b:2", "3@[::1]:3"]);
+        assert_eq!(peers(""), Some(Vec::new()));
+        for bad in ["a:1", "0@a:1", "1@a:1,1@b:1", "1@a", "1@a:0", "1001@a:1", "x@a:1", ","] {
+            assert_eq!(peers(bad), None, "{bad}");
+        }
     }
 
     #[test]

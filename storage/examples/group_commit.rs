@@ -42,6 +42,7 @@ fn measure(disk: &RealDisk, size: usize, count: u64) -> Result<(), Box<dyn Error
         node: 1,
         segment_size: SEGMENT,
         created: 0,
+        joins: false,
     };
     block_on(genesis.create(disk))?;
     let file = zeroed(disk, "bare")?;

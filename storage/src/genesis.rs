@@ -34,6 +34,8 @@ pub struct Genesis {
     pub segment_size: u64,
     /// Milliseconds since 1970.
     pub created: u64,
+    /// The store was made to join a cluster: empty, it waits until a leader writes to it.
+    pub joins: bool,
 }
 
 impl Genesis {
@@ -110,6 +112,7 @@ impl Genesis {
         bytes[64..72].copy_from_slice(&self.node.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.segment_size.to_le_bytes());
         bytes[80..88].copy_from_slice(&self.created.to_le_bytes());
+        bytes[88] = u8::from(self.joins);
         let crc = crc64(&bytes[..120]);
         bytes[120..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -134,7 +137,7 @@ impl Genesis {
                 format!("format version {} is not the version {VERSION} this release reads", bytes[7]);
             return Err(damaged(PATH, 7, reason));
         }
-        if bytes[60..64].iter().chain(&bytes[88..120]).any(|&byte| byte != 0) {
+        if bytes[60..64].iter().chain(&bytes[89..120]).any(|&byte| byte != 0) || bytes[88] > 1 {
             return Err(damaged(PATH, 88, "reserved bytes are not zero"));
         }
         let uuid = |at: usize| -> Uuid { bytes[at..at + 16].try_into().expect("sixteen bytes") };
@@ -146,6 +149,7 @@ impl Genesis {
             node: u64_at(64),
             segment_size: u64_at(72),
             created: u64_at(80),
+            joins: bytes[88] == 1,
         };
         if genesis.segment_size == 0 || !genesis.segment_size.is_multiple_of(4096) {
             return Err(damaged(PATH, 72, "segment size is not a multiple of 4096"));

@@ -78,6 +78,7 @@ fn genesis(node: u64) -> Genesis {
         node,
         segment_size: SEGMENT,
         created: 0,
+        joins: false,
     }
 }
 
@@ -171,10 +172,10 @@ async fn begin(dawn: Dawn) -> io::Result<()> {
     let inner = shard_loop.applier();
     *face.applier.borrow_mut() = Some(shard_loop.applier());
     let witness = Witness { shared: shared.clone(), node, session, inner, clock, lax: Lax::default() };
-    let member = |id: u64| (id, Node { address: format!("node-{id}") });
+    let member = |id: u64| (id, Node { address: format!("node-{id}"), ..Node::default() });
     let replica = Replica::start(Start {
         node,
-        address: format!("node-{node}"),
+        myself: member(node).1,
         log: log.log.clone(),
         apply: witness,
         membership,

@@ -23,6 +23,7 @@ pub(crate) fn genesis() -> Genesis {
         node: 1,
         segment_size: SEGMENT,
         created: 0,
+        joins: false,
     }
 }
 

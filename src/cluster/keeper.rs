@@ -1,0 +1,238 @@
+//! Looks after the membership: shows it, says what changes in it, and lets listed nodes in.
+//!
+//! Owns: the [`View`] that other threads see, one log line per event, the leader's steps toward the cluster that is listed.
+//! Promises: a listed node that has a store of this cluster becomes a learner, and learners that have caught up become voters, all
+//! of the list together, so that a cluster never stands on two voters on its way to three; a change of voters that a leader began
+//! and did not end is ended; commands of operators are carried out here or refused with the reason.
+//! Does not know: how a store is born ([`super::formation`]), what a checkpoint copies.
+//!
+//! Runs on the shard's thread.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dassie_storage::{Apply, Disk};
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+use super::calls::Asked;
+use super::driver::{Replica, Role};
+use super::members::View;
+use super::transport::Transport;
+use super::types::Node;
+
+/// How often lags and silences are looked at, and the leader looks for somebody to let in.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same while somebody is on his way in.
+const BUSY: Duration = Duration::from_millis(100);
+/// A learner that lacks no more than this counts as caught up: less than a second of a slow link. Bytes.
+const CAUGHT_UP: u64 = 1 << 20;
+/// How long a handing over of the lead may take before the node ends all the same.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
+/// What somebody asks of this node's replica.
+pub enum Command {
+    /// Hand the lead to another voter, if this node has it. Answered when it is done, or will not be.
+    HandOver(oneshot::Sender<()>),
+    /// Take a member out.
+    Remove(u64, oneshot::Sender<io::Result<()>>),
+}
+
+/// What joins a replica to its cluster.
+pub struct Keeper {
+    /// The way to the others.
+    pub transport: Arc<Transport>,
+    /// What they ask.
+    pub asked: mpsc::UnboundedReceiver<Asked>,
+    /// What operators ask.
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    /// Told what is seen.
+    pub view: watch::Sender<Arc<View>>,
+}
+
+impl Keeper {
+    /// Starts the tasks that look after `replica`.
+    pub fn attend<D: Disk, A: Apply + 'static>(self, replica: &Replica<D, A>) {
+        let Keeper { transport, mut asked, mut commands, view } = self;
+        let (answering, commanded) = (replica.clone(), replica.clone());
+        spawn_local(async move {
+            while let Some(Asked { request, answer, .. }) = asked.recv().await {
+                let replica = answering.clone();
+                // Begun in the order of arrival, which is what appends want; each waits for its own sync.
+                spawn_local(async move {
+                    if let Ok(answered) = replica.answer(request).await {
+                        let _ = answer.send(answered);
+                    }
+                });
+            }
+        });
+        spawn_local(async move {
+            while let Some(command) = commands.recv().await {
+                match command {
+                    Command::HandOver(done) => {
+                        hand_over(&commanded).await;
+                        let _ = done.send(());
+                    }
+                    Command::Remove(node, done) => {
+                        let _ = done.send(commanded.remove(node).await);
+                    }
+                }
+            }
+        });
+        spawn_local(show(replica.clone(), Arc::clone(&transport), view));
+        spawn_local(let_in(replica.clone(), transport));
+    }
+}
+
+/// The lead goes to the voter that has the most, so that it has the rest soon.
+async fn hand_over<D: Disk, A: Apply + 'static>(replica: &Replica<D, A>) {
+    let view = replica.view();
+    let others = view.members.iter().filter(|(id, member)| member.voter && **id != view.node);
+    let Some((next, _)) = others.max_by_key(|(_, member)| member.matched) else { return };
+    let leads = |role: &Role| matches!(role, Role::Leader { .. });
+    let mut role = replica.role();
+    if !leads(&role.borrow_and_update()) {
+        return;
+    }
+    tracing::info!("handing the lead to node {next}");
+    let handing = async {
+        replica.transfer_lead(*next).await?;
+        role.wait_for(|role| matches!(role, Role::Follower { .. })).await.map_err(io::Error::other)?;
+        io::Result::Ok(())
+    };
+    if !matches!(timeout(HAND_OVER, handing).await, Ok(Ok(()))) {
+        tracing::warn!("node {next} did not take the lead in time: the others will elect");
+    }
+}
+
+/// Shows the cluster to other threads, and says what changed.
+async fn show<D: Disk, A: Apply + 'static>(
+    replica: Replica<D, A>,
+    transport: Arc<Transport>,
+    shown: watch::Sender<Arc<View>>,
+) {
+    let mut metrics = replica.raft().server_metrics();
+    loop {
+        metrics.borrow_and_update();
+        let view = replica.view();
+        let before = shown.borrow().clone();
+        tell(&before, &view);
+        let nodes = |view: &View| view.members.iter().map(|(id, one)| (*id, one.node.clone())).collect();
+        if before.members.len() != view.members.len()
+            || view.members.iter().any(|(id, one)| before.members.get(id).is_none_or(|old| old.node != one.node))
+        {
+            transport.members_are(nodes(&view));
+        }
+        shown.send_replace(Arc::new(view));
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { return },
+            () = sleep(LOOK) => {}
+        }
+    }
+}
+
+fn tell(before: &View, now: &View) {
+    if before.role != now.role {
+        match now.role {
+            Role::Leader { term } => tracing::info!("this node leads, term {term}"),
+            Role::Follower { leader } => tracing::info!("node {leader} leads, term {}", now.term),
+            Role::Looking => tracing::warn!("no leader is known"),
+        }
+    }
+    for (id, member) in &now.members {
+        let kind = if member.voter { "a voter" } else { "a learner" };
+        match before.members.get(id) {
+            None => tracing::info!("member {id} at '{}': {kind}", member.node.address),
+            Some(old) if old.voter != member.voter => tracing::info!("member {id} is {kind} now"),
+            Some(old) if old.node.address != member.node.address => {
+                tracing::info!("member {id} is at '{}' now", member.node.address);
+            }
+            Some(_) => {}
+        }
+    }
+    for id in before.members.keys().filter(|id| !now.members.contains_key(id)) {
+        tracing::info!("member {id} is out");
+    }
+    if now.voters() == 2 && (before.voters() != 2) {
+        tracing::warn!("two voters are not highly available: when either is down, nothing is confirmed; three are");
+    }
+}
+
+/// While this node leads: makes the cluster the one that is listed.
+async fn let_in<D: Disk, A: Apply + 'static>(replica: Replica<D, A>, transport: Arc<Transport>) {
+    let mut said = String::new();
+    loop {
+        let pause = if replica.leads().is_some() {
+            match step(&replica, &transport).await {
+                Ok(true) => BUSY,
+                Ok(false) => LOOK,
+                Err(why) => {
+                    let why = why.to_string();
+                    if why != said {
+                        tracing::info!("waiting for {why}");
+                        said = why;
+                    }
+                    LOOK
+                }
+            }
+        } else {
+            LOOK
+        };
+        sleep(pause).await;
+    }
+}
+
+/// One step; true: there is more to do soon.
+async fn step<D: Disk, A: Apply + 'static>(
+    replica: &Replica<D, A>,
+    transport: &Arc<Transport>,
+) -> io::Result<bool> {
+    let view = replica.view();
+    let card = transport.card();
+    if view.changing {
+        replica.promote(BTreeSet::new()).await?;
+        return Ok(true);
+    }
+    let store = card.replicates.map_or([0; 16], |replicates| replicates.store);
+    let myself = Node { address: card.address, store };
+    if view.members.get(&view.node).is_some_and(|member| member.node != myself) {
+        replica.describe(view.node, myself).await?;
+        return Ok(true);
+    }
+    let listed = &transport.settings().peers;
+    let mut missing = None;
+    for (id, address) in listed.iter().filter(|(id, _)| **id != view.node) {
+        if view.members.contains_key(id) {
+            continue;
+        }
+        match transport.greet(*id, address).await {
+            Ok((theirs, _)) => {
+                let Some(theirs) = theirs.replicates else {
+                    missing = Some(Ok(())); // it will ask us who we are, make its store and be here soon
+                    continue;
+                };
+                replica.add_learner(*id, Node { address: address.clone(), store: theirs.store }).await?;
+                return Ok(true);
+            }
+            Err(error) => missing = Some(Err(error)),
+        }
+    }
+    if let Some(missing) = missing {
+        return missing.map(|()| true);
+    }
+    let learners = || view.members.iter().filter(|(id, member)| !member.voter && listed.contains_key(id));
+    if learners().next().is_none() {
+        return Ok(false);
+    }
+    let is_here = |lag: Option<u64>, silent: Option<u64>| {
+        lag.is_some_and(|lag| lag <= CAUGHT_UP) && silent.is_some_and(|ms| ms < 2_000)
+    };
+    if learners().all(|(_, member)| is_here(member.lag_bytes, member.silent_ms)) {
+        replica.promote(learners().map(|(id, _)| *id).collect()).await?;
+    }
+    Ok(true)
+}

@@ -66,11 +66,42 @@ pub struct Identity {
 const BEFORE_GENESIS: &[&str] =
     &["LOCK", "genesis.new", "state", "state.new", "log", "pages", "checkpoint", "lost+found"];
 
-/// Opens the store in `path`, or makes one in an empty or missing directory with `identity`. The process holds it from here on.
+/// A directory that this process holds.
+#[derive(Debug)]
+pub enum Opened {
+    /// There is a store in it.
+    Store(DataDir),
+    /// There is none yet.
+    Empty(Empty),
+}
+
+/// A held directory without a store.
+#[derive(Debug)]
+pub struct Empty {
+    path: PathBuf,
+    disk: RealDisk,
+    lock: RealLock,
+}
+
+impl Empty {
+    /// Makes the store.
+    ///
+    /// # Errors
+    /// What the disk says, as [`DataDirError::Unusable`].
+    pub fn make(self, genesis: Genesis) -> Result<DataDir, DataDirError> {
+        let Self { path, disk, lock } = self;
+        match block_on(genesis.create(&disk)) {
+            Ok(()) => Ok(DataDir { disk, genesis, is_new: true, _lock: lock }),
+            Err(cause) => Err(DataDirError::Unusable { path, cause }),
+        }
+    }
+}
+
+/// Takes the directory `path`, which may be missing. The process holds it from here on.
 ///
 /// # Errors
-/// [`DataDirError`].
-pub fn open(path: &Path, identity: Identity) -> Result<DataDir, DataDirError> {
+/// [`DataDirError`]; also for a store of another node or shard.
+pub fn look(path: &Path, node: u64, shard_number: u32) -> Result<Opened, DataDirError> {
     let unusable = |cause| DataDirError::Unusable { path: path.to_owned(), cause };
     let disk = RealDisk::open(path).map_err(unusable)?;
     // Before the lock: that is a file, and in somebody else's directory not even that may be left behind.
@@ -81,11 +112,46 @@ pub fn open(path: &Path, identity: Identity) -> Result<DataDir, DataDirError> {
         io::ErrorKind::WouldBlock => DataDirError::InUse { path: path.to_owned() },
         _ => unusable(cause),
     })?;
-    let (genesis, is_new) = block_on(load_or_create(&disk, identity)).map_err(unusable)?;
+    let Some(genesis) = block_on(Genesis::load(&disk)).map_err(unusable)? else {
+        return Ok(Opened::Empty(Empty { path: path.to_owned(), disk, lock }));
+    };
+    genesis.verify(&genesis.cluster, node, shard_number).map_err(unusable)?;
     if let Some(point) = block_on(finish_install(&disk, &genesis)).map_err(unusable)? {
         tracing::info!("the store is now a copy of the leader's, up to entry {}", point.index);
     }
-    Ok(DataDir { disk, genesis, is_new, _lock: lock })
+    Ok(Opened::Store(DataDir { disk, genesis, is_new: false, _lock: lock }))
+}
+
+/// Opens the store in `path`, or makes one of a new cluster in an empty or missing directory with `identity`.
+///
+/// # Errors
+/// [`DataDirError`].
+pub fn open(path: &Path, identity: Identity) -> Result<DataDir, DataDirError> {
+    match look(path, identity.node, identity.shard_number)? {
+        Opened::Store(store) => Ok(store),
+        Opened::Empty(empty) => {
+            let random = || random().map_err(|cause| DataDirError::Unusable { path: path.to_owned(), cause });
+            let genesis = identity.genesis(random()?, random()?, random()?, false);
+            empty.make(genesis)
+        }
+    }
+}
+
+impl Identity {
+    /// The genesis of a store with these names. `joins`: its cluster is there already.
+    #[must_use]
+    pub fn genesis(&self, cluster: Uuid, shard: Uuid, store: Uuid, joins: bool) -> Genesis {
+        Genesis {
+            cluster,
+            shard,
+            store,
+            shard_number: self.shard_number,
+            node: self.node,
+            segment_size: self.segment_size,
+            created: self.wall_ms,
+            joins,
+        }
+    }
 }
 
 fn foreign_name(path: &Path) -> io::Result<Option<String>> {
@@ -102,26 +168,11 @@ fn foreign_name(path: &Path) -> io::Result<Option<String>> {
     Ok(foreign)
 }
 
-async fn load_or_create(disk: &RealDisk, identity: Identity) -> io::Result<(Genesis, bool)> {
-    if let Some(genesis) = Genesis::load(disk).await? {
-        genesis.verify(&genesis.cluster, identity.node, identity.shard_number)?;
-        return Ok((genesis, false));
-    }
-    let genesis = Genesis {
-        cluster: random()?,
-        shard: random()?,
-        store: random()?,
-        shard_number: identity.shard_number,
-        node: identity.node,
-        segment_size: identity.segment_size,
-        created: identity.wall_ms,
-    };
-    genesis.create(disk).await?;
-    Ok((genesis, true))
-}
-
 /// A random UUID (version 4).
-fn random() -> io::Result<Uuid> {
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn random() -> io::Result<Uuid> {
     let mut uuid = [0; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut uuid)?;
     uuid[6] = uuid[6] & 0x0f | 0x40;

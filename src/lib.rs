@@ -14,6 +14,7 @@ pub mod config;
 pub mod data_dir;
 pub mod limits;
 pub mod logging;
+pub mod member;
 pub mod metrics;
 pub mod node;
 pub mod pressure;

@@ -2,6 +2,7 @@
 //!
 //! Owns: arguments in, one line on standard error and an exit code out. Does not know: how the broker works.
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use dassie::broker::retention;
 use dassie::clock::{Clock, SystemClock};
 use dassie::config::{self, Address, Config, Invocation, RocketmqTls};
 use dassie::data_dir::{self, Identity};
+use dassie::member::{self, Joined};
 use dassie::metrics::Metrics;
 use dassie::node::{Node, NodeParts};
 use dassie::pressure::Pressure;
@@ -23,7 +25,7 @@ use dassie::server::registry::Registry;
 use dassie::server::semantics::Layouts;
 use dassie::server::tls::{Entrance, Tls};
 use dassie::server::{self, Door, Stopper, amqp, http, rocketmq};
-use dassie::{accounts, cli, limits, logging};
+use dassie::{accounts, cli, cluster, limits, logging};
 use tokio::net::TcpListener;
 
 fn main() -> ExitCode {
@@ -72,16 +74,17 @@ fn print(text: &str) -> Result<(), Failure> {
 }
 
 async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
-    let asked = process::termination().map_err(Failure::new)?;
+    let mut asked = pin!(process::termination().map_err(Failure::new)?);
     let hangups = process::hangups().map_err(Failure::new)?;
     tracing::info!("dassie {} with data in {}", env!("CARGO_PKG_VERSION"), config.data_dir);
     let identity = Identity {
-        node: 1,
+        node: config.cluster.node,
         shard_number: 0,
         segment_size: config.storage.segment_size,
         wall_ms: clock.wall_ms(),
     };
-    let store = data_dir::open(config.data_dir.as_ref(), identity).map_err(Failure::new)?;
+    let opened = data_dir::look(config.data_dir.as_ref(), identity.node, identity.shard_number);
+    let opened = opened.map_err(Failure::new)?;
     let sources = accounts::sources(config).map_err(Failure::usage)?;
     let realm = Realm::new(accounts::users(&sources).map_err(Failure::usage)?);
     if config.storage.flush_async {
@@ -95,6 +98,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let alarms = Alarms::new();
     let ready = Readiness::new(
         [
+            member::PART,
             "the log",
             "amqp.listen",
             "tls.listen",
@@ -166,6 +170,17 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         let bound = bind(addresses, key, &mut ports).await?;
         rocketmq_listeners.extend(bound.into_iter().map(|listener| (key, listener)));
     }
+    let peers = bind(&config.cluster.listen, "cluster.listen", &mut ports).await?;
+    let shared_clock: Arc<dyn Clock> = Arc::new(*clock);
+    // Who waits for others can be told to end.
+    let joined = tokio::select! {
+        joined = member::join(config, identity, opened, peers, shared_clock, &mut servers, &stop) => joined?,
+        signal = &mut asked => {
+            tracing::info!("{signal}: ending, before this node has joined a cluster");
+            return Ok(());
+        }
+    };
+    let Joined { store, membership, keeper } = joined;
     let auto_topic_queues = config
         .rocketmq
         .auto_create_topics
@@ -190,15 +205,41 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
             .then(|| Duration::from_millis(config.storage.flush_interval_ms)),
         metrics: Arc::clone(&metrics),
         alarms: Arc::clone(&alarms),
+        keeper,
         incarnation: random(),
     })
     .await
     .map_err(Failure::log)?;
-    if node.ready.wait_for(|ready| *ready).await.is_err() {
-        return Err(Failure::log("the shard ended while it started"));
+    if let Some(membership) = &membership {
+        tokio::select! {
+            () = membership.formed() => {}
+            signal = &mut asked => {
+                tracing::info!("{signal}: ending, before the cluster was formed");
+                tokio::task::spawn_blocking(move || node.stop()).await.map_err(Failure::log)?;
+                return Ok(());
+            }
+        }
+        let (shard, import_stop) = (node.shard.clone(), stop.clone());
+        servers.spawn(async move {
+            // Done by whoever leads; here when that is this node, or through it.
+            let import = async {
+                if let Err(error) = amqp::import(&shard, &sources).await {
+                    tracing::error!("definitions: {error}");
+                }
+            };
+            cluster::transport::until(import, import_stop.requested()).await;
+        });
+        let watched = membership.clone().watch(Arc::clone(&ready), node.ready.clone());
+        let stop = stop.clone();
+        servers.spawn(async move { cluster::transport::until(watched, stop.requested()).await });
+    } else {
+        if node.ready.wait_for(|ready| *ready).await.is_err() {
+            return Err(Failure::log("the shard ended while it started"));
+        }
+        amqp::import(&node.shard, &sources).await.map_err(Failure::new)?;
+        ready.up(member::PART);
     }
     ready.up("the log");
-    amqp::import(&node.shard, &sources).await.map_err(Failure::new)?;
     servers.spawn(accounts::keep_current(Arc::clone(&realm), hangups, stop.clone()));
     let limits = amqp::Limits {
         frame_max: u32::try_from(config.amqp.frame_max).unwrap_or(u32::MAX),
@@ -237,6 +278,9 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let signal = asked.await;
     tracing::info!("{signal}: ending");
     ready.down("the broker is ending");
+    if let Some(membership) = &membership {
+        membership.hand_over().await;
+    }
     stopper.stop();
     let all = async { while servers.join_next().await.is_some() {} };
     if tokio::time::timeout(Duration::from_millis(limits::SHUTDOWN_MS), all).await.is_err() {

@@ -23,8 +23,9 @@ use crate::broker::link::Shard;
 use crate::broker::retention;
 use crate::broker::shard::{CheckpointJob, Seams, ShardLoop};
 use crate::clock::Clock;
-use crate::cluster::peer::NoPeers;
-use crate::cluster::{Birth, Replica, Start, Timing, seed_thread};
+use crate::cluster::calls::Calls;
+use crate::cluster::keeper::Keeper;
+use crate::cluster::{self, Birth, Replica, Start, Timing, seed_thread};
 use crate::data_dir::DataDir;
 use crate::limits;
 use crate::metrics::Metrics;
@@ -55,6 +56,8 @@ pub struct NodeParts {
     pub metrics: Arc<Metrics>,
     /// Told when the log finds no space for a segment.
     pub alarms: Arc<Alarms>,
+    /// What joins it to the other nodes; `None`: it stands alone.
+    pub keeper: Option<Keeper>,
     /// A random number, never 0: names this incarnation, and seeds election timeouts.
     pub incarnation: u64,
 }
@@ -102,7 +105,7 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Re
 
 type Opened = oneshot::Sender<std::io::Result<Shard>>;
 
-fn run_shard(parts: NodeParts, opened: Opened, stop: watch::Receiver<bool>, ready: watch::Sender<bool>) {
+fn run_shard(mut parts: NodeParts, opened: Opened, stop: watch::Receiver<bool>, ready: watch::Sender<bool>) {
     let awake = Arc::new(Awake::default());
     let (before, after) = (Arc::clone(&awake), Arc::clone(&awake));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -118,7 +121,8 @@ fn run_shard(parts: NodeParts, opened: Opened, stop: watch::Receiver<bool>, read
     let helped = Arc::clone(&awake);
     runtime.block_on(awake.notice(local.run_until(async move {
         seed_thread(parts.incarnation);
-        match open(&parts, stop, ready, &helped).await {
+        let keeper = parts.keeper.take();
+        match open(&parts, keeper, stop, ready, &helped).await {
             Ok((shard, running)) => {
                 drop(opened.send(Ok(shard)));
                 running.await;
@@ -142,6 +146,7 @@ impl PageSource for Pages {
 
 async fn open(
     parts: &NodeParts,
+    keeper: Option<Keeper>,
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
     awake: &Awake,
@@ -191,17 +196,28 @@ async fn open(
     .with_times(parts.times.clone())
     .with_retention(parts.retention.clone());
     let shard_loop = ShardLoop::new(core, inputs, genesis.segment_size, CHECKPOINT_BYTES);
+    let calls = keeper.as_ref().map(|keeper| Calls::new(Arc::clone(&keeper.transport)));
     let replica = Replica::start(Start {
         node: genesis.node,
-        address: String::new(),
+        myself: cluster::Node {
+            address: keeper.as_ref().map_or(String::new(), |keeper| keeper.transport.card().address),
+            store: genesis.store,
+        },
         log: log.log.clone(),
         apply: shard_loop.applier(),
         membership,
-        peers: NoPeers,
-        birth: Birth::Alone,
+        peers: calls.clone(),
+        birth: if genesis.joins { Birth::Joins } else { Birth::Alone },
         timing: Timing::default(),
     })
     .await?;
+    match keeper.zip(calls) {
+        Some((keeper, calls)) => keeper.attend(&replica, calls),
+        None if replica.view().members.keys().any(|id| *id != genesis.node) || genesis.joins => tracing::warn!(
+            "this store is one of a cluster, and cluster.listen is not set: it waits for the others in vain"
+        ),
+        None => {}
+    }
     let (refused_in, refused) = mpsc::unbounded_channel();
     tokio::task::spawn_local(watch_replica(replica.clone(), refused_in));
     let seams = seams(&log.log, &replica, pages, checkpoints, refused, stop, ready, parts)?;

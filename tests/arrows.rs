@@ -254,7 +254,7 @@ impl Forbids {
 /// Everything that can stand behind `crate::` in the product. A test below compares with `src/lib.rs`.
 const ROOMS: &[&str] = &[
     "accounts", "alarms", "awake", "broker", "cli", "clock", "cluster", "config", "data_dir", "limits",
-    "logging", "metrics", "node", "pressure", "process", "security", "server",
+    "logging", "member", "metrics", "node", "pressure", "process", "security", "server",
 ];
 
 fn same(path: &[String], pattern: &[&str]) -> bool {

@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,27 +33,33 @@ struct Call {
     reply: oneshot::Sender<Result<Answer, NoAnswer>>,
 }
 
-/// The way from the shard's thread to the other replicas.
+/// The way from the shard's thread to the other replicas. Clones are handles on one.
+#[derive(Clone)]
 pub struct Calls {
     transport: Arc<Transport>,
-    links: RefCell<BTreeMap<u64, mpsc::UnboundedSender<Call>>>,
+    links: Rc<RefCell<BTreeMap<u64, mpsc::UnboundedSender<Call>>>>,
 }
 
 impl Calls {
-    /// Connects to the other members that the transport knows.
+    /// Nobody is connected yet.
     #[must_use]
     pub fn new(transport: Arc<Transport>) -> Self {
-        let calls = Calls { transport, links: RefCell::default() };
-        for node in calls.transport.members().into_keys() {
-            calls.link(node);
+        Calls { transport, links: Rc::default() }
+    }
+
+    /// Keeps connections to these nodes and to no others. An election finds them made.
+    pub fn connect_to(&self, nodes: impl IntoIterator<Item = u64> + Clone) {
+        self.links.borrow_mut().retain(|known, _| nodes.clone().into_iter().any(|node| node == *known));
+        for node in nodes {
+            self.link(node);
         }
-        calls
     }
 
     fn link(&self, node: u64) -> mpsc::UnboundedSender<Call> {
         let mut links = self.links.borrow_mut();
         let link = links.entry(node).or_insert_with(|| {
             let (calls, todo) = mpsc::unbounded_channel();
+            // One to itself would only ever be refused.
             if node != self.transport.settings().node {
                 let link = Link { transport: Arc::clone(&self.transport), node, calls: todo };
                 self.transport.runtime().spawn(link.run());

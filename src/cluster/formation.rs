@@ -5,7 +5,6 @@
 //! name are never mixed; while it waits it says for whom, each reason once.
 //! Does not know: files; its caller writes what is found here into the genesis, and only then is it so.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,17 +70,4 @@ pub fn announce(transport: &Transport, found: Found, cluster: &Uuid) {
         Found::NewCluster => tracing::info!("node {node} founds the cluster '{name}' ({})", uuid_text(cluster)),
         Found::Cluster(..) => tracing::info!("node {node} joins the cluster '{name}' ({})", uuid_text(cluster)),
     }
-}
-
-/// A random UUID (version 4).
-///
-/// # Errors
-/// When the system has no randomness.
-pub fn random_uuid() -> io::Result<Uuid> {
-    use std::io::Read;
-    let mut uuid = [0; 16];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut uuid)?;
-    uuid[6] = uuid[6] & 0x0f | 0x40;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    Ok(uuid)
 }

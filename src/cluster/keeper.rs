@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::calls::Asked;
+use super::calls::{Asked, Calls};
 use super::driver::{Replica, Role};
 use super::members::View;
 use super::transport::Transport;
@@ -31,6 +31,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const BUSY: Duration = Duration::from_millis(100);
 /// A learner that lacks no more than this counts as caught up: less than a second of a slow link. Bytes.
 const CAUGHT_UP: u64 = 1 << 20;
+/// Who has answered so lately is there. ms.
+const AWAKE_MS: u64 = 2_000;
 /// How long a handing over of the lead may take before the node ends all the same.
 const HAND_OVER: Duration = Duration::from_secs(1);
 
@@ -55,8 +57,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts the tasks that look after `replica`.
-    pub fn attend<D: Disk, A: Apply + 'static>(self, replica: &Replica<D, A>) {
+    /// Starts the tasks that look after `replica`, which reaches its peers by `calls`.
+    pub fn attend<D: Disk, A: Apply + 'static>(self, replica: &Replica<D, A>, calls: Calls) {
         let Keeper { transport, mut asked, mut commands, view } = self;
         let (answering, commanded) = (replica.clone(), replica.clone());
         spawn_local(async move {
@@ -83,7 +85,7 @@ impl Keeper {
                 }
             }
         });
-        spawn_local(show(replica.clone(), Arc::clone(&transport), view));
+        spawn_local(show(replica.clone(), calls, Arc::clone(&transport), view));
         spawn_local(let_in(replica.clone(), transport));
     }
 }
@@ -91,7 +93,9 @@ impl Keeper {
 /// The lead goes to the voter that has the most, so that it has the rest soon.
 async fn hand_over<D: Disk, A: Apply + 'static>(replica: &Replica<D, A>) {
     let view = replica.view();
-    let others = view.members.iter().filter(|(id, member)| member.voter && **id != view.node);
+    let awake = |silent: Option<u64>| silent.is_some_and(|ms| ms < AWAKE_MS);
+    let others = view.members.iter();
+    let others = others.filter(|(id, one)| one.voter && awake(one.silent_ms) && **id != view.node);
     let Some((next, _)) = others.max_by_key(|(_, member)| member.matched) else { return };
     let leads = |role: &Role| matches!(role, Role::Leader { .. });
     let mut role = replica.role();
@@ -112,6 +116,7 @@ async fn hand_over<D: Disk, A: Apply + 'static>(replica: &Replica<D, A>) {
 /// Shows the cluster to other threads, and says what changed.
 async fn show<D: Disk, A: Apply + 'static>(
     replica: Replica<D, A>,
+    calls: Calls,
     transport: Arc<Transport>,
     shown: watch::Sender<Arc<View>>,
 ) {
@@ -126,6 +131,7 @@ async fn show<D: Disk, A: Apply + 'static>(
             || view.members.iter().any(|(id, one)| before.members.get(id).is_none_or(|old| old.node != one.node))
         {
             transport.members_are(nodes(&view));
+            calls.connect_to(view.members.keys().copied());
         }
         shown.send_replace(Arc::new(view));
         tokio::select! {
@@ -229,7 +235,7 @@ async fn step<D: Disk, A: Apply + 'static>(
         return Ok(false);
     }
     let is_here = |lag: Option<u64>, silent: Option<u64>| {
-        lag.is_some_and(|lag| lag <= CAUGHT_UP) && silent.is_some_and(|ms| ms < 2_000)
+        lag.is_some_and(|lag| lag <= CAUGHT_UP) && silent.is_some_and(|ms| ms < AWAKE_MS)
     };
     if learners().all(|(_, member)| is_here(member.lag_bytes, member.silent_ms)) {
         replica.promote(learners().map(|(id, _)| *id).collect()).await?;

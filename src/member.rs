@@ -1,0 +1,188 @@
+//! This node as one of a cluster: from the configuration to a store that belongs to it.
+//!
+//! Owns: the order of joining (look at the store, listen, find the cluster, write the genesis), what operators see and ask of the
+//! membership. Promises: without `cluster.listen` nothing of this happens; a store is made only when it is clear whose it is.
+//! Does not know: how nodes talk, how the log is replicated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::clock::Clock;
+use crate::cluster::calls::asked;
+use crate::cluster::formation::{self, Found};
+use crate::cluster::handshake::Replicates;
+use crate::cluster::keeper::{Command, Keeper};
+use crate::cluster::tls::TlsFiles;
+use crate::cluster::transport::{Settings, Transport, until};
+use crate::cluster::{Role, View};
+use crate::config::Config;
+use crate::data_dir::{self, DataDir, Identity, Opened};
+use crate::process::Failure;
+use crate::server::Stop;
+use crate::server::health::Readiness;
+
+/// What `/health/ready` calls it.
+pub const PART: &str = "the cluster";
+
+/// How long a new cluster waits for the nodes that it was founded with before it serves without them.
+const FORMING: Duration = Duration::from_secs(10);
+/// How long an ending node waits for its successor.
+const HAND_OVER: Duration = Duration::from_millis(1_500);
+
+/// A store, and what joins it to others.
+pub struct Joined {
+    /// Ours, with its identity.
+    pub store: DataDir,
+    /// `None`: this node stands alone.
+    pub membership: Option<Membership>,
+    /// For the shard's thread; there is one when there is a membership.
+    pub keeper: Option<Keeper>,
+}
+
+/// The cluster as the rest of the process knows it.
+#[derive(Clone)]
+pub struct Membership {
+    /// Connections to the others.
+    pub transport: Arc<Transport>,
+    /// Who is in it, who leads.
+    pub view: watch::Receiver<Arc<View>>,
+    commands: mpsc::UnboundedSender<Command>,
+    /// How many nodes it was founded with, in this start.
+    founded: usize,
+}
+
+/// Opens the store, or makes it when it is clear of which cluster it is. Waits for the others as long as that takes.
+///
+/// # Errors
+/// Files that can not be used.
+pub async fn join(
+    config: &Config,
+    identity: Identity,
+    opened: Opened,
+    listeners: Vec<TcpListener>,
+    clock: Arc<dyn Clock>,
+    servers: &mut JoinSet<()>,
+    stop: &Stop,
+) -> Result<Joined, Failure> {
+    let make_new = |empty: data_dir::Empty| {
+        let random = || data_dir::random().map_err(Failure::new);
+        empty.make(identity.genesis(random()?, random()?, random()?, false)).map_err(Failure::new)
+    };
+    let Some(address) = config.cluster.address().filter(|_| !listeners.is_empty()) else {
+        let store = match opened {
+            Opened::Store(store) => store,
+            Opened::Empty(empty) => make_new(empty)?,
+        };
+        return Ok(Joined { store, membership: None, keeper: None });
+    };
+    let tls = (!config.cluster.certificate.is_empty()).then(|| TlsFiles {
+        certificate: config.cluster.certificate.clone(),
+        key: config.cluster.key.clone(),
+        ca: config.cluster.ca.clone(),
+    });
+    if config.cluster.insecure && tls.is_none() {
+        tracing::warn!(
+            "cluster.insecure: nodes speak plaintext, and whoever reaches cluster.listen can read and change everything"
+        );
+    }
+    // A port that the system chose is known only now; such an address is of use on one machine only.
+    let mut address = address.clone();
+    if address.port == 0 {
+        address.port = listeners[0].local_addr().map_err(Failure::new)?.port();
+    }
+    let settings = Settings {
+        name: config.cluster.name.clone(),
+        node: identity.node,
+        address: address.to_string(),
+        peers: config.cluster.peers.iter().map(|(node, at)| (*node, at.to_string())).collect::<BTreeMap<_, _>>(),
+        tls,
+    };
+    let transport = Transport::new(settings, clock).map_err(Failure::new)?;
+    let speak_for = |store: &DataDir| {
+        let genesis = store.genesis;
+        let (cluster, shard) = (genesis.cluster, genesis.shard);
+        transport.speak_for(Replicates { cluster, shard, store: genesis.store, segment_size: genesis.segment_size });
+    };
+    if let Opened::Store(store) = &opened {
+        speak_for(store);
+    }
+    for listener in listeners {
+        let (listening, stop) = (Arc::clone(&transport).listen(listener), stop.clone());
+        servers.spawn(async move { until(listening, stop.requested()).await });
+    }
+    let mut founded = 0;
+    let store = match opened {
+        Opened::Store(store) => store,
+        Opened::Empty(empty) => {
+            let found = formation::find(&transport).await;
+            let store = match found {
+                Found::NewCluster => {
+                    founded = config.cluster.peers.len();
+                    make_new(empty)?
+                }
+                Found::Cluster(cluster, shard, segment_size) => {
+                    let store = data_dir::random().map_err(Failure::new)?;
+                    let identity = Identity { segment_size, ..identity };
+                    empty.make(identity.genesis(cluster, shard, store, true)).map_err(Failure::new)?
+                }
+            };
+            formation::announce(&transport, found, &store.genesis.cluster);
+            speak_for(&store);
+            store
+        }
+    };
+    let asked = asked(&transport);
+    let (commands, todo) = mpsc::unbounded_channel();
+    let (seen, view) = watch::channel(Arc::default());
+    let keeper = Keeper { transport: Arc::clone(&transport), asked, commands: todo, view: seen };
+    let membership = Membership { transport, view, commands, founded };
+    Ok(Joined { store, membership: Some(membership), keeper: Some(keeper) })
+}
+
+impl Membership {
+    /// Waits until a cluster that was founded just now stands on all its nodes: what is confirmed before is on one disk only.
+    pub async fn formed(&self) {
+        let mut view = self.view.clone();
+        let all = view.wait_for(|view| view.voters() >= self.founded);
+        if tokio::time::timeout(FORMING, all).await.is_err() {
+            tracing::warn!("the new cluster has not got all its nodes yet, and serves: what is confirmed is on fewer disks");
+        }
+    }
+
+    /// Says whether this node can serve, for ever: it leads and its shard serves, or it follows a leader that it reaches and has
+    /// applied what it knows to be committed.
+    pub async fn watch(self, ready: Arc<Readiness>, mut shard: watch::Receiver<bool>) {
+        let mut view = self.view.clone();
+        loop {
+            let serves = {
+                let view = view.borrow_and_update();
+                match view.role {
+                    Role::Leader { .. } => *shard.borrow_and_update(),
+                    Role::Follower { leader } => {
+                        self.transport.links().get(&leader).is_some_and(Option::is_none)
+                            && view.applied >= view.committed
+                    }
+                    Role::Looking => false,
+                }
+            };
+            if serves { ready.up(PART) } else { ready.down(PART) }
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return },
+                changed = shard.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Gives the lead to another node, if this one has it, and waits for that a little.
+    pub async fn hand_over(&self) {
+        let (done, waiting) = oneshot::channel();
+        if self.commands.send(Command::HandOver(done)).is_ok() {
+            let _ = tokio::time::timeout(HAND_OVER, waiting).await;
+        }
+    }
+}

@@ -61,7 +61,9 @@ mod tests {
         assert!(info.would_enable("dassie::node", &Level::INFO));
         assert!(info.would_enable("dassie_storage::log", &Level::INFO));
         assert!(!info.would_enable("dassie::node", &Level::DEBUG));
-        assert!(info.would_enable("openraft::core", &Level::WARN));
+        assert!(info.would_enable("hyper::proto", &Level::WARN));
+        assert!(info.would_enable("openraft::core", &Level::ERROR));
+        assert!(!info.would_enable("openraft::core", &Level::WARN));
         assert!(!info.would_enable("openraft::core", &Level::INFO));
         assert!(filter(LogLevel::Trace).would_enable("openraft::core", &Level::TRACE));
         assert!(!filter(LogLevel::Error).would_enable("openraft::core", &Level::WARN));

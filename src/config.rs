@@ -184,17 +184,26 @@ impl Cluster {
         let files = [&self.certificate, &self.key, &self.ca].map(|file| file.is_empty());
         let plain = files[0];
         let local = |address: &Address| {
-            address.host == LOOPBACK || address.host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+            address.host == LOOPBACK
+                || address.host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
         };
         let near = self.listen.iter().chain(self.peers.iter().map(|(_, address)| address)).all(local);
         if files.iter().any(|none| *none != plain) {
-            Some("configuration keys 'cluster.tls.certificate', 'cluster.tls.key' and 'cluster.tls.ca' go together: one of them is missing")
+            Some(
+                "configuration keys 'cluster.tls.certificate', 'cluster.tls.key' and 'cluster.tls.ca' go together: one of them is missing",
+            )
         } else if self.listen.is_empty() && !self.peers.is_empty() {
-            Some("configuration key 'cluster.peers' needs 'cluster.listen': where the other nodes reach this one")
+            Some(
+                "configuration key 'cluster.peers' needs 'cluster.listen': where the other nodes reach this one",
+            )
         } else if !self.peers.is_empty() && self.peers.iter().all(|(node, _)| *node != self.node) {
-            Some("configuration key 'cluster.peers' lists all nodes of the cluster, and the one of 'cluster.node' is missing")
+            Some(
+                "configuration key 'cluster.peers' lists all nodes of the cluster, and the one of 'cluster.node' is missing",
+            )
         } else if !self.listen.is_empty() && plain && !near && !self.insecure {
-            Some("nodes speak plaintext over loopback only: set 'cluster.tls.certificate', 'cluster.tls.key' and 'cluster.tls.ca' (or 'cluster.insecure' = true where whoever reaches 'cluster.listen' may read and change everything)")
+            Some(
+                "nodes speak plaintext over loopback only: set 'cluster.tls.certificate', 'cluster.tls.key' and 'cluster.tls.ca' (or 'cluster.insecure' = true where whoever reaches 'cluster.listen' may read and change everything)",
+            )
         } else {
             None
         }

@@ -99,14 +99,24 @@ pub async fn join(
         name: config.cluster.name.clone(),
         node: identity.node,
         address: address.to_string(),
-        peers: config.cluster.peers.iter().map(|(node, at)| (*node, at.to_string())).collect::<BTreeMap<_, _>>(),
+        peers: config
+            .cluster
+            .peers
+            .iter()
+            .map(|(node, at)| (*node, at.to_string()))
+            .collect::<BTreeMap<_, _>>(),
         tls,
     };
     let transport = Transport::new(settings, clock).map_err(Failure::new)?;
     let speak_for = |store: &DataDir| {
         let genesis = store.genesis;
         let (cluster, shard) = (genesis.cluster, genesis.shard);
-        transport.speak_for(Replicates { cluster, shard, store: genesis.store, segment_size: genesis.segment_size });
+        transport.speak_for(Replicates {
+            cluster,
+            shard,
+            store: genesis.store,
+            segment_size: genesis.segment_size,
+        });
     };
     if let Opened::Store(store) = &opened {
         speak_for(store);
@@ -150,7 +160,9 @@ impl Membership {
         let mut view = self.view.clone();
         let all = view.wait_for(|view| view.voters() >= self.founded);
         if tokio::time::timeout(FORMING, all).await.is_err() {
-            tracing::warn!("the new cluster has not got all its nodes yet, and serves: what is confirmed is on fewer disks");
+            tracing::warn!(
+                "the new cluster has not got all its nodes yet, and serves: what is confirmed is on fewer disks"
+            );
         }
     }
 
@@ -170,7 +182,11 @@ impl Membership {
                     Role::Looking => false,
                 }
             };
-            if serves { ready.up(PART) } else { ready.down(PART) }
+            if serves {
+                ready.up(PART)
+            } else {
+                ready.down(PART)
+            }
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
                 changed = shard.changed() => if changed.is_err() { return },

@@ -213,9 +213,11 @@ async fn open(
     .await?;
     match keeper.zip(calls) {
         Some((keeper, calls)) => keeper.attend(&replica, calls),
-        None if replica.view().members.keys().any(|id| *id != genesis.node) || genesis.joins => tracing::warn!(
-            "this store is one of a cluster, and cluster.listen is not set: it waits for the others in vain"
-        ),
+        None if replica.view().members.keys().any(|id| *id != genesis.node) || genesis.joins => {
+            tracing::warn!(
+                "this store is one of a cluster, and cluster.listen is not set: it waits for the others in vain"
+            )
+        }
         None => {}
     }
     let (refused_in, refused) = mpsc::unbounded_channel();

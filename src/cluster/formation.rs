@@ -35,9 +35,10 @@ pub async fn find(transport: &Arc<Transport>) -> Found {
         let mut found: Vec<(u64, Found)> = Vec::new();
         for (node, address) in settings.peers.iter().filter(|(node, _)| **node != settings.node) {
             match transport.greet(*node, address).await {
-                Ok((card, _)) => found.extend(card.replicates.map(|there| {
-                    (*node, Found::Cluster(there.cluster, there.shard, there.segment_size))
-                })),
+                Ok((card, _)) => found
+                    .extend(card.replicates.map(|there| {
+                        (*node, Found::Cluster(there.cluster, there.shard, there.segment_size))
+                    })),
                 Err(error) => waiting.push(error.to_string()),
             }
         }
@@ -67,7 +68,11 @@ pub async fn find(transport: &Arc<Transport>) -> Found {
 pub fn announce(transport: &Transport, found: Found, cluster: &Uuid) {
     let (name, node) = (&transport.settings().name, transport.settings().node);
     match found {
-        Found::NewCluster => tracing::info!("node {node} founds the cluster '{name}' ({})", uuid_text(cluster)),
-        Found::Cluster(..) => tracing::info!("node {node} joins the cluster '{name}' ({})", uuid_text(cluster)),
+        Found::NewCluster => {
+            tracing::info!("node {node} founds the cluster '{name}' ({})", uuid_text(cluster))
+        }
+        Found::Cluster(..) => {
+            tracing::info!("node {node} joins the cluster '{name}' ({})", uuid_text(cluster))
+        }
     }
 }

@@ -141,14 +141,15 @@ impl Shown {
         }
         let purpose = Purpose::from_byte(fixed[1])
             .ok_or_else(|| Turned::Said(format!("a connection for an unknown purpose ({})", fixed[1])))?;
-        let replicates = Replicates {
-            cluster: uuid(22),
-            shard: uuid(38),
-            store: uuid(54),
-            segment_size: u64_at(70),
-        };
+        let replicates =
+            Replicates { cluster: uuid(22), shard: uuid(38), store: uuid(54), segment_size: u64_at(70) };
         let replicates = Some(replicates).filter(|replicates| replicates.cluster != [0; 16]);
-        Ok(Shown { purpose, versions, to: u64_at(14), card: Card { node: u64_at(6), name, address, replicates } })
+        Ok(Shown {
+            purpose,
+            versions,
+            to: u64_at(14),
+            card: Card { node: u64_at(6), name, address, replicates },
+        })
     }
 }
 
@@ -177,7 +178,11 @@ pub(crate) async fn receive(stream: &mut (impl AsyncRead + Unpin)) -> Result<Sho
         let known = got.min(MAGIC.len());
         if head[..known] != MAGIC[..known] {
             let tls = head[0] == 0x16;
-            return Err(Turned::Garbage(if tls { "TLS where plaintext is spoken" } else { "its first bytes are wrong" }));
+            return Err(Turned::Garbage(if tls {
+                "TLS where plaintext is spoken"
+            } else {
+                "its first bytes are wrong"
+            }));
         }
     }
     let len = usize::from(u16::from_le_bytes([head[8], head[9]]));
@@ -189,7 +194,8 @@ pub(crate) async fn receive(stream: &mut (impl AsyncRead + Unpin)) -> Result<Sho
     match rest[0] {
         CARD => Shown::read(&rest),
         REFUSAL => {
-            let said: String = String::from_utf8_lossy(&rest[1..]).chars().filter(|c| !c.is_control()).collect();
+            let said: String =
+                String::from_utf8_lossy(&rest[1..]).chars().filter(|c| !c.is_control()).collect();
             Err(Turned::Said(format!("refused: {said}")))
         }
         _ => Err(Turned::Garbage("neither a card nor a refusal")),
@@ -252,7 +258,8 @@ mod tests {
     use proptest::prelude::*;
 
     pub(crate) fn shown() -> Shown {
-        let replicates = Replicates { cluster: [1; 16], shard: [2; 16], store: [3; 16], segment_size: 1 << 26 };
+        let replicates =
+            Replicates { cluster: [1; 16], shard: [2; 16], store: [3; 16], segment_size: 1 << 26 };
         let card =
             Card { node: 3, name: "dassie".into(), address: "c:7673".into(), replicates: Some(replicates) };
         Shown { purpose: Purpose::Front, versions: VERSIONS, to: 2, card }
@@ -294,7 +301,9 @@ mod tests {
 
     #[tokio::test]
     async fn other_protocols_are_known_by_their_first_bytes() {
-        for (bytes, why) in [(&b"GET / "[..], "first bytes"), (&[0x16, 3, 1], "TLS"), (b"AMQP", "first bytes")] {
+        for (bytes, why) in
+            [(&b"GET / "[..], "first bytes"), (&[0x16, 3, 1], "TLS"), (b"AMQP", "first bytes")]
+        {
             let text = read(bytes).await.unwrap_err().to_string();
             assert!(text.contains(why), "{text}");
         }

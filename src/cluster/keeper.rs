@@ -128,7 +128,10 @@ async fn show<D: Disk, A: Apply + 'static>(
         tell(&before, &view);
         let nodes = |view: &View| view.members.iter().map(|(id, one)| (*id, one.node.clone())).collect();
         if before.members.len() != view.members.len()
-            || view.members.iter().any(|(id, one)| before.members.get(id).is_none_or(|old| old.node != one.node))
+            || view
+                .members
+                .iter()
+                .any(|(id, one)| before.members.get(id).is_none_or(|old| old.node != one.node))
         {
             transport.members_are(nodes(&view));
             calls.connect_to(view.members.keys().copied());
@@ -164,7 +167,9 @@ fn tell(before: &View, now: &View) {
         tracing::info!("member {id} is out");
     }
     if now.voters() == 2 && (before.voters() != 2) {
-        tracing::warn!("two voters are not highly available: when either is down, nothing is confirmed; three are");
+        tracing::warn!(
+            "two voters are not highly available: when either is down, nothing is confirmed; three are"
+        );
     }
 }
 

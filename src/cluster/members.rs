@@ -82,7 +82,8 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
             let matched = matched.map(|id| id.index());
             let has = matched.and_then(|index| self.log().point(index).ok().flatten()).map_or(0, |at| at.end);
             let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(&id).copied().flatten());
-            let silent = heard.map(|at| u64::try_from(at.into_inner().elapsed().as_millis()).unwrap_or(u64::MAX));
+            let silent =
+                heard.map(|at| u64::try_from(at.into_inner().elapsed().as_millis()).unwrap_or(u64::MAX));
             let own = id == self.node();
             Member {
                 node: node.clone(),

@@ -15,10 +15,10 @@ pub mod peer;
 mod runtime;
 mod state_machine;
 pub mod stream;
-pub mod tls;
-pub mod transport;
 #[cfg(test)]
 mod tests;
+pub mod tls;
+pub mod transport;
 mod types;
 mod wire;
 

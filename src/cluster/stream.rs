@@ -30,7 +30,9 @@ impl Purpose {
     /// What a byte of a handshake means.
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Consensus, Self::Front, Self::Copy, Self::Admin].into_iter().find(|purpose| *purpose as u8 == byte)
+        [Self::Consensus, Self::Front, Self::Copy, Self::Admin]
+            .into_iter()
+            .find(|purpose| *purpose as u8 == byte)
     }
 }
 

@@ -113,11 +113,7 @@ impl TlsFiles {
 }
 
 /// Does the certificate of who came name this node?
-pub(crate) fn is_node(
-    stream: &server::TlsStream<TcpStream>,
-    node: u64,
-    cluster: &str,
-) -> Result<(), String> {
+pub(crate) fn is_node(stream: &server::TlsStream<TcpStream>, node: u64, cluster: &str) -> Result<(), String> {
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(<[_]>::first).ok_or("it showed no certificate")?;
     names(leaf, node, cluster)

@@ -235,14 +235,16 @@ impl Transport {
     /// A node that lost its data may not go on under its number: what it has confirmed as a voter is gone.
     fn is_the_member(&self, card: &Card) -> Result<(), String> {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(store) = members.get(&card.node).map(|node| node.store).filter(|store| *store != [0; 16]) else {
+        let Some(store) = members.get(&card.node).map(|node| node.store).filter(|store| *store != [0; 16])
+        else {
             return Ok(());
         };
         let theirs = card.replicates.map(|replicates| replicates.store);
         if theirs == Some(store) {
             return Ok(());
         }
-        let has = theirs.map_or("an empty store".to_owned(), |theirs| format!("store {}", uuid_text(&theirs)));
+        let has =
+            theirs.map_or("an empty store".to_owned(), |theirs| format!("store {}", uuid_text(&theirs)));
         Err(format!(
             "node {node} is a member with store {}, and comes with {has}: it has lost its data and can not go on under this number; \
              give it a new cluster.node, or take the old one out first (dassie cluster leave {node})",
@@ -450,13 +452,8 @@ mod tests {
     async fn first(tls: Option<TlsFiles>) -> (Arc<Transport>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let settings = Settings {
-            name: "test".into(),
-            node: 1,
-            address: address.clone(),
-            peers: BTreeMap::new(),
-            tls,
-        };
+        let settings =
+            Settings { name: "test".into(), node: 1, address: address.clone(), peers: BTreeMap::new(), tls };
         let transport = Transport::new(settings, Arc::new(SystemClock::new())).unwrap();
         transport.speak_for(replicates(1));
         tokio::spawn(Arc::clone(&transport).listen(listener));
@@ -516,7 +513,9 @@ mod tests {
     #[tokio::test]
     async fn garbage_and_silence_are_closed_within_a_second() {
         let (_one, address) = first(None).await;
-        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"AMQP\0\0\x09\x01", b"DASSIE-P\xff\xff", b"DASSIE-P", b""] {
+        for bytes in
+            [&b"GET / HTTP/1.1\r\n\r\n"[..], b"AMQP\0\0\x09\x01", b"DASSIE-P\xff\xff", b"DASSIE-P", b""]
+        {
             let mut socket = TcpStream::connect(&address).await.unwrap();
             socket.write_all(bytes).await.unwrap();
             let mut rest = Vec::new();

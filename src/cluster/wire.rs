@@ -229,30 +229,41 @@ mod tests {
     use proptest::prelude::*;
 
     fn id() -> impl Strategy<Value = Option<EntryId>> {
-        proptest::option::of((any::<u64>(), 0..u64::MAX / 2).prop_map(|(term, index)| EntryId { term, index }))
+        proptest::option::of(
+            (any::<u64>(), 0..u64::MAX / 2).prop_map(|(term, index)| EntryId { term, index }),
+        )
     }
 
     fn ballot() -> impl Strategy<Value = Ballot> {
-        (any::<u64>(), any::<u64>(), any::<bool>())
-            .prop_map(|(term, node, granted)| Ballot { term, node, granted })
+        (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(term, node, granted)| Ballot {
+            term,
+            node,
+            granted,
+        })
     }
 
     fn request() -> impl Strategy<Value = Request> {
         let entry = (any::<u64>(), any::<u64>(), any::<u8>(), proptest::collection::vec(any::<u8>(), 0..40));
-        let append = (ballot(), id(), id(), proptest::collection::vec(entry, 0..5)).prop_map(
-            |(ballot, previous, committed, entries)| {
-                let first = previous.map_or(0, |previous| previous.index + 1);
-                let entries = entries.into_iter().zip(first..).map(|((term, leader, kind, payload), index)| {
-                    Carried { id: EntryId { term, index }, leader, kind, payload: payload.into() }
-                });
-                Request::Append { ballot, previous, entries: entries.collect(), committed }
-            },
-        );
+        let append =
+            (ballot(), id(), id(), proptest::collection::vec(entry, 0..5)).prop_map(
+                |(ballot, previous, committed, entries)| {
+                    let first = previous.map_or(0, |previous| previous.index + 1);
+                    let entries =
+                        entries.into_iter().zip(first..).map(|((term, leader, kind, payload), index)| {
+                            Carried { id: EntryId { term, index }, leader, kind, payload: payload.into() }
+                        });
+                    Request::Append { ballot, previous, entries: entries.collect(), committed }
+                },
+            );
         prop_oneof![
             append,
             (ballot(), id(), any::<bool>(), any::<bool>())
                 .prop_map(|(ballot, last, transfer, pre)| Request::Vote { ballot, last, transfer, pre }),
-            (ballot(), any::<u64>(), id()).prop_map(|(ballot, to, last)| Request::Transfer { ballot, to, last }),
+            (ballot(), any::<u64>(), id()).prop_map(|(ballot, to, last)| Request::Transfer {
+                ballot,
+                to,
+                last
+            }),
         ]
     }
 
@@ -262,8 +273,11 @@ mod tests {
             id().prop_map(Answer::AppendedTo),
             Just(Answer::Conflict),
             ballot().prop_map(Answer::HigherVote),
-            (ballot(), id(), any::<bool>())
-                .prop_map(|(ballot, last, granted)| Answer::Vote { ballot, last, granted }),
+            (ballot(), id(), any::<bool>()).prop_map(|(ballot, last, granted)| Answer::Vote {
+                ballot,
+                last,
+                granted
+            }),
             Just(Answer::Transferring),
             Just(Answer::NotTransferring),
         ]
@@ -310,7 +324,10 @@ mod tests {
             };
             let ballot = Ballot { term: 1, node: 1, granted: true };
             let entries = indices.iter().map(entry).collect();
-            Bytes::from(encode_request(1, Request::Append { ballot, previous: None, entries, committed: None }).concat())
+            Bytes::from(
+                encode_request(1, Request::Append { ballot, previous: None, entries, committed: None })
+                    .concat(),
+            )
         };
         assert!(decode_request(append(&[0, 1])).is_ok());
         assert_eq!(decode_request(append(&[0, 2])), Err("entries that do not follow each other"));

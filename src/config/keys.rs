@@ -880,7 +880,10 @@ mod tests {
     #[test]
     fn peers_are_numbered_once_each_and_come_sorted() {
         let read = peers("2@b:2,1@a:1 , 3@[::1]:3").expect("peers");
-        assert_eq!(read.iter().map(|(n, a)| format!("{n}@{a}")).collect::<Vec<_>>(), ["1@a:1", "2@b:2", "3@[::1]:3"]);
+        assert_eq!(
+            read.iter().map(|(n, a)| format!("{n}@{a}")).collect::<Vec<_>>(),
+            ["1@a:1", "2@b:2", "3@[::1]:3"]
+        );
         assert_eq!(peers(""), Some(Vec::new()));
         for bad in ["a:1", "0@a:1", "1@a:1,1@b:1", "1@a", "1@a:0", "1001@a:1", "x@a:1", ","] {
             assert_eq!(peers(bad), None, "{bad}");

@@ -78,15 +78,24 @@ impl Core {
         let mut stats = Vec::with_capacity(used);
         for uid in topic.queues.iter().take(used) {
             let (min, max) = self.bounds(*uid);
-            let group = group.and_then(|group| self.state.group_offsets.get(group)?.get(uid)).copied();
-            let time_before = |core: &mut Self, offset: Offset| match offset.checked_sub(1) {
+            let time_of = |core: &mut Self, offset: Offset| match (min..max).contains(&offset) {
                 // Who asks how far a group is wants to know it of the other queues, too.
-                Some(last) if (min..max).contains(&last) => core.store_time(*uid, last).unwrap_or(0),
-                _ => 0,
+                true => core.store_time(*uid, offset).unwrap_or(0),
+                false => 0,
             };
-            let (latest, reached) =
-                (time_before(self, max), group.map_or(0, |offset| time_before(self, offset)));
-            stats.push(QueueStats { min, max, latest, group, reached });
+            let time_before =
+                |core: &mut Self, offset: Offset| offset.checked_sub(1).map_or(0, |last| time_of(core, last));
+            let latest = time_before(self, max);
+            let mut stats_here =
+                QueueStats { min, max, latest, group: None, reached: 0, waiting: 0, earliest: 0 };
+            if let Some(group) = group {
+                let offset = self.state.group_offsets.get(group).and_then(|o| o.get(uid)).copied();
+                stats_here.group = offset;
+                stats_here.reached = offset.map_or(0, |offset| time_before(self, offset));
+                stats_here.waiting = time_of(self, offset.unwrap_or(min));
+                stats_here.earliest = time_of(self, min);
+            }
+            stats.push(stats_here);
         }
         stats
     }

@@ -929,6 +929,10 @@ pub struct QueueStats {
     pub group: Option<Offset>,
     /// Store time of the message before that.
     pub reached: u64,
+    /// Store time of the message there; 0 when no group was asked for, too.
+    pub waiting: u64,
+    /// Store time of the first retained message; 0 when no group was asked for, too.
+    pub earliest: u64,
 }
 
 /// Result of a pull.

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::DEFAULT_VHOST;
 use super::password::{Hashing, PasswordHash};
 use super::permissions::{Rights, TopicNames};
+use super::signature::SigningSecret;
 use super::users::{User, Users, VhostLimits};
 
 /// A definitions file. Fields that this version does not know stand in `other`.
@@ -229,6 +230,8 @@ pub struct ConfiguredUser {
     password: Option<Secret>,
     #[serde(default)]
     hashing: Option<String>,
+    #[serde(default)]
+    rocketmq_secret: Option<Secret>,
     #[serde(default)]
     tags: Vec<String>,
     #[serde(default)]
@@ -456,6 +459,9 @@ fn add_configured(
     };
     let password = password(entry.password_hash.as_ref(), entry.password.as_ref(), hashing, salt)
         .map_err(|what| wrong(place(), what))?;
+    if entry.rocketmq_secret.as_ref().is_some_and(|secret| secret.0.is_empty()) {
+        return Err(wrong(place(), "rocketmq_secret is empty"));
+    }
     let mut vhosts = HashMap::new();
     for permission in &entry.permissions {
         let place = || format!("configuration, user '{}' in vhost '{}'", entry.name, permission.vhost);
@@ -471,6 +477,7 @@ fn add_configured(
     }
     let user = User {
         password,
+        secret: entry.rocketmq_secret.as_ref().map(|secret| SigningSecret::new(&secret.0)),
         tags: entry.tags.clone(),
         vhosts,
         max_connections: entry.max_connections,

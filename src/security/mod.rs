@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub mod definitions;
 pub mod password;
 pub mod permissions;
+pub mod signature;
 pub mod users;
 
 use serde::{Deserialize, Serialize};
@@ -213,6 +214,34 @@ impl Realm {
         self.admit(&users, name, peer)
     }
 
+    /// Checks a signed request: the access key is a user's name.
+    ///
+    /// # Errors
+    /// [`LoginRefused`], for the log.
+    pub fn check_signature<'a>(
+        self: &Arc<Self>,
+        name: &str,
+        parts: impl IntoIterator<Item = &'a [u8]>,
+        signature: &str,
+        peer: IpAddr,
+    ) -> Result<(), LoginRefused> {
+        let users = self.users();
+        let secret = users.users.get(name).and_then(|user| user.secret.as_ref());
+        if !secret.is_some_and(|secret| secret.signed(parts, signature)) {
+            return Err(LoginRefused::Invalid);
+        }
+        if users.loopback.contains(name) && !peer.to_canonical().is_loopback() {
+            return Err(LoginRefused::NotLocal);
+        }
+        Ok(())
+    }
+
+    /// Does any user sign RocketMQ requests?
+    #[must_use]
+    pub fn has_signers(&self) -> bool {
+        self.users().users.values().any(|user| user.secret.is_some())
+    }
+
     /// Logs in who showed by other means (a verified certificate) that the name is theirs.
     ///
     /// # Errors
@@ -242,6 +271,12 @@ impl Realm {
     pub fn anonymous(self: &Arc<Self>, peer: IpAddr) -> Principal {
         let name = Arc::clone(&self.users().anonymous);
         Principal::new(Arc::clone(self), name, peer.to_canonical())
+    }
+
+    /// The user who signed a request ([`Realm::check_signature`]), in `/`.
+    #[must_use]
+    pub fn signed(self: &Arc<Self>, name: &str, peer: IpAddr) -> Principal {
+        Principal { signs: true, ..Principal::new(Arc::clone(self), name.into(), peer.to_canonical()) }
     }
 
     /// Who acts for the operator: what the process was told by its own files to declare, it may.
@@ -276,6 +311,8 @@ pub struct Principal {
     /// Address of the *peer*, which decides what `guest` may do.
     pub peer: IpAddr,
     vhost: Arc<str>,
+    /// It signs its requests: not to be taken for the one without credentials, who may have the same name.
+    signs: bool,
     realm: Arc<Realm>,
     /// Not shared between connections: held for the time of a decision, by one task.
     seen: Mutex<Seen>,
@@ -295,7 +332,7 @@ struct Seen {
 impl Principal {
     fn new(realm: Arc<Realm>, name: Arc<str>, peer: IpAddr) -> Self {
         let vhost = DEFAULT_VHOST.into();
-        Self { name, peer, vhost, realm, seen: Mutex::default(), counters: Vec::new() }
+        Self { name, peer, vhost, signs: false, realm, seen: Mutex::default(), counters: Vec::new() }
     }
 
     /// Enters a virtual host that exists. It counts there until this principal is dropped.
@@ -333,6 +370,12 @@ impl Principal {
         self.realm
             .count(Counted::UserChannels, &self.name, most)
             .ok_or_else(|| ChannelsFull { user: Arc::clone(&self.name), limit: most.unwrap_or(0) })
+    }
+
+    /// Is it this signer; or, without a name, one that does not sign?
+    #[must_use]
+    pub fn is(&self, signer: Option<&str>) -> bool {
+        signer == self.signs.then_some(&*self.name)
     }
 
     /// The same user once more, who entered nowhere yet.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::password::PasswordHash;
 use super::permissions::Rights;
+use super::signature::SigningSecret;
 
 /// The user that exists when nobody named any, and its password.
 pub const DEFAULT_USER: &str = "guest";
@@ -17,6 +18,8 @@ pub const DEFAULT_USER: &str = "guest";
 pub struct User {
     /// `None`: no password opens this door (EXTERNAL may).
     pub password: Option<PasswordHash>,
+    /// What RocketMQ requests of this user are signed with; `None`: it signs none.
+    pub secret: Option<SigningSecret>,
     /// RabbitMQ's: `administrator`, `monitoring`, `impersonator`, …
     pub tags: Vec<String>,
     /// Rights by name of the virtual host; none: no access.

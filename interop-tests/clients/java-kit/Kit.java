@@ -207,6 +207,13 @@ public final class Kit {
         }
     }
 
+    public static void needsAccounts() {
+        String accounts = System.getenv("INTEROP_ACCOUNTS");
+        if (accounts == null || accounts.isEmpty()) {
+            throw new Skip("the broker does not know the accounts (INTEROP_ACCOUNTS is not set)");
+        }
+    }
+
     public static String uniqueName(String kind) {
         return "interop-" + kind + "-" + UUID.randomUUID().toString().substring(0, 8);
     }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -255,7 +256,27 @@ func registerTopics() {
 		other := newProducer(c)
 		equal(sendOk(other, message(topic, "anew")).QueueOffset, 0, "first offset")
 	})
-	for _, name := range []string{"query-by-key", "topic-config", "group-figures", "reset-offset", "group-config", "key-values"} {
+	register("signed-requests", usual, func(c *closer) {
+		if os.Getenv("INTEROP_ACCOUNTS") == "" {
+			panic(skip("the broker does not know the accounts (INTEROP_ACCOUNTS is not set)"))
+		}
+		signing := func(name, secret string) rocketmq.Producer {
+			return newProducer(c, producer.WithRetry(0), producer.WithCredentials(primitive.Credentials{AccessKey: name, SecretKey: secret}))
+		}
+		theirs := newTopic(newProducer(c), "unsigned")
+		signer, topic := signing("signer", "a secret of the signer"), uniqueName("signed")
+		sendOk(signer, message(topic, "mine"))
+		for _, wrong := range []struct {
+			p     rocketmq.Producer
+			topic string
+		}{{signer, theirs}, {signing("signer", "another secret"), topic}, {signing("stranger", "a secret of the signer"), topic}} {
+			if _, err := trySend(wrong.p, message(wrong.topic, "refused")); err == nil {
+				panic("a send to " + wrong.topic + " was taken")
+			}
+		}
+		sendOk(newProducer(c), message(topic, "unsigned"))
+	})
+	for _, name := range []string{"query-by-key", "topic-config", "group-figures", "reset-offset", "group-config", "group-tools", "key-values"} {
 		lacks(name, "this client has no such calls")
 	}
 }

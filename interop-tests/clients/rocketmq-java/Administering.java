@@ -42,7 +42,9 @@ final class Administering {
         scenario("group-figures", Administering::groupFigures);
         scenario("reset-offset", Administering::resetOffset);
         scenario("group-config", Administering::groupConfig);
+        scenario("group-tools", Administering::groupTools);
         scenario("key-values", Administering::keyValues);
+        scenario("signed-requests", Administering::signedRequests);
     }
 
     private static MQClientAPIImpl api(DefaultMQProducer producer) {
@@ -200,6 +202,81 @@ final class Administering {
         Compat.consumeEnable(api(producer), address, group, true);
         inbox.awaitExactly(bodies);
         api(producer).deleteSubscriptionGroup(address, group, true, MILLIS);
+    }
+
+    private static void groupTools(Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "tools");
+        String address = broker(producer, topic);
+        String group = uniqueName("group");
+        Received inbox = new Received();
+        DefaultMQPushConsumer consumer = started(closer, newPushConsumer(group, topic, "*", inbox));
+        inbox.awaitExactly(sendMany(producer, topic, "m", 8));
+        // A consumer writes its offsets every five seconds, or when it is told to.
+        consumer.getDefaultMQPushConsumerImpl().persistConsumerOffset();
+        waitUntil(() -> api(producer).getConsumeStats(address, group, topic, MILLIS).computeTotalDiff() == 0, () -> "the group's offsets");
+
+        var spans = api(producer).queryConsumeTimeSpan(address, topic, group, MILLIS);
+        equal(spans.size(), 4, "queues with a time span");
+        for (var span : spans) {
+            check(span.getDelayTime() == 0 && span.getMinTimeStamp() <= span.getConsumeTimeStamp(), "span " + span);
+        }
+        String client = consumer.buildMQClientId();
+        var held = api(producer).invokeBrokerToGetConsumerStatus(address, topic, group, "", MILLIS);
+        equal(List.copyOf(held.keySet()), List.of(client), "clients that hold offsets");
+        equal(held.get(client).values().stream().mapToLong(Long::longValue).sum(), 10L, "offsets they hold");
+
+        Message message = new Message(topic, "T", bytes("straight"));
+        SendResult sent = sendOk(producer, message);
+        inbox.await(9);
+        String outcome = Compat.consumeDirectly(api(producer), address, group, client, topic, sent.getOffsetMsgId());
+        equal(outcome, "CR_SUCCESS", "outcome of a message consumed at once");
+        equal(inbox.bodies().stream().filter("straight"::equals).count(), 2L, "times it was consumed");
+
+        String heir = uniqueName("heir");
+        api(producer).cloneGroupOffset(address, group, heir, topic, true, MILLIS);
+        long copied = 0;
+        for (var offset : api(producer).getConsumeStats(address, heir, topic, MILLIS).getOffsetTable().values()) {
+            copied += offset.getConsumerOffset();
+        }
+        check(copied == 10 || copied == 11, "copied offsets: " + copied);
+        producer.getDefaultMQProducerImpl().getMqClientFactory().sendHeartbeatToAllBrokerWithLock();
+        check(api(producer).getAllProducerInfo(address, MILLIS).getData().containsKey(producer.getProducerGroup()), "all producers");
+        equal(api(producer).wipeWritePermOfBroker(Kit.nameServer(), "no-such-broker", MILLIS), 0, "topics of a broker that nobody knows");
+        Compat.moreTools(api(producer), address, group, topic);
+    }
+
+    /** Requests signed as Apache's ACL signs them are those of the user; others' are refused. */
+    private static void signedRequests(Closer closer) throws Exception {
+        Kit.needsAccounts();
+        DefaultMQProducer guest = producer(closer);
+        String theirs = newTopic(guest, "unsigned");
+        DefaultMQProducer signer = signing(closer, Compat.signer("signer", "a secret of the signer"));
+        String topic = uniqueName("signed");
+        sendOk(signer, new Message(topic, "T", bytes("mine")));
+        waitUntil(() -> !queues(signer, topic).isEmpty(), () -> "the route of a signer's topic");
+        // Its rights are its own, not those of requests without a signature.
+        refused(signer, theirs);
+        refused(signing(closer, Compat.signer("signer", "another secret")), topic);
+        refused(signing(closer, Compat.signer("stranger", "a secret of the signer")), topic);
+        sendOk(guest, new Message(topic, bytes("unsigned")));
+    }
+
+    private static DefaultMQProducer signing(Closer closer, org.apache.rocketmq.remoting.RPCHook hook) throws MQClientException {
+        DefaultMQProducer producer = Rocket.at(new DefaultMQProducer(uniqueName("producers"), hook));
+        producer.setRetryTimesWhenSendFailed(0);
+        return started(closer, producer);
+    }
+
+    private static void refused(DefaultMQProducer producer, String topic) throws Exception {
+        try {
+            producer.send(new Message(topic, bytes("refused")));
+            throw new AssertionError("a send to " + topic + " was taken");
+        } catch (MQBrokerException e) {
+            equal(e.getResponseCode(), 16, "code: " + e.getErrorMessage());
+        } catch (MQClientException e) {
+            check(String.valueOf(e).contains("CODE: 16"), "no refusal: " + e);
+        }
     }
 
     private static void keyValues(Closer closer) throws Exception {

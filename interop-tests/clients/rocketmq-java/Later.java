@@ -26,6 +26,8 @@ import java.util.function.Function;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
+import org.apache.rocketmq.client.consumer.store.OffsetStore;
+import org.apache.rocketmq.client.consumer.store.ReadOffsetType;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.LocalTransactionState;
 import org.apache.rocketmq.client.producer.SendResult;
@@ -207,10 +209,11 @@ final class Later {
             }
         };
         DefaultMQPushConsumer first = listen(closer, group, topic, listener);
-        sendOk(producer, new Message(topic, "T", bytes("later")));
-        waitUntil(() -> counts.size() == 1, () -> "the first attempt");
-        // The client hands it back a moment after the listener returned.
-        Thread.sleep(1500);
+        SendResult sent = sendOk(producer, new Message(topic, "T", bytes("later")));
+        // The client goes on behind a message only when the broker has taken it back.
+        OffsetStore offsets = first.getDefaultMQPushConsumerImpl().getOffsetStore();
+        waitUntil(() -> offsets.readOffset(sent.getMessageQueue(), ReadOffsetType.READ_FROM_MEMORY) > sent.getQueueOffset(),
+            () -> "the first attempt to be handed back, have " + counts);
         Kit.restart("kill");
         first.shutdown();
         listen(closer, group, topic, listener);

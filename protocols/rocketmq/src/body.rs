@@ -17,10 +17,10 @@ mod topic;
 
 pub use client::{
     CheckClient, ClientConnection, ConsumeDirectlyResult, ConsumeOutcome, ConsumerConnections, ConsumerList,
-    ProducerConnections,
+    GroupSubscription, ProducerConnections, ProducerInfo, ProducerTable,
 };
 pub use group::{
-    CustomizedRetry, ExponentialRetry, GroupConfig, GroupTable, RetryPolicy, SimpleSubscription,
+    CustomizedRetry, ExponentialRetry, GroupConfig, GroupConfigs, GroupTable, RetryPolicy, SimpleSubscription,
 };
 pub use heartbeat::{
     ConsumeFromWhere, ConsumeType, Consumer, Heartbeat, MAX_SUBSCRIPTIONS, MessageModel, Producer,
@@ -29,8 +29,10 @@ pub use heartbeat::{
 pub use lock::{LockAnswer, LockQueues, MAX_LOCKED_QUEUES};
 pub use offset_table::OffsetTable;
 pub use route::{BrokerAddresses, ClusterInfo, KvTable, QueueCounts, TopicList, TopicRoute};
-pub use stats::{ConsumeOffset, GroupList, TopicOffset, consume_stats, topic_stats};
-pub use topic::{DataVersion, TopicConfig, TopicTable};
+pub use stats::{
+    ConsumeOffset, ConsumeTimeSpan, GroupList, QueueTimeSpan, TopicOffset, consume_stats, topic_stats,
+};
+pub use topic::{DataVersion, TopicConfig, TopicConfigs, TopicTable};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -33,7 +33,10 @@ pub use offset::{
 pub use pull::{PullAnswer, PullMessage, pull_flag};
 pub use query::{QueryMessage, QueryMessageAnswer, ViewMessage};
 pub use send::{PushReply, SendAnswer, SendMessage, ShortNames};
-pub use topic::{ByGroup, ByTopic, ConsumeStats, CreateTopic, DeleteGroup, DeleteTopic, TopicTableAnswer};
+pub use topic::{
+    BrokerStats, ByGroup, ByTopic, CloneOffsets, ConsumeStats, CreateTopic, DeleteGroup, DeleteTopic,
+    GroupAndTopic, TopicTableAnswer,
+};
 pub use transaction::EndTransaction;
 
 use crate::command::{FieldReader, FieldWriter, Fields};

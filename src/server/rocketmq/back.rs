@@ -47,14 +47,19 @@ pub(super) fn on_back(session: &mut Session, command: &Command<'_>, asked: Asked
 /// VIEW_MESSAGE_BY_ID.
 pub(super) fn on_view(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let header: ViewMessage<'_> = command.header()?;
+    look(session, header.offset, asked, Wait::View)
+}
+
+/// Asks for the message at that place of the log.
+pub(super) fn look(session: &mut Session, offset: i64, asked: Asked, wait: Wait) -> Result<(), Refused> {
     // A message that was moved is not found there any more; the shard knows which those are.
-    let found = find(session, header.offset)?;
-    let moved = || u64::try_from(header.offset).ok().map(|position| (position, MOVED));
+    let found = find(session, offset)?;
+    let moved = || u64::try_from(offset).ok().map(|position| (position, MOVED));
     let Some((position, queue)) = found.or_else(moved) else {
-        let text = format!("can not find message by the offset, {}", header.offset);
+        let text = format!("can not find message by the offset, {offset}");
         return Err(refused(ResponseCode::SystemError, text));
     };
-    session.ask(Action::Read, Resource::Own, Op::View { queue, position }, asked, Wait::View)?;
+    session.ask(Action::Read, Resource::Own, Op::View { queue, position }, asked, wait)?;
     Ok(())
 }
 
@@ -74,18 +79,19 @@ fn find(session: &Session, offset: i64) -> Result<Option<(u64, QueueUid)>, Refus
 
 /// Answers a look.
 pub(super) fn answer_view(session: &mut Session, asked: Asked, reply: &Reply) -> Result<(), Refused> {
+    let record = record(session, reply)?;
+    session.answer(asked, &(), &record);
+    Ok(())
+}
+
+/// The record that was looked for, if the client may see it.
+pub(super) fn record(session: &mut Session, reply: &Reply) -> Result<Vec<u8>, Refused> {
     let Reply::Viewed { delivery, topic, queue_id } = reply else {
         return Err(refused(ResponseCode::SystemError, "the broker gave an answer to another question"));
     };
     authorize(&session.principal, Action::Read, Resource::Topic(topic))?;
-    match pull::one(session, delivery, topic, *queue_id) {
-        Ok(record) => {
-            session.answer(asked, &(), &record);
-            Ok(())
-        }
-        Err(error) => {
-            tracing::error!("message {}: {error}", signed(delivery.position));
-            Err(refused(ResponseCode::SystemError, format!("the log can not be read: {error}")))
-        }
-    }
+    pull::one(session, delivery, topic, *queue_id).map_err(|error| {
+        tracing::error!("message {}: {error}", signed(delivery.position));
+        refused(ResponseCode::SystemError, format!("the log can not be read: {error}"))
+    })
 }

@@ -33,7 +33,7 @@ const CLIENTS_MAX: usize = 1_024;
 /// Read and write, in RocketMQ's bits.
 const READ_WRITE: u32 = 6;
 
-/// Heartbeats that wait for topics.
+/// Heartbeats, and other requests of several steps, that wait for all of them.
 #[derive(Debug, Default)]
 pub(super) struct Joins {
     waiting: HashMap<u64, Join>,
@@ -103,9 +103,7 @@ pub(super) fn on_heartbeat(
         session.answer(asked, &HeartbeatAnswer::default(), &[]);
         return Ok(());
     }
-    session.joins.last += 1;
-    let join = session.joins.last;
-    session.joins.waiting.insert(join, Join { asked, left: missing.len(), failed: None });
+    let join = wait_for(session, asked, missing.len());
     for retry in missing {
         let op = Op::CreateTopic {
             topic: retry.as_str().into(),
@@ -116,6 +114,14 @@ pub(super) fn on_heartbeat(
         session.ask(Action::Configure, Resource::Topic(&retry), op, asked, Wait::Join(join))?;
     }
     Ok(())
+}
+
+/// An answer that waits for so many steps, each a [`Wait::Join`].
+pub(super) fn wait_for(session: &mut Session, asked: Asked, steps: usize) -> u64 {
+    session.joins.last += 1;
+    let join = session.joins.last;
+    session.joins.waiting.insert(join, Join { asked, left: steps, failed: None });
+    join
 }
 
 /// This connection is asked about half messages of a producer group from now on, or not any more.
@@ -171,7 +177,7 @@ pub(super) fn tags(expression: &str) -> Result<Arc<[u32]>, Refused> {
     }
 }
 
-/// One topic that a heartbeat waited for exists now, or can not.
+/// One step that an answer waited for is done, or can not be.
 pub(super) fn on_joined(session: &mut Session, join: u64, failed: Option<Refusal>) {
     let Some(waiting) = session.joins.waiting.get_mut(&join) else { return };
     waiting.left -= 1;

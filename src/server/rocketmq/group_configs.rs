@@ -6,11 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use dassie_rocketmq::body::{DataVersion, GroupConfig, GroupTable, RetryPolicy, from_json, to_json};
+use dassie_rocketmq::body::{
+    DataVersion, GroupConfig, GroupConfigs, GroupTable, RetryPolicy, from_json, to_json,
+};
 use dassie_rocketmq::header::{ByGroup, DeleteGroup};
 use dassie_rocketmq::message::check_group;
 use dassie_rocketmq::{Command, ResponseCode};
 
+use super::clients;
 use super::refuse::{Refused, name_refused, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::Op;
@@ -63,9 +66,30 @@ pub(super) fn check_pull(session: &Session, group: &str) -> Result<(), Refused> 
 pub(super) fn on_put(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let config: GroupConfig = from_json(command.body)?;
     judge(&config)?;
-    let (group, value) = (config.group_name.clone(), to_json(&config).into());
+    put(session, &config, asked, Wait::Done)
+}
+
+/// UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST: all of them are judged before the first is kept.
+pub(super) fn on_put_all(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+    let GroupConfigs { group_config_list } = from_json(command.body)?;
+    for config in &group_config_list {
+        judge(config)?;
+        authorize(&session.principal, Action::Configure, Resource::Group(&config.group_name))?;
+    }
+    if group_config_list.is_empty() {
+        return Err(refused(ResponseCode::InvalidParameter, "the list of groups is empty"));
+    }
+    let join = clients::wait_for(session, asked, group_config_list.len());
+    for config in &group_config_list {
+        put(session, config, asked, Wait::Join(join))?;
+    }
+    Ok(())
+}
+
+fn put(session: &mut Session, config: &GroupConfig, asked: Asked, wait: Wait) -> Result<(), Refused> {
+    let (group, value) = (&config.group_name, to_json(config).into());
     let op = Op::PutSetting { space: SPACE.into(), name: group.as_str().into(), value: Some(value) };
-    session.ask(Action::Configure, Resource::Group(&group), op, asked, Wait::Done)?;
+    session.ask(Action::Configure, Resource::Group(group), op, asked, wait)?;
     Ok(())
 }
 

@@ -31,7 +31,9 @@ use crate::security::Realm;
 
 mod back;
 mod clients;
+mod codes;
 mod connection;
+mod credentials;
 mod figures;
 mod group;
 mod group_configs;
@@ -46,6 +48,7 @@ mod refuse;
 mod route;
 mod send;
 mod session;
+mod tools;
 mod topics;
 mod transaction;
 

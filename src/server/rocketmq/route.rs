@@ -14,11 +14,14 @@ use dassie_rocketmq::{Command, ResponseCode};
 
 use super::refuse::{Refused, refused};
 use super::session::{Asked, Session};
+use super::tools::is_wiped;
 use super::{Settings, key_values};
 use crate::security::{Action, Resource, authorize};
 use crate::server::across::exchange_of;
 
-/// Read and write, in RocketMQ's bits.
+/// Write, in RocketMQ's bits.
+const WRITE: u32 = 2;
+/// Read and write.
 const READ_WRITE: u32 = 6;
 /// The same, and passed on to topics that are made from it.
 const INHERITED: u32 = 7;
@@ -37,6 +40,10 @@ pub(super) fn on_route(session: &mut Session, command: &Command<'_>, asked: Aske
         );
         return Err(refused(ResponseCode::TopicNotExist, text));
     };
+    let mut counts = counts;
+    if is_wiped(&session.topology, &session.front.settings.broker_name) {
+        counts[2] &= !WRITE;
+    }
     let [read_queue_nums, write_queue_nums, perm] =
         counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
     let route = TopicRoute {

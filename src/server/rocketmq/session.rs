@@ -24,7 +24,8 @@ use super::group::{Answer, Member, Notice, Push};
 use super::output::Output;
 use super::refuse::{Refused, refused, unsupported};
 use super::{
-    back, figures, group_configs, key_values, lock, offsets, pull, query, route, send, topics, transaction,
+    back, credentials, figures, group_configs, key_values, lock, offsets, pull, query, route, send, tools, topics,
+    transaction,
 };
 use crate::broker::api::{Event, Op, Refusal, Reply, Verb};
 use crate::broker::message::{Batches, Cache};
@@ -62,6 +63,14 @@ pub(super) enum Wait {
     Pull(pull::Pulled),
     Offset(offsets::Wanted),
     Figures(figures::Wanted),
+    Figured(tools::Figured),
+    /// A broker's permission to be written to, and how many topics it has.
+    Permission {
+        wipe: bool,
+        count: i32,
+    },
+    /// One message, for a consumer.
+    Direct(Box<tools::Direct>),
     Query(Box<query::Query>),
     /// A lock, and the broker name that the client used.
     Lock(String),
@@ -73,7 +82,7 @@ pub(super) enum Wait {
     View,
     /// A group's offset; nobody may wait for an answer, but leaving the group does.
     Commit,
-    /// One of the topics that a heartbeat waits for.
+    /// One of several steps: a topic that a heartbeat waits for, or what a list asks for.
     Join(u64),
 }
 
@@ -84,13 +93,25 @@ impl Wait {
     }
 }
 
+/// Whose answer another client's is.
+#[derive(Debug)]
+enum Passed {
+    /// This request's.
+    Answer(Asked),
+    /// A part of it: which gathering's, and which client was asked.
+    Part(u64, String),
+}
+
 /// See the module.
 pub(super) struct Session {
     pub(super) front: Arc<Front>,
     pub(super) peer: SocketAddr,
     /// The address that the client came to.
     pub(super) local: IpAddr,
+    /// Who the request in hand speaks as.
     pub(super) principal: Principal,
+    /// Who the one before spoke as, if that was another.
+    other: Option<Principal>,
     /// Until then its client may not have said yet what its groups want. Monotonic.
     pub(super) new_until: Duration,
     pub(super) output: Output,
@@ -113,7 +134,9 @@ pub(super) struct Session {
     /// Requests of others that this client was asked, by their opaque here: who wants the answer, and since when.
     asking: HashMap<i32, (mpsc::Sender<Notice>, u64)>,
     /// Requests of this client that another client is asked, by their number.
-    asked: HashMap<u64, Asked>,
+    asked: HashMap<u64, Passed>,
+    /// Requests that several clients are asked.
+    gatherings: HashMap<u64, tools::Gathering>,
     backlog: VecDeque<Event>,
     ending: bool,
 }
@@ -138,6 +161,7 @@ impl Session {
             peer,
             local,
             principal,
+            other: None,
             output: Output::default(),
             topology,
             member,
@@ -154,6 +178,7 @@ impl Session {
             last_opaque: 0,
             asking: HashMap::new(),
             asked: HashMap::new(),
+            gatherings: HashMap::new(),
             backlog: VecDeque::new(),
             ending: false,
         }
@@ -164,9 +189,22 @@ impl Session {
         self.front.address(self.local, self.peer.ip())
     }
 
-    /// The peer may do nothing here.
+    /// The peer may do nothing here, and can not become somebody who may.
     pub(super) fn is_stranger(&self) -> bool {
-        authorize(&self.principal, Action::Read, Resource::Own).is_err()
+        !self.front.realm.has_signers() && authorize(&self.principal, Action::Read, Resource::Own).is_err()
+    }
+
+    /// The request in hand is this user's; `None`: it came without credentials.
+    pub(super) fn speak_as(&mut self, name: Option<&str>) {
+        let realm = &self.front.realm;
+        if self.principal.is(name) {
+            return;
+        }
+        let next = self.other.take().filter(|other| other.is(name)).unwrap_or_else(|| match name {
+            Some(name) => realm.signed(name, self.peer.ip()),
+            None => realm.anonymous(self.peer.ip()),
+        });
+        self.other = Some(std::mem::replace(&mut self.principal, next));
     }
 
     // ---- what clients say
@@ -184,6 +222,7 @@ impl Session {
     }
 
     fn dispatch(&mut self, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
+        credentials::check(self, command)?;
         authorize(&self.principal, Action::Read, Resource::Own)?;
         if self.pending.len() >= PENDING_MAX {
             let text = "[REJECTREQUEST]system busy: too many requests of this connection wait";
@@ -219,6 +258,7 @@ impl Session {
             Some(RequestCode::DeleteTopicInBroker | RequestCode::DeleteTopicInNamesrv) => {
                 topics::on_delete(self, command, asked)
             }
+            Some(RequestCode::UpdateAndCreateTopicList) => topics::on_create_all(self, command, asked),
             Some(RequestCode::GetAllTopicConfig) => topics::on_all(self, asked),
             Some(RequestCode::GetTopicConfig) => topics::on_one(self, command, asked),
             Some(RequestCode::GetBrokerRuntimeInfo) => figures::on_runtime(self, asked),
@@ -229,6 +269,9 @@ impl Session {
             Some(RequestCode::InvokeBrokerToResetOffset) => figures::on_reset(self, command, asked),
             Some(RequestCode::UpdateAndCreateSubscriptiongroup) => {
                 group_configs::on_put(self, command, asked)
+            }
+            Some(RequestCode::UpdateAndCreateSubscriptiongroupList) => {
+                group_configs::on_put_all(self, command, asked)
             }
             Some(RequestCode::GetAllSubscriptiongroupConfig) => group_configs::on_all(self, asked),
             Some(RequestCode::GetSubscriptiongroupConfig) => group_configs::on_one(self, command, asked),
@@ -244,6 +287,22 @@ impl Session {
             Some(RequestCode::GetBrokerClusterInfo) => route::on_cluster(self, asked),
             Some(RequestCode::GetAllTopicListFromNameserver) => route::on_topics(self, asked),
             Some(RequestCode::GetKvConfig) => key_values::on_get(self, command, asked),
+            Some(RequestCode::WipeWritePermOfBroker) => tools::on_permission(self, command, asked, true),
+            Some(RequestCode::AddWritePermOfBroker) => tools::on_permission(self, command, asked, false),
+            Some(RequestCode::QueryConsumeTimeSpan) => tools::on_span(self, command, asked),
+            Some(RequestCode::QueryTopicsByConsumer) => tools::on_topics(self, command, asked),
+            Some(RequestCode::QuerySubscriptionByConsumer) => tools::on_subscription(self, command, asked),
+            Some(RequestCode::CloneGroupOffset) => tools::on_clone(self, command, asked),
+            Some(RequestCode::ConsumeMessageDirectly) => tools::on_direct(self, command, asked),
+            Some(RequestCode::InvokeBrokerToGetConsumerStatus) => tools::on_status(self, command, asked),
+            Some(RequestCode::GetAllProducerInfo) => tools::on_producers(self, asked),
+            Some(RequestCode::ViewBrokerStatsData) => tools::on_stats(command),
+            Some(RequestCode::GetNamesrvConfig) => tools::on_name_server_config(self, asked),
+            Some(
+                RequestCode::GetUnitTopicList
+                | RequestCode::GetHasUnitSubTopicList
+                | RequestCode::GetHasUnitSubUnunitTopicList,
+            ) => tools::on_unit_topics(self, asked),
             _ => Err(unsupported(command.head.code)),
         }
     }
@@ -357,7 +416,9 @@ impl Session {
                 clients::on_joined(self, join, result.err());
                 Ok(())
             }
-            (Wait::Step | Wait::View, Err(refusal)) if !matches!(refusal, Refusal::Busy(_)) => {
+            (Wait::Step | Wait::View | Wait::Direct(_), Err(refusal))
+                if !matches!(refusal, Refusal::Busy(_)) =>
+            {
                 Err(refused(ResponseCode::SystemError, refusal.to_string()))
             }
             (Wait::Offset(wanted), Err(Refusal::NotFound { .. } | Refusal::Invalid(_))) => {
@@ -372,6 +433,12 @@ impl Session {
             (Wait::Pull(pulled), Ok(reply)) => pull::answer(self, asked, &pulled, reply),
             (Wait::Query(query), Ok(reply)) => query::on_reply(self, asked, query, reply),
             (Wait::Figures(wanted), Ok(reply)) => figures::answer(self, asked, wanted, reply),
+            (Wait::Figured(figured), Ok(reply)) => tools::answer(self, asked, figured, reply),
+            (Wait::Direct(direct), Ok(reply)) => tools::answer_direct(self, asked, &direct, &reply),
+            (Wait::Permission { wipe, count }, Ok(_)) => {
+                tools::answer_permission(self, asked, wipe, count);
+                Ok(())
+            }
             (Wait::Lock(broker), Ok(reply)) => lock::answer(self, asked, &broker, reply),
             (Wait::Offset(wanted), Ok(reply)) => offsets::answer(self, asked, wanted, &reply),
             (Wait::Done | Wait::Step | Wait::Commit, Ok(_)) => {
@@ -438,10 +505,26 @@ impl Session {
             }
             Notice::Push(push) => self.push(&push),
             Notice::Answer(answer) => {
-                let Some(asked) = self.asked.remove(&answer.number) else { return };
+                self.on_passed(answer);
+            }
+        }
+    }
+
+    /// Another client answered what this one wanted to know.
+    fn on_passed(&mut self, answer: Answer) {
+        match self.asked.remove(&answer.number) {
+            Some(Passed::Answer(asked)) => {
                 let code = ResponseCode::from_code(answer.code).unwrap_or(ResponseCode::SystemError);
                 self.answer_code(asked, code, answer.remark, &(), &answer.body);
             }
+            Some(Passed::Part(number, client)) => {
+                let Some(gathering) = self.gatherings.get_mut(&number) else { return };
+                if let Some((asked, body)) = gathering.take(client, &answer) {
+                    self.gatherings.remove(&number);
+                    self.answer(asked, &(), &body);
+                }
+            }
+            None => {}
         }
     }
 
@@ -489,11 +572,30 @@ impl Session {
 
     /// Remembers a request that is answered by [`Notice::Answer`]; its number.
     pub(super) fn will_answer(&mut self, asked: Asked) -> (mpsc::Sender<Notice>, u64) {
+        self.will_pass(Passed::Answer(asked))
+    }
+
+    /// Remembers a request that several clients are asked; its number.
+    pub(super) fn gather(&mut self, gathering: tools::Gathering) -> u64 {
+        if self.gatherings.len() >= ASKING_MAX {
+            self.gatherings.clear();
+        }
+        self.last_request += 1;
+        self.gatherings.insert(self.last_request, gathering);
+        self.last_request
+    }
+
+    /// One of them is asked.
+    pub(super) fn will_gather(&mut self, number: u64, client: String) -> (mpsc::Sender<Notice>, u64) {
+        self.will_pass(Passed::Part(number, client))
+    }
+
+    fn will_pass(&mut self, passed: Passed) -> (mpsc::Sender<Notice>, u64) {
         if self.asked.len() >= ASKING_MAX {
             self.asked.clear();
         }
         self.last_request += 1;
-        self.asked.insert(self.last_request, asked);
+        self.asked.insert(self.last_request, passed);
         (self.member.notices.clone(), self.last_request)
     }
 }
@@ -511,280 +613,4 @@ fn head(asked: Asked, code: ResponseCode, remark: Option<String>) -> Head<'stati
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::security::{Realm, users::Users};
-    use std::sync::Arc;
-
-    use crate::broker::api::Destination;
-    use dassie_rocketmq::body::{ConsumerList, from_json};
-    use dassie_rocketmq::frame::MAX_FRAME;
-    use dassie_rocketmq::header::{SendMessage, ShortNames};
-    use dassie_rocketmq::{Split, split};
-
-    use super::super::Settings;
-    use super::super::group::Groups;
-    use super::*;
-    use crate::clock::SystemClock;
-
-    struct NoLog;
-
-    impl Batches for NoLog {
-        fn batch(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
-            Err(std::io::Error::other(format!("nothing at {position}")))
-        }
-
-        fn holding(&self, position: u64) -> std::io::Result<dassie_storage::Batch> {
-            self.batch(position)
-        }
-
-        fn is_at_hand(&self, _: u64) -> bool {
-            true
-        }
-    }
-
-    /// A client's requests, and what came back.
-    struct Test {
-        session: Session,
-        notices: mpsc::Receiver<Notice>,
-    }
-
-    /// An answer: opaque, code, remark.
-    type Heard = (i32, i32, Option<String>);
-
-    impl Test {
-        fn new(peer: &str) -> Self {
-            let settings = Settings {
-                advertised_host: Some("127.0.0.1".into()),
-                advertised_port: 10911,
-                broker_name: "b".into(),
-                cluster_name: "c".into(),
-                auto_create_topics: true,
-                default_topic_queues: 8,
-                delay_levels: 18,
-            };
-            let front = Arc::new(Front {
-                registry: crate::server::registry::Registry::new(Arc::new(SystemClock::new())),
-                settings,
-                store_host: "127.0.0.1:10911".parse().unwrap(),
-                groups: Arc::new(Groups::default()),
-                realm: Realm::new(Users::only_guest()),
-                clock: Arc::new(SystemClock::new()),
-                misled: std::sync::Once::new(),
-                started_ms: 0,
-                alarms: crate::alarms::Alarms::new(),
-                instance: 1,
-                keys: 0.into(),
-            });
-            let (notices_in, notices) = mpsc::channel(8);
-            let member = Member::new(1, notices_in, peer.parse().unwrap());
-            let topology = Arc::new(Topology::new());
-            let peers = (peer.parse().unwrap(), "127.0.0.1".parse().unwrap());
-            let session = Session::new(front, peers, topology, Box::new(NoLog), member);
-            Self { session, notices }
-        }
-
-        /// Returns the verbs that the request became.
-        fn says(&mut self, head: &Head<'_>, fields: &impl Fields, body: &[u8]) -> Vec<Verb> {
-            let mut bytes = Vec::new();
-            encode(&mut bytes, HeaderCodec::Json, head, fields, body).unwrap();
-            let Ok(Split::Frame { frame, .. }) = split(&bytes, MAX_FRAME) else { panic!("no frame") };
-            self.session.on_command(&Command::decode(&frame).unwrap());
-            self.session.take_verbs()
-        }
-
-        fn asks(&mut self, code: i32, opaque: i32, fields: &[(&str, &str)], body: &[u8]) -> Vec<Verb> {
-            let mut head = Head::request(RequestCode::HeartBeat, Language::Java, version::V4_9_8, opaque);
-            head.code = code;
-            self.says(&head, &fields, body)
-        }
-
-        fn replies(&mut self, request: u64, result: Result<Reply, Refusal>) {
-            self.session.on_events(vec![Event::Reply { request, result }]);
-            self.session.answer_events();
-        }
-
-        fn hears(&mut self) -> Vec<Heard> {
-            let bytes = std::mem::take(&mut self.session.output.tail);
-            let (mut rest, mut heard) = (&bytes[..], Vec::new());
-            while let Ok(Split::Frame { frame, consumed }) = split(rest, MAX_FRAME) {
-                let command = Command::decode(&frame).unwrap();
-                heard.push((command.head.opaque, command.head.code, command.head.remark.map(Into::into)));
-                rest = &rest[consumed..];
-            }
-            heard
-        }
-    }
-
-    fn send(topic: &str) -> ShortNames<'_> {
-        let header =
-            SendMessage { producer_group: "P", topic, default_topic_queue_nums: 4, ..SendMessage::default() };
-        ShortNames(header)
-    }
-
-    fn request(code: RequestCode, opaque: i32) -> Head<'static> {
-        Head::request(code, Language::Java, version::V4_9_8, opaque)
-    }
-
-    const HEARTBEAT: &[u8] =
-        br#"{"clientID":"a@1","consumerDataSet":[{"groupName":"G","consumeType":"CONSUME_PASSIVELY",
-        "messageModel":"CLUSTERING","consumeFromWhere":"CONSUME_FROM_LAST_OFFSET",
-        "subscriptionDataSet":[{"topic":"T","subString":"*","subVersion":1}]}]}"#;
-
-    #[test]
-    fn every_request_has_its_answer_in_whatever_order_the_shard_replies() {
-        let mut test = Test::new("127.0.0.1:5");
-        let first = test.says(&request(RequestCode::SendMessageV2, 11), &send("T"), b"one");
-        let second = test.says(&request(RequestCode::SendMessageV2, 12), &send("T"), b"two");
-        assert!(matches!(&first[0].op, Op::CreateTopic { write_queues: 4, .. }));
-        assert_eq!(test.session.sends_waiting(), 2);
-        let sent =
-            |offset| Ok(Reply::Sent { queue_id: 0, offsets: vec![offset], positions: vec![100 + offset] });
-        test.replies(second[1].request, sent(1));
-        test.replies(first[1].request, Err(Refusal::Busy("later".into())));
-        assert_eq!(test.hears(), [(12, 0, None), (11, 2, Some("later".to_owned()))]);
-        assert_eq!(test.session.sends_waiting(), 0);
-    }
-
-    #[test]
-    fn a_one_way_request_gets_no_answer_even_when_it_is_refused() {
-        let mut test = Test::new("127.0.0.1:5");
-        let verbs = test.says(&request(RequestCode::SendMessageV2, 1).one_way(), &send("T"), b"x");
-        assert_eq!(verbs.iter().map(|verb| verb.request).collect::<Vec<_>>(), [0, 0]);
-        let refused = test.says(&request(RequestCode::SendMessageV2, 2).one_way(), &send("T"), b"");
-        assert!(refused.is_empty() && test.hears().is_empty());
-    }
-
-    #[test]
-    fn a_heartbeat_is_answered_when_the_retry_topic_is_there_and_its_group_is_known_before() {
-        let mut test = Test::new("127.0.0.1:5");
-        let verbs = test.asks(34, 1, &[], HEARTBEAT);
-        let Op::CreateTopic { topic, write_queues: 1, .. } = &verbs[0].op else {
-            panic!("{:?}", verbs[0].op)
-        };
-        assert_eq!(&**topic, "%RETRY%G");
-        assert!(matches!(test.notices.try_recv(), Ok(Notice::Changed(group)) if &*group == "G"));
-        test.asks(38, 2, &[("consumerGroup", "G")], &[]);
-        let body = br#"{"consumerIdList":["a@1"]}"#;
-        assert!(test.session.output.tail.ends_with(body) && from_json::<ConsumerList>(body).is_ok());
-        assert_eq!(test.hears(), [(2, 0, None)]);
-        test.replies(verbs[0].request, Ok(Reply::Ok));
-        assert_eq!(test.hears(), [(1, 0, None)]);
-    }
-
-    #[test]
-    fn a_client_leaves_its_group_after_the_offsets_it_committed_are_stored() {
-        let mut test = Test::new("127.0.0.1:5");
-        test.asks(34, 1, &[], HEARTBEAT);
-        let fields = [("consumerGroup", "G"), ("topic", "T"), ("queueId", "0"), ("commitOffset", "7")];
-        let commit = test.says(&request(RequestCode::UpdateConsumerOffset, 2).one_way(), &&fields[..], &[]);
-        test.asks(35, 3, &[("clientID", "a@1"), ("consumerGroup", "G")], &[]);
-        assert_eq!((test.hears(), test.session.front.groups.clients("G").len()), (vec![], 1));
-        test.replies(commit[0].request, Ok(Reply::Ok));
-        assert_eq!((test.hears(), test.session.front.groups.clients("G").len()), (vec![(3, 0, None)], 0));
-    }
-
-    #[test]
-    fn a_group_without_a_subscription_can_not_pull() {
-        let mut test = Test::new("127.0.0.1:5");
-        test.asks(34, 1, &[], HEARTBEAT);
-        let pull = |topic, flags, version| {
-            [
-                ("consumerGroup", "G"),
-                ("topic", topic),
-                ("queueId", "0"),
-                ("queueOffset", "0"),
-                ("maxMsgNums", "32"),
-                ("sysFlag", flags),
-                ("commitOffset", "5"),
-                ("suspendTimeoutMillis", "15000"),
-                ("subVersion", version),
-            ]
-        };
-        let verbs = test.asks(11, 2, &pull("T", "3", "1"), &[]);
-        assert!(matches!(verbs[0].op, Op::CommitOffset { offset: 5, .. }));
-        assert!(matches!(&verbs[1].op, Op::Fetch(fetch) if fetch.wait_ms == 15_000 && fetch.tags.is_empty()));
-        assert!(test.asks(11, 3, &pull("U", "0", "1"), &[]).is_empty());
-        assert_eq!(test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(), [24]);
-        // Of a group without members the client of a new connection may just not have told yet: it is not made to wait.
-        let other = |group| {
-            let mut fields = pull("T", "0", "1");
-            fields[0].1 = group;
-            fields
-        };
-        assert!(
-            matches!(&test.asks(11, 5, &other("H"), &[])[0].op, Op::Fetch(fetch) if fetch.tags.is_empty())
-        );
-        test.session.new_until = Duration::ZERO;
-        assert!(test.asks(11, 6, &other("H"), &[]).is_empty());
-        assert_eq!(test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(), [24]);
-        // A rebalance renews the version before a heartbeat tells: such a pull is no reason to wait.
-        assert!(
-            matches!(&test.asks(11, 4, &pull("T", "0", "2"), &[])[0].op, Op::Fetch(fetch) if fetch.tags.is_empty())
-        );
-    }
-
-    #[test]
-    fn a_retry_that_is_one_too_many_or_of_an_ordered_group_goes_to_the_dead_letters() {
-        let mut test = Test::new("127.0.0.1:5");
-        test.asks(34, 1, &[], HEARTBEAT);
-        let mut goes = |topic, times, most| {
-            let header = SendMessage { reconsume_times: times, max_reconsume_times: most, ..send(topic).0 };
-            let verbs = test.says(&request(RequestCode::SendMessageV2, 2), &ShortNames(header), b"x");
-            let Some(Op::Send(send)) = verbs.last().map(|verb| &verb.op) else { panic!("no send") };
-            send.topic.to_string()
-        };
-        for (topic, times, most, expected) in [
-            ("%RETRY%G", None, None, "%RETRY%G"),
-            ("%RETRY%G", Some(16), None, "%RETRY%G"),
-            ("%RETRY%G", Some(17), None, "%DLQ%G"),
-            ("%RETRY%G", Some(3), Some(3), "%RETRY%G"),
-            ("%RETRY%G", Some(4), Some(3), "%DLQ%G"),
-            ("T", Some(99), None, "T"),
-        ] {
-            assert_eq!(goes(topic, times, most), expected, "{topic} {times:?} {most:?}");
-        }
-        let locks = br#"{"consumerGroup":"G","clientId":"a@1","mqSet":[]}"#;
-        test.asks(41, 3, &[], locks);
-        let header = SendMessage { reconsume_times: Some(1), ..send("%RETRY%G").0 };
-        let verbs = test.says(&request(RequestCode::SendMessageV2, 4), &ShortNames(header), b"x");
-        assert!(matches!(&verbs.last().unwrap().op, Op::Send(send) if &*send.topic == "%DLQ%G"));
-    }
-
-    #[test]
-    fn a_topic_that_stands_for_an_exchange_is_made_and_bound_by_its_first_send() {
-        let mut test = Test::new("127.0.0.1:5");
-        let verbs = test.says(&request(RequestCode::SendMessageV2, 1), &send("AMQP-X-amq|2Etopic"), b"x");
-        let ops: Vec<_> = verbs.iter().map(|verb| &verb.op).collect();
-        let [Op::CreateTopic { write_queues: 1, .. }, Op::Bind(binding), Op::Send(_)] = ops[..] else {
-            panic!("{ops:?}")
-        };
-        assert_eq!(
-            (&*binding.source, &binding.destination, &*binding.key),
-            ("amq.rmq.AMQP-X-amq|2Etopic", &Destination::Exchange("amq.topic".into()), "#")
-        );
-        assert!(test.says(&request(RequestCode::SendMessageV2, 2), &send("AMQP-X-none"), b"x").is_empty());
-        assert_eq!(test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(), [17]);
-    }
-
-    #[test]
-    fn a_stranger_is_refused_whatever_it_asks() {
-        let mut test = Test::new("192.0.2.1:5");
-        for code in [10, 34, 105, 106, 206, 9_999] {
-            assert!(test.asks(code, code, &[], HEARTBEAT).is_empty());
-        }
-        assert!(test.hears().iter().all(|(_, code, _)| *code == 16));
-    }
-
-    #[test]
-    fn a_client_that_does_not_read_is_not_given_more_answers() {
-        let mut test = Test::new("127.0.0.1:5");
-        let verbs = test.says(&request(RequestCode::SendMessageV2, 1), &send("T"), b"x");
-        test.session.output.tail = vec![0; OUTPUT_MAX];
-        let reply = Reply::Sent { queue_id: 0, offsets: vec![0], positions: vec![0] };
-        test.replies(verbs[1].request, Ok(reply));
-        assert!(!test.session.is_idle() && test.session.output.tail.len() == OUTPUT_MAX);
-        test.session.output.tail.clear();
-        test.session.answer_events();
-        assert_eq!((test.session.is_idle(), test.hears().len()), (true, 1));
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Topics: making, changing, removing, describing them (codes 17, 21, 215, 216, 351).
+//! Topics: making, changing, removing, describing them (codes 17, 18, 21, 215, 216, 351).
 //!
 //! Owns: which names and settings a topic may have, and the place of those that the core does not know.
 //! Promises: a setting without effect is refused by its name; a removed topic leaves nothing behind for a new one of its name.
@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use dassie_rocketmq::body::{DataVersion, TopicConfig, TopicTable, to_json};
+use dassie_rocketmq::body::{DataVersion, TopicConfig, TopicConfigs, TopicTable, from_json, to_json};
 use dassie_rocketmq::header::{ByTopic, CreateTopic, DeleteTopic, TopicTableAnswer};
 use dassie_rocketmq::message::{check_topic, is_system_topic};
 use dassie_rocketmq::{Command, ResponseCode};
 
+use super::clients;
 use super::key_values::{ORDERS, space};
 use super::refuse::{Refused, name_refused, refused};
 use super::session::{Asked, Session, Wait};
@@ -29,14 +30,56 @@ const ORDERED: &str = "rocketmq.ordered";
 pub(super) fn on_create(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let header: CreateTopic<'_> = command.header()?;
     let op = judge(&header)?;
-    let (topic, resource) = (header.topic, Resource::Topic(header.topic));
-    let ordered = header.order == Some(true);
+    create(session, header.topic, header.order == Some(true), op, (asked, Wait::Done))
+}
+
+/// UPDATE_AND_CREATE_TOPIC_LIST: all of them are judged before the first is made.
+pub(super) fn on_create_all(
+    session: &mut Session,
+    command: &Command<'_>,
+    asked: Asked,
+) -> Result<(), Refused> {
+    let TopicConfigs { topic_config_list } = from_json(command.body)?;
+    let mut ops = Vec::with_capacity(topic_config_list.len());
+    for config in &topic_config_list {
+        let attributes: Vec<String> =
+            config.attributes.iter().map(|(name, value)| format!("+{name}={value}")).collect();
+        let attributes = attributes.join(",");
+        let header = CreateTopic {
+            topic: &config.topic_name,
+            read_queue_nums: config.read_queue_nums,
+            write_queue_nums: config.write_queue_nums,
+            perm: config.perm,
+            attributes: Some(&attributes),
+            ..CreateTopic::default()
+        };
+        ops.push(judge(&header)?);
+        authorize(&session.principal, Action::Configure, Resource::Topic(&config.topic_name))?;
+    }
+    if ops.is_empty() {
+        return Err(refused(ResponseCode::InvalidParameter, "the list of topics is empty"));
+    }
+    let join = clients::wait_for(session, asked, ops.len());
+    for (config, op) in topic_config_list.iter().zip(ops) {
+        create(session, &config.topic_name, config.order, op, (asked, Wait::Join(join)))?;
+    }
+    Ok(())
+}
+
+fn create(
+    session: &mut Session,
+    topic: &str,
+    ordered: bool,
+    op: Op,
+    (asked, wait): (Asked, Wait),
+) -> Result<(), Refused> {
+    let resource = Resource::Topic(topic);
     if ordered != is_ordered(&session.topology, topic) {
         let value = ordered.then(|| Bytes::from_static(b"true"));
         let op = Op::PutSetting { space: ORDERED.into(), name: topic.into(), value };
         session.tell(Action::Configure, resource, op)?;
     }
-    session.ask(Action::Configure, resource, op, asked, Wait::Done)?;
+    session.ask(Action::Configure, resource, op, asked, wait)?;
     Ok(())
 }
 

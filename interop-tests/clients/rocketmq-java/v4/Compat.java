@@ -8,6 +8,7 @@ import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.protocol.heartbeat.MessageModel;
 import org.apache.rocketmq.common.subscription.SubscriptionGroupConfig;
+import org.apache.rocketmq.remoting.RPCHook;
 
 /** What the 4.x client spells differently. */
 final class Compat {
@@ -34,6 +35,17 @@ final class Compat {
 
     static void deleteRoute(MQClientAPIImpl api, String topic) throws Exception {
         api.deleteTopicInNameServer(Kit.nameServer(), topic, null, 10_000);
+    }
+
+    static String consumeDirectly(MQClientAPIImpl api, String address, String group, String client, String topic, String id) throws Exception {
+        return String.valueOf(api.consumeMessageDirectly(address, group, client, id, 10_000).getConsumeResult());
+    }
+
+    /** This line's client has no calls for the rest. */
+    static void moreTools(MQClientAPIImpl api, String address, String group, String topic) {}
+
+    static RPCHook signer(String name, String secret) {
+        throw new Kit.Skip("this client line signs with a library of its own");
     }
 
     static void delay(Message message, long millis) {

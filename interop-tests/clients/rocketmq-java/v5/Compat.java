@@ -1,11 +1,17 @@
 package interop.rocketmq;
 
 import interop.kit.Kit;
-import java.util.Map;import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import java.util.List;
+import java.util.Map;
+import org.apache.rocketmq.acl.common.AclClientRPCHook;
+import org.apache.rocketmq.acl.common.SessionCredentials;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.impl.MQClientAPIImpl;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.common.TopicConfig;
 import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.remoting.RPCHook;
 import org.apache.rocketmq.remoting.protocol.heartbeat.MessageModel;
 import org.apache.rocketmq.remoting.protocol.subscription.SubscriptionGroupConfig;
 
@@ -34,6 +40,32 @@ final class Compat {
 
     static void deleteRoute(MQClientAPIImpl api, String topic) throws Exception {
         api.deleteTopicInNameServer(Kit.nameServer(), topic, 10_000);
+    }
+
+    static String consumeDirectly(MQClientAPIImpl api, String address, String group, String client, String topic, String id) throws Exception {
+        return String.valueOf(api.consumeMessageDirectly(address, group, client, topic, id, 10_000).getConsumeResult());
+    }
+
+    /** What only this line can ask. */
+    static void moreTools(MQClientAPIImpl api, String address, String group, String topic) throws Exception {
+        Kit.check(api.queryTopicsByConsumer(address, group, 10_000).getTopicList().contains(topic), "topics of the group");
+        Kit.equal(api.querySubscriptionByConsumer(address, group, topic, 10_000).getSubString(), "*", "subscription");
+        List<String> names = List.of(Kit.uniqueName("list"), Kit.uniqueName("list"));
+        api.createTopicList(address, names.stream().map(name -> new TopicConfig(name, 2, 3, 6)).toList(), 10_000);
+        api.createSubscriptionGroupList(address, names.stream().map(name -> {
+            SubscriptionGroupConfig config = new SubscriptionGroupConfig();
+            config.setGroupName(name);
+            config.setRetryMaxTimes(7);
+            return config;
+        }).toList(), 10_000);
+        for (String name : names) {
+            Kit.equal(api.getTopicConfig(address, name, 10_000).getWriteQueueNums(), 3, "queues of a topic of the list");
+            Kit.equal(api.getSubscriptionGroupConfig(address, name, 10_000).getRetryMaxTimes(), 7, "retries of a group of the list");
+        }
+    }
+
+    static RPCHook signer(String name, String secret) {
+        return new AclClientRPCHook(new SessionCredentials(name, secret));
     }
 
     static void delay(Message message, long millis) {

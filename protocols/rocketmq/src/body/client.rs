@@ -1,4 +1,4 @@
-//! Bodies about a group's clients: codes 38, 46 and 309.
+//! Bodies about a group's clients: codes 38, 46, 203, 204, 309, 328 and 345.
 
 use super::heartbeat::{ConsumeFromWhere, ConsumeType, MessageModel, Subscription};
 use super::lenient;
@@ -70,6 +70,43 @@ pub struct ProducerConnections {
     /// The members.
     #[serde(default, deserialize_with = "lenient::list::<_, _, 100_000>")]
     pub connection_set: Vec<ClientConnection>,
+}
+
+/// A producer of any group, for tools.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProducerInfo {
+    /// The client's id.
+    pub client_id: String,
+    /// Where it connected from, `host:port`.
+    #[serde(rename = "remoteIP")]
+    pub remote_ip: String,
+    /// Its language's name.
+    pub language: String,
+    /// Its version's ordinal.
+    pub version: i32,
+    /// When it last said that it lives, in ms since 1970.
+    pub last_update_timestamp: i64,
+}
+
+/// The answer to GET_ALL_PRODUCER_INFO (328).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ProducerTable {
+    /// By group.
+    pub data: BTreeMap<String, Vec<ProducerInfo>>,
+}
+
+/// The answer to QUERY_SUBSCRIPTION_BY_CONSUMER (345).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupSubscription {
+    /// The topic.
+    pub topic: String,
+    /// The group.
+    pub group: String,
+    /// What it wants of the topic, if it has members that want anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscription_data: Option<Subscription>,
 }
 
 lenient::named! {

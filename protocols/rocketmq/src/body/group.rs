@@ -126,6 +126,15 @@ pub struct SimpleSubscription {
     pub version: i64,
 }
 
+/// Several groups' configurations: the body of UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST (225).
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupConfigs {
+    /// The groups.
+    #[serde(default, deserialize_with = "lenient::list::<_, _, 1_000>")]
+    pub group_config_list: Vec<GroupConfig>,
+}
+
 /// Every group's configuration: the answer to GET_ALL_SUBSCRIPTIONGROUP_CONFIG (201).
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,4 +1,4 @@
-//! Tables of offsets by queue: callbacks 220 and 221.
+//! Tables of offsets by queue: callbacks 220 and 221, and what a tool is told of the latter (223).
 //!
 //! Java and Go write and read them in fastjson's dialect, where objects stand for keys, which is no JSON:
 //! `{"offsetTable":{{"brokerName":"b","queueId":0,"topic":"t"}:5}}`. The C++ client reads a list instead. Owns both
@@ -58,6 +58,21 @@ impl OffsetTable {
         self.write(STATUS)
     }
 
+    /// The answer to INVOKE_BROKER_TO_GET_CONSUMER_STATUS (223): the tables that clients answered with, by client id.
+    pub fn to_statuses_body<'a>(clients: impl IntoIterator<Item = (&'a str, &'a Self)>) -> Vec<u8> {
+        let mut out = b"{\"consumerTable\":{".to_vec();
+        for (at, (client, table)) in clients.into_iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(&to_json(&client));
+            out.push(b':');
+            table.put(&mut out);
+        }
+        out.extend_from_slice(b"},\"messageQueueTable\":{}}");
+        out
+    }
+
     /// Reads the body of RESET_CONSUMER_CLIENT_OFFSET (220), in either form.
     pub fn from_reset_body(body: &[u8]) -> Result<Self, BodyError> {
         read(body, RESET)
@@ -69,7 +84,14 @@ impl OffsetTable {
     }
 
     fn write(&self, name: &str) -> Vec<u8> {
-        let mut out = format!("{{\"{name}\":{{").into_bytes();
+        let mut out = format!("{{\"{name}\":").into_bytes();
+        self.put(&mut out);
+        out.push(b'}');
+        out
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
         for (at, (queue, offset)) in self.0.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
@@ -77,8 +99,7 @@ impl OffsetTable {
             out.extend_from_slice(&to_json(queue));
             out.extend_from_slice(format!(":{offset}").as_bytes());
         }
-        out.extend_from_slice(b"}}");
-        out
+        out.push(b'}');
     }
 }
 
@@ -155,6 +176,21 @@ fn next_json<T: DeserializeOwned>(lexer: &mut Lexer<'_>) -> Result<T, BodyError>
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_clients_answered_stands_under_their_ids() {
+        let queue = super::MessageQueue { topic: "T".into(), broker_name: "b".into(), queue_id: 1 };
+        let table = super::OffsetTable(vec![(queue, 7)]);
+        let body =
+            super::OffsetTable::to_statuses_body([("c@1", &table), ("d", &super::OffsetTable::default())]);
+        assert_eq!(
+            String::from_utf8(body).unwrap(),
+            concat!(
+                r#"{"consumerTable":{"c@1":{{"topic":"T","brokerName":"b","queueId":1}:7},"d":{}},"#,
+                r#""messageQueueTable":{}}"#
+            )
+        );
+    }
+
     use super::*;
     use crate::golden;
     use proptest::prelude::*;

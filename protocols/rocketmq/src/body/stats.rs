@@ -1,4 +1,4 @@
-//! Figures of topics and groups, and what broker and group lists look like: codes 28, 201, 202, 208, 300, 343.
+//! Figures of topics and groups, and what broker and group lists look like: codes 28, 201, 202, 208, 300, 303, 343.
 //!
 //! Java writes and reads tables by queue in fastjson's dialect, where objects stand for keys, which is no JSON. Owns those
 //! forms. Does not know where figures come from.
@@ -30,6 +30,30 @@ pub struct ConsumeOffset {
     pub pull_offset: i64,
     /// Store time of the last message before the group's offset, in ms since 1970; 0 without one.
     pub last_timestamp: i64,
+}
+
+/// The times between which a queue's messages were stored, and the one that a group has reached. In ms since 1970.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueueTimeSpan {
+    /// The queue.
+    pub message_queue: MessageQueue,
+    /// Store time of the first message; -1 without one.
+    pub min_time_stamp: i64,
+    /// Store time of the last message; -1 without one.
+    pub max_time_stamp: i64,
+    /// Store time of the last message before the group's offset, else of the first one.
+    pub consume_time_stamp: i64,
+    /// How long the next message has waited for the group, in ms; 0 without one.
+    pub delay_time: i64,
+}
+
+/// The answer to QUERY_CONSUME_TIME_SPAN (303).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsumeTimeSpan {
+    /// One by queue.
+    pub consume_time_span_set: Vec<QueueTimeSpan>,
 }
 
 /// The answer to GET_TOPIC_STATS_INFO (202).

@@ -30,6 +30,15 @@ pub struct TopicConfig {
     pub attributes: BTreeMap<String, String>,
 }
 
+/// Several topics' configurations: the body of UPDATE_AND_CREATE_TOPIC_LIST (18).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicConfigs {
+    /// The topics.
+    #[serde(default, deserialize_with = "lenient::list::<_, _, 1_000>")]
+    pub topic_config_list: Vec<TopicConfig>,
+}
+
 fn single_tag() -> String {
     "SINGLE_TAG".to_owned()
 }

@@ -1,4 +1,4 @@
-//! Headers about topics and groups for tools: codes 17, 21, 202, 207, 208, 215, 300, 351, 352.
+//! Headers about topics and groups for tools: codes 17, 21, 202, 207, 208, 215, 300, 303, 314, 315, 343, 345, 351, 352.
 
 use super::headers;
 
@@ -33,7 +33,7 @@ headers! {
         topic: &'a str = "topic",
     }
 
-    /// GET_SUBSCRIPTIONGROUP_CONFIG (352).
+    /// GET_SUBSCRIPTIONGROUP_CONFIG (352), QUERY_TOPICS_BY_CONSUMER (343).
     pub struct ByGroup<'a> {
         /// The group.
         group: &'a str = "group",
@@ -45,6 +45,34 @@ headers! {
         consumer_group: &'a str = "consumerGroup",
         /// Only this topic.
         topic: Option<&'a str> = "topic",
+    }
+
+    /// QUERY_CONSUME_TIME_SPAN (303), QUERY_SUBSCRIPTION_BY_CONSUMER (345).
+    pub struct GroupAndTopic<'a> {
+        /// The group.
+        group: &'a str = "group",
+        /// The topic.
+        topic: &'a str = "topic",
+    }
+
+    /// CLONE_GROUP_OFFSET (314); the answer has no fields.
+    pub struct CloneOffsets<'a> {
+        /// Whose offsets.
+        from: &'a str = "srcGroup",
+        /// Who gets them.
+        to: &'a str = "destGroup",
+        /// Only in this topic.
+        topic: Option<&'a str> = "topic",
+        /// Whether topics count that the first group does not subscribe to now.
+        offline: Option<bool> = "offline",
+    }
+
+    /// VIEW_BROKER_STATS_DATA (315).
+    pub struct BrokerStats<'a> {
+        /// What is counted.
+        name: &'a str = "statsName",
+        /// Of whom.
+        key: &'a str = "statsKey",
     }
 
     /// DELETE_SUBSCRIPTIONGROUP (207).

@@ -147,19 +147,19 @@ impl Remoting {
     pub fn hear(&mut self) -> Result<Option<Command<'_>>, Error> {
         let Self { input, heard, .. } = self;
         loop {
-            let rest = &input[*heard..];
-            let broken = |error: &dyn fmt::Display| Error::Broken(error.to_string());
-            match split(rest, frame::MAX_FRAME).map_err(|error| broken(&error))? {
-                Split::Incomplete { .. } => return Ok(None),
-                Split::Frame { frame, consumed } => {
-                    *heard += consumed;
-                    let command = Command::decode(&frame).map_err(|error| broken(&error))?;
-                    if command.head.is_response() {
-                        return Ok(Some(command));
-                    }
-                }
+            match next(input, heard)? {
+                Some(command) if !command.head.is_response() => {}
+                answer => return Ok(answer),
             }
         }
+    }
+
+    /// The next answer or request of the server, of what was read; none until more is read.
+    ///
+    /// # Errors
+    /// The server broke the protocol.
+    pub fn hear_all(&mut self) -> Result<Option<Command<'_>>, Error> {
+        next(&self.input, &mut self.heard)
     }
 
     /// Says a request, sends all that was said, and gives what `read` makes of its answer. Answers to others are lost.
@@ -185,6 +185,17 @@ impl Remoting {
             self.receive(Duration::from_secs(1))?;
         }
         Err(Error::Gone(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+fn next<'i>(input: &'i [u8], heard: &mut usize) -> Result<Option<Command<'i>>, Error> {
+    let broken = |error: &dyn fmt::Display| Error::Broken(error.to_string());
+    match split(&input[*heard..], frame::MAX_FRAME).map_err(|error| broken(&error))? {
+        Split::Incomplete { .. } => Ok(None),
+        Split::Frame { frame, consumed } => {
+            *heard += consumed;
+            Command::decode(&frame).map(Some).map_err(|error| broken(&error))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::later;
 use crate::sim::dice::Dice;
 
 /// What a restart may take, on a machine that does other things, too.
@@ -61,7 +62,7 @@ impl Broker {
             directory: directory.to_owned(),
             data: directory.join("data"),
             launcher: Vec::new(),
-            settings: Vec::new(),
+            settings: later::SETTINGS.map(str::to_owned).to_vec(),
             config: None,
             ports,
             child: None,

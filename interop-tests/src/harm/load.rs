@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::broker::Ports;
 use super::tape::Tape;
-use super::{amqp, rocketmq};
+use super::{amqp, later, rocketmq};
 use crate::history::event::Op;
 use crate::sim::dice::Dice;
 use crate::wire::Error;
@@ -72,6 +72,8 @@ pub struct Load<W: Write = BufWriter<File>> {
     pub(super) backlog: AtomicI64,
     /// Where RocketMQ records were seen.
     pub(super) places: rocketmq::Places,
+    /// What must come later, or never.
+    pub(super) ledger: later::Ledger,
     /// When a message last arrived, on the tape's clock.
     pub(super) last_arrival: AtomicU64,
     /// Publishers that have not ended.
@@ -95,6 +97,7 @@ impl Load {
             consuming: AtomicBool::new(true),
             backlog: AtomicI64::new(0),
             places: rocketmq::Places::default(),
+            ledger: later::Ledger::default(),
             last_arrival: AtomicU64::new(0),
             publishers: AtomicU64::new(0),
             confirmed: AtomicU64::new(0),
@@ -176,7 +179,9 @@ impl Load {
 
     pub(super) fn declare(&self) -> Result<(), String> {
         if self.worlds.has_rocketmq() {
-            rocketmq::declare(self).map_err(|error| format!("RocketMQ: can not declare: {error}"))?;
+            let refused = |error| format!("RocketMQ: can not declare: {error}");
+            rocketmq::declare(self).map_err(refused)?;
+            later::declare(self).map_err(refused)?;
         }
         if self.worlds.has_amqp() {
             amqp::declare(self).map_err(|error| format!("AMQP: can not declare: {error}"))?;
@@ -201,6 +206,7 @@ impl Load {
         }
         if self.worlds.has_rocketmq() {
             rocketmq::begin(self, scope, dice);
+            later::begin(self, scope, dice);
         }
     }
 
@@ -249,6 +255,7 @@ impl Load {
         }
         if self.worlds.has_rocketmq() {
             rocketmq::scan(self, deadline)?;
+            later::settle(self, deadline)?;
         }
         self.well()
     }

@@ -13,6 +13,7 @@ mod amqp;
 mod arguments;
 pub mod broker;
 pub mod file_system;
+mod later;
 mod load;
 mod rocketmq;
 mod tape;

@@ -241,15 +241,24 @@ fn end_of(own: &str) -> i32 {
     state as i32
 }
 
+/// Halves that are there for certain and have not ended for certain: their offset and position, and whether an end was tried.
+type Open = BTreeMap<String, ((i64, i64), bool)>;
+
 fn transact(load: &Load, dice: &Dice) {
     let mut number = 0_u32;
-    // Halves that are there for certain and have not ended for certain.
-    let mut open: BTreeMap<String, ()> = BTreeMap::new();
+    let mut open = Open::new();
     let mut asked = Instant::now();
     while load.is_publishing() || !open.is_empty() || asked.elapsed() < QUESTIONS {
         let mut lives = || -> Result<(), Error> {
             let mut client = connect(load)?;
             heartbeat(&mut client)?;
+            // Nobody asks about what has ended, and whether it has the lost answer would have said.
+            let tried: Vec<_> =
+                open.iter().filter(|(_, (_, tried))| *tried).map(|(o, (p, _))| (o.clone(), *p)).collect();
+            for (own, place) in tried {
+                end(&mut client, &own, place, false)?;
+                open.remove(&own);
+            }
             while load.is_publishing() || !open.is_empty() || asked.elapsed() < QUESTIONS {
                 if load.is_publishing() {
                     number += 1;
@@ -264,6 +273,9 @@ fn transact(load: &Load, dice: &Dice) {
                 }
                 for (own, offset, position) in questions {
                     asked = Instant::now();
+                    if let Some((_, tried)) = open.get_mut(&own) {
+                        *tried = true;
+                    }
                     end(&mut client, &own, (offset, position), true)?;
                     open.remove(&own);
                 }
@@ -287,13 +299,7 @@ fn heartbeat(client: &mut Remoting) -> Result<(), Error> {
 }
 
 /// Sends a half message, and ends two of three at once.
-fn half(
-    load: &Load,
-    dice: &Dice,
-    client: &mut Remoting,
-    own: &str,
-    open: &mut BTreeMap<String, ()>,
-) -> Result<(), Error> {
+fn half(load: &Load, dice: &Dice, client: &mut Remoting, own: &str, open: &mut Open) -> Result<(), Error> {
     let part = u16::try_from(dice.below(PARTS.into())).expect("a small number");
     let properties = [(property::TRANSACTION_PREPARED, "true"), (property::PRODUCER_GROUP, PRODUCERS)];
     let prepared = SysFlag(0).with_transaction(TransactionState::Prepared).0;
@@ -303,8 +309,9 @@ fn half(
     }
     let (id, offset) = sent?;
     load.note_confirms(1);
-    open.insert(own.to_owned(), ());
-    if dice.below(3) > 0 {
+    let ends = dice.below(3) > 0;
+    open.insert(own.to_owned(), ((offset, id.offset), ends));
+    if ends {
         end(client, own, (offset, id.offset), false)?;
         open.remove(own);
     }

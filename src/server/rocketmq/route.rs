@@ -2,7 +2,7 @@
 //!
 //! Owns: routes, made from the topology at the moment they are asked for.
 //! Promises: a topic is routable as soon as it exists; a group's retry topic is routable before its first heartbeat has made it,
-//! because clients look for its route only once in 30 s; JSON is standard JSON.
+//! because clients look for its route only once in 30 s; so are the topics named after cluster and broker, for tools; JSON is standard JSON.
 //! Does not know: how topics come to be.
 
 use std::collections::BTreeMap;
@@ -66,6 +66,13 @@ pub(super) fn on_route(session: &mut Session, command: &Command<'_>, asked: Aske
 fn promised(settings: &Settings, topic: &str) -> Option<[u32; 3]> {
     if topic == system_topic::AUTO_CREATE && settings.auto_create_topics {
         return Some([settings.default_topic_queues, settings.default_topic_queues, INHERITED]);
+    }
+    // Tools find a cluster's brokers, and one broker, by topics of their names.
+    if topic == settings.cluster_name {
+        return Some([16, 16, INHERITED]);
+    }
+    if topic == settings.broker_name {
+        return Some([1, 1, INHERITED]);
     }
     let group = topic.strip_prefix(RETRY_PREFIX)?;
     check_group(group).ok().map(|()| [1, 1, READ_WRITE])
@@ -151,5 +158,9 @@ mod tests {
         assert_eq!(promised(&settings, "%RETRY%G"), Some([1, 1, 6]));
         assert_eq!(promised(&settings, "%RETRY%"), None);
         assert_eq!(promised(&settings, "T"), None);
+        assert_eq!(
+            (promised(&settings, "c"), promised(&settings, "b")),
+            (Some([16, 16, 7]), Some([1, 1, 7]))
+        );
     }
 }

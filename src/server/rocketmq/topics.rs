@@ -21,16 +21,19 @@ use crate::broker::topology::{Topic, Topology};
 use crate::security::{Action, Resource, authorize};
 use crate::server::across::is_foreign;
 
-/// The one attribute that asks for what is there anyway.
-const NORMAL: &str = "+message.type=NORMAL";
+/// What kind of messages a topic is meant for. Every topic takes all kinds, as with Apache for clients like these: it is for people.
+const MESSAGE_TYPE: &str = "message.type";
+const MESSAGE_TYPES: [&str; 6] = ["UNSPECIFIED", "NORMAL", "FIFO", "DELAY", "TRANSACTION", "MIXED"];
+/// Where that stands.
+const TYPES: &str = "rocketmq.message_type";
 /// Where it stands that a topic is ordered.
 const ORDERED: &str = "rocketmq.ordered";
 
 /// UPDATE_AND_CREATE_TOPIC.
 pub(super) fn on_create(session: &mut Session, command: &Command<'_>, asked: Asked) -> Result<(), Refused> {
     let header: CreateTopic<'_> = command.header()?;
-    let op = judge(&header)?;
-    create(session, header.topic, header.order == Some(true), op, (asked, Wait::Done))
+    let (op, settings) = judge(&header)?;
+    create(session, header.topic, settings, op, (asked, Wait::Done))
 }
 
 /// UPDATE_AND_CREATE_TOPIC_LIST: all of them are judged before the first is made.
@@ -43,13 +46,14 @@ pub(super) fn on_create_all(
     let mut ops = Vec::with_capacity(topic_config_list.len());
     for config in &topic_config_list {
         let attributes: Vec<String> =
-            config.attributes.iter().map(|(name, value)| format!("+{name}={value}")).collect();
+            config.attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let attributes = attributes.join(",");
         let header = CreateTopic {
             topic: &config.topic_name,
             read_queue_nums: config.read_queue_nums,
             write_queue_nums: config.write_queue_nums,
             perm: config.perm,
+            order: Some(config.order),
             attributes: Some(&attributes),
             ..CreateTopic::default()
         };
@@ -60,8 +64,8 @@ pub(super) fn on_create_all(
         return Err(refused(ResponseCode::InvalidParameter, "the list of topics is empty"));
     }
     let join = clients::wait_for(session, asked, ops.len());
-    for (config, op) in topic_config_list.iter().zip(ops) {
-        create(session, &config.topic_name, config.order, op, (asked, Wait::Join(join)))?;
+    for (config, (op, settings)) in topic_config_list.iter().zip(ops) {
+        create(session, &config.topic_name, settings, op, (asked, Wait::Join(join)))?;
     }
     Ok(())
 }
@@ -69,18 +73,29 @@ pub(super) fn on_create_all(
 fn create(
     session: &mut Session,
     topic: &str,
-    ordered: bool,
+    settings: Settings,
     op: Op,
     (asked, wait): (Asked, Wait),
 ) -> Result<(), Refused> {
     let resource = Resource::Topic(topic);
-    if ordered != is_ordered(&session.topology, topic) {
-        let value = ordered.then(|| Bytes::from_static(b"true"));
-        let op = Op::PutSetting { space: ORDERED.into(), name: topic.into(), value };
-        session.tell(Action::Configure, resource, op)?;
+    let mut wanted = vec![(ORDERED, settings.ordered.then(|| Bytes::from_static(b"true")))];
+    wanted.extend(settings.message_type.map(|value| (TYPES, value.map(Bytes::from_static))));
+    for (space, value) in wanted {
+        if session.topology.setting(space, topic) != value.as_ref() {
+            let op = Op::PutSetting { space: space.into(), name: topic.into(), value };
+            session.tell(Action::Configure, resource, op)?;
+        }
     }
     session.ask(Action::Configure, resource, op, asked, wait)?;
     Ok(())
+}
+
+/// What of a topic the core does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Settings {
+    ordered: bool,
+    /// `None`: it stays as it is; `Some(None)`: it is dropped.
+    message_type: Option<Option<&'static [u8]>>,
 }
 
 fn is_ordered(topology: &Topology, topic: &str) -> bool {
@@ -97,7 +112,7 @@ pub(super) fn on_delete(session: &mut Session, command: &Command<'_>, asked: Ask
     if is_system_topic(topic) {
         return Err(invalid(format!("The topic[{topic}] is conflict with system topic.")));
     }
-    for space in [ORDERED.to_owned(), space(ORDERS)] {
+    for space in [ORDERED.to_owned(), TYPES.to_owned(), space(ORDERS)] {
         if session.topology.setting(&space, topic).is_some() {
             let op = Op::PutSetting { space: space.into(), name: topic.into(), value: None };
             session.tell(Action::Configure, Resource::Topic(topic), op)?;
@@ -111,6 +126,8 @@ pub(super) fn on_delete(session: &mut Session, command: &Command<'_>, asked: Ask
 fn config(topology: &Topology, topic: &Topic) -> TopicConfig {
     let [read_queue_nums, write_queue_nums, perm] = [topic.read_queues, topic.write_queues, topic.permission]
         .map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    let kept = topology.setting(TYPES, &topic.name);
+    let kept = kept.map(|kind| String::from_utf8_lossy(kind).into_owned());
     TopicConfig {
         topic_name: topic.name.to_string(),
         read_queue_nums,
@@ -119,7 +136,7 @@ fn config(topology: &Topology, topic: &Topic) -> TopicConfig {
         topic_filter_type: "SINGLE_TAG".to_owned(),
         topic_sys_flag: 0,
         order: is_ordered(topology, &topic.name),
-        attributes: BTreeMap::new(),
+        attributes: kept.map(|kind| (MESSAGE_TYPE.to_owned(), kind)).into_iter().collect(),
     }
 }
 
@@ -149,7 +166,7 @@ pub(super) fn on_one(session: &mut Session, command: &Command<'_>, asked: Asked)
     Ok(())
 }
 
-fn judge(header: &CreateTopic<'_>) -> Result<Op, Refused> {
+fn judge(header: &CreateTopic<'_>) -> Result<(Op, Settings), Refused> {
     let invalid = |text: String| refused(ResponseCode::InvalidParameter, text);
     let topic = header.topic;
     check_topic(topic).map_err(|error| name_refused("topic", topic, error))?;
@@ -173,15 +190,26 @@ fn judge(header: &CreateTopic<'_>) -> Result<Op, Refused> {
     let permission = u32::try_from(header.perm).ok().filter(|bits| *bits < 8);
     let permission =
         permission.ok_or_else(|| invalid(format!("topic[{topic}]: perm {} is unknown", header.perm)))?;
-    let unsupported = |what: &str| {
-        refused(ResponseCode::InvalidParameter, format!("{what} is not supported by this broker yet"))
+    let settings = Settings {
+        ordered: header.order == Some(true),
+        message_type: message_type(header.attributes.unwrap_or_default()).map_err(invalid)?,
     };
-    if let Some(attributes) =
-        header.attributes.map(str::trim).filter(|text| !text.is_empty() && *text != NORMAL)
-    {
-        return Err(unsupported(&format!("the topic attribute {attributes}")));
+    Ok((Op::CreateTopic { topic: topic.into(), write_queues, read_queues, permission }, settings))
+}
+
+/// What `+message.type=KIND` or `-message.type` ask for; any other attribute is refused by name.
+fn message_type(attributes: &str) -> Result<Option<Option<&'static [u8]>>, String> {
+    let mut asked = None;
+    for attribute in attributes.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        let (name, value) = attribute.split_once('=').unwrap_or((attribute, ""));
+        let kind = MESSAGE_TYPES.iter().find(|kind| **kind == value).map(|kind| kind.as_bytes());
+        asked = match (name.split_at_checked(1), kind) {
+            (Some(("+", MESSAGE_TYPE)), Some(kind)) => Some(Some(kind)),
+            (Some(("-", MESSAGE_TYPE)), _) => Some(None),
+            _ => return Err(format!("the topic attribute {attribute} is not supported by this broker yet")),
+        };
     }
-    Ok(Op::CreateTopic { topic: topic.into(), write_queues, read_queues, permission })
+    Ok(asked)
 }
 
 #[cfg(test)]
@@ -202,14 +230,22 @@ mod tests {
 
     #[test]
     fn a_plain_topic_is_made_as_asked() {
-        let made = judge(&CreateTopic { attributes: Some(NORMAL), order: Some(true), ..header() }).unwrap();
+        let asked = Some("+message.type=TRANSACTION");
+        let (made, settings) =
+            judge(&CreateTopic { attributes: asked, order: Some(true), ..header() }).unwrap();
+        assert_eq!(settings, Settings { ordered: true, message_type: Some(Some(b"TRANSACTION")) });
+        assert_eq!(message_type("-message.type,"), Ok(Some(None)));
+        assert_eq!(message_type(""), Ok(None));
         assert!(matches!(made, Op::CreateTopic { write_queues: 4, read_queues: 8, permission: 6, .. }));
     }
 
     #[test]
     fn what_has_no_effect_is_refused_by_name() {
         let refused = |header| judge(&header).unwrap_err().remark;
-        assert!(refused(CreateTopic { attributes: Some("+message.type=FIFO"), ..header() }).contains("FIFO"));
+        assert!(
+            refused(CreateTopic { attributes: Some("+queue.type=BatchCQ"), ..header() }).contains("BatchCQ")
+        );
+        assert!(refused(CreateTopic { attributes: Some("+message.type=LITE"), ..header() }).contains("LITE"));
         assert!(refused(CreateTopic { topic: "a b", ..header() }).contains("illegal characters"));
         assert!(refused(CreateTopic { topic: "TBW102", ..header() }).contains("system topic"));
         assert!(refused(CreateTopic { write_queue_nums: 0, ..header() }).contains("queue"));

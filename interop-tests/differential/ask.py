@@ -60,6 +60,8 @@ def bring(wire, state, case):
     go("queue.bind", "queue.bind-ok")
     for body in (b"m1", b"m2"):
         wire.send(method("basic.publish", 1, {"exchange": p + "x", "routing-key": "k"}) + content_header(1, 2) + frame(BODY, 1, body))
+    # Behind it both are in the queue, and nothing of the client's is on its way.
+    go("queue.declare", "queue.declare-ok", {"queue": p + "q", "passive": True})
     if state == "confirm":
         go("confirm.select", "confirm.select-ok")
     elif state == "tx":
@@ -96,6 +98,7 @@ def answers(wire, case, sort, patience):
         wire.send(method("channel.open", 9, {}))
     marker = {"channel": (1, "channel.flow-ok"), "open": (9, "channel.open-ok"), "half-closed": (9, "channel.open-ok")}.get(sort)
     wait = (2.5 if marker else 0.8) * patience
+    look = case.look
     try:
         while True:
             kind, channel, payload = wire.receive(wait)
@@ -118,6 +121,9 @@ def answers(wire, case, sort, patience):
                 if name == "channel.close":
                     wire.send(method("channel.close-ok", channel, {}) + method("channel.open", 9, {}))
                     marker, wait = (9, "channel.open-ok"), 2.5 * patience
+                    if look:
+                        wire.send(b"".join(step(case) for step in look) + method("channel.flow", 9, {"active": True}))
+                        marker, look = (9, "channel.flow-ok"), ()
                 elif name == "connection.close":
                     wire.send(method("connection.close-ok", 0, {}))
                     marker, wait = None, 2.5 * patience

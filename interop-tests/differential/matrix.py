@@ -56,8 +56,9 @@ RIGHT = {
 
 
 class Case:
-    def __init__(self, name, state, steps):
+    def __init__(self, name, state, steps, look=()):
         self.name, self.state, self.steps = name, state, steps
+        self.look = look  # steps on channel 9, once the broker has closed the first one
         self.prefix = "?"  # set by the runner
 
     def text(self, given):
@@ -87,6 +88,7 @@ def cases():
     yield from publish_variations()
     yield from sequences()
     yield from frame_variations()
+    yield from behind_refusals()
 
 
 def methods_in_states():
@@ -367,3 +369,36 @@ def frame_variations():
         yield Case(f"tune-ok with {label}", "tuning", [call("connection.tune-ok", arguments, 0), call("connection.open", {}, 0)])
     for vhost in ("", "missing", "/", "//"):
         yield Case(f"open of vhost {vhost!r}", "tuned", [call("connection.open", {"virtual-host": vhost}, 0)])
+
+
+def behind_refusals():
+    """What a client pipelined behind a method that ends its channel: nothing of it happens, and nothing of it is answered."""
+    refusals = {
+        "a passive declare of no queue": call("queue.declare", {"queue": "{p}missing", "passive": True}),
+        "a declare that is not equal": call("queue.declare", {"queue": "{p}q", "durable": True}),
+        "a bind to no exchange, without waiting": call("queue.bind", {"exchange": "{p}missing", "no-wait": True}),
+        "a publish to no exchange": call("basic.publish", {"exchange": "{p}missing"}),
+        "a publish to an internal exchange": call("basic.publish", {"exchange": "{p}internal"}),
+        "a get from no queue": call("basic.get", {"queue": "{p}missing"}),
+        "a consume from no queue": call("basic.consume", {"queue": "{p}missing"}),
+        "an ack of nothing": call("basic.ack", {"delivery-tag": 7}),
+    }
+    behind = {
+        "queue.delete": [call("queue.delete")], "queue.purge": [call("queue.purge")], "queue.declare": [call("queue.declare")],
+        "exchange.delete, without waiting": [call("exchange.delete", {"no-wait": True})],
+        "basic.publish": [call("basic.publish")], "basic.publish, default exchange": [call("basic.publish", {"exchange": "", "routing-key": "{p}q"})],
+        "basic.get": [call("basic.get", {"no-ack": True})], "basic.consume": [call("basic.consume", {"no-ack": True})],
+        "basic.qos": [call("basic.qos")], "confirm.select": [call("confirm.select")], "a wrong ack": [call("basic.ack", {"delivery-tag": 8})],
+        "immediate": [call("basic.publish", {"immediate": True})],
+        "a publish to no exchange": [call("basic.publish", {"exchange": "{p}missing"})],
+    }
+    look = [call("queue.declare", {"passive": True, "queue": "{p}q"}, 9), call("exchange.declare", {"passive": True, "exchange": "{p}x"}, 9),
+            call("queue.declare", {"passive": True, "queue": "{p}new"}, 9)]
+    for first, refused in refusals.items():
+        for second, steps in behind.items():
+            yield Case(f"{second} behind {first}", "channel", [refused, *steps], look)
+        yield Case(f"publish and commit behind {first}", "tx", [refused, call("basic.publish"), call("tx.commit")], look)
+        yield Case(f"an ack behind {first}", "channel", [call("basic.get"), refused, call("basic.ack")], look)
+        yield Case(f"an ack before {first}", "channel", [call("basic.get"), call("basic.ack"), refused], look)
+        yield Case(f"channel.close behind {first}", "channel", [refused, call("channel.close")])
+        yield Case(f"publishes before {first}", "confirm", [call("basic.publish"), call("basic.publish"), refused], look)

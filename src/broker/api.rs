@@ -586,7 +586,8 @@ pub struct Publish {
 pub struct Verb {
     /// Proof that it may.
     pub key: Authorized,
-    /// Echoed in the reply; 0: the connection wants none.
+    /// Echoed in the reply; 0: the connection wants none. Names the channel too ([`request_of`]): a refusal ends that, and what
+    /// comes behind it there is dropped without a word until [`Op::CloseChannel`].
     pub request: u64,
     /// In which vhost names are looked up.
     pub vhost: VhostId,
@@ -594,6 +595,18 @@ pub struct Verb {
     pub op: Op,
     /// Its number among all verbs that the client's node handed to the leader (ADR 12); 0: the node leads itself.
     pub number: u64,
+}
+
+/// The number of a channel's wish. Channel 0: whoever has none; a refusal ends nothing then.
+#[must_use]
+pub const fn request_of(channel: ChannelId, wish: u32) -> u64 {
+    (channel as u64) << 32 | wish as u64
+}
+
+/// The channel in the number of a wish.
+#[must_use]
+pub fn channel_of(request: u64) -> ChannelId {
+    ChannelId::try_from(request >> 32).unwrap_or(0)
 }
 
 /// A message where it lies.

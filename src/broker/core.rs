@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::api::{
     ChannelId, ConnectionId, Delivery, Event, Fetch, Op, QueueUid, ReaderId, Refusal, Reply, Semantics, Verb,
+    channel_of,
 };
 use super::index::Pages;
 use super::later::Later;
@@ -102,8 +103,12 @@ pub(crate) struct Connection {
     pub(crate) readers: BTreeSet<ReaderId>,
     /// Shared windows of channels: (limit, held).
     pub(crate) windows: Map<ChannelId, (u16, u32)>,
+    /// The reader that got a message last: the next room of a shared window is for those behind it.
+    pub(crate) served: ReaderId,
     /// Exclusive queues it declared.
     pub(crate) owned: Vec<QueueUid>,
+    /// Channels that a refusal ended and that are not closed yet.
+    pub(crate) refused: BTreeSet<ChannelId>,
     /// The client is gone; kept until its last verbs are decided.
     gone: bool,
 }
@@ -481,7 +486,9 @@ impl Core {
                     outstanding: 0,
                     readers: BTreeSet::new(),
                     windows: Map::default(),
+                    served: 0,
                     owned: Vec::new(),
+                    refused: BTreeSet::new(),
                     gone: false,
                 };
                 self.connections.insert(id, connection);
@@ -1003,6 +1010,9 @@ impl Core {
 
     /// Answers a verb, if its connection wants that.
     pub(crate) fn reply(&mut self, id: ConnectionId, request: u64, result: Result<Reply, Refusal>) {
+        if result.is_err() {
+            self.refuse_channel(id, channel_of(request));
+        }
         if request != 0 {
             self.event(id, Event::Reply { request, result });
         }
@@ -1046,21 +1056,13 @@ impl Core {
     /// Where a publish goes: by its routing key and all further ones.
     pub(crate) fn route_publish(&mut self, vhost: u32, publish: &super::api::Publish) -> Option<Arc<Route>> {
         let (exchange, message) = (&publish.exchange, &publish.message);
-        let first = self.route(vhost, exchange, &publish.routing_key, message)?;
         if publish.also.is_empty() {
-            return Some(first);
+            return self.route(vhost, exchange, &publish.routing_key, message);
         }
-        let mut route = Route::clone(&first);
-        for key in &publish.also {
-            let other = self.route(vhost, exchange, key, message)?;
-            route.queues.extend(&other.queues);
-            route.topics.extend(other.topics.iter().cloned());
-        }
-        route.queues.sort_unstable();
-        route.queues.dedup();
-        route.topics.sort_unstable();
-        route.topics.dedup();
-        Some(Arc::new(route))
+        let keys: Vec<&str> =
+            std::iter::once(&publish.routing_key).chain(&publish.also).map(|key| &**key).collect();
+        let topology = &self.overlay.as_ref()?.topology;
+        topology.route(vhost, exchange, &keys, message, &*self.semantics).map(Arc::new)
     }
 
     /// Gives credit back to a connection's publisher side.
@@ -1151,7 +1153,7 @@ impl Core {
         if let Some(route) = self.routes.get(&place) {
             return Some(Arc::clone(route));
         }
-        let route = Arc::new(overlay.topology.route(vhost, exchange, key, message, &*self.semantics)?);
+        let route = Arc::new(overlay.topology.route(vhost, exchange, &[key], message, &*self.semantics)?);
         if !route.by_headers {
             self.routes.insert(place, Arc::clone(&route));
         }

@@ -53,6 +53,9 @@ pub(crate) enum Redone {
 impl Core {
     /// Decides one verb. The node leads and its session is open.
     pub(crate) fn decide(&mut self, id: ConnectionId, verb: Verb) {
+        if self.is_behind_refusal(id, &verb) {
+            return self.finished(id, &verb);
+        }
         match &verb.op {
             // What counts or takes messages sees what the same client published before it.
             Op::DeclareQueue(..) | Op::PurgeQueue { .. } | Op::DeleteQueue { .. }
@@ -266,7 +269,7 @@ impl Core {
         if self.is_internal(verb.vhost, &publish.exchange) {
             let refusal =
                 Refusal::Internal { name: Arc::clone(&publish.exchange), vhost: self.vhost_name(verb.vhost) };
-            return self.refuse_publish(id, &verb, refusal);
+            return self.refuse_publish(id, verb, refusal);
         }
         if route.is_empty() {
             return self.unroutable(id, verb);
@@ -277,7 +280,7 @@ impl Core {
             return self.put_large(id, verb);
         }
         if !self.push_to_memory(&route, publish) {
-            return self.memory_full(id, &verb);
+            return self.memory_full(id, verb);
         }
         if durable.is_empty() {
             if publish.confirm > 0 {
@@ -330,6 +333,10 @@ impl Core {
             Some(known) if known.spec.internal => Refusal::Internal { name, vhost },
             Some(_) => return self.reply(id, verb.request, Ok(Reply::Ok)),
         };
+        if self.publishes_in_flight(id) {
+            return self.stall_behind_publishes(id, verb);
+        }
+        self.refuse_channel(id, channel);
         self.event(id, Event::PublishRefused { channel, refusal });
     }
 
@@ -343,7 +350,7 @@ impl Core {
             return self.stall(id, verb);
         }
         let refusal = not_found("exchange", &publish.exchange, &self.vhost_name(verb.vhost));
-        self.refuse_publish(id, &verb, refusal);
+        self.refuse_publish(id, verb, refusal);
     }
 
     /// The change that makes the topic of this exchange, if there is none and publishing to it may make one.
@@ -354,10 +361,15 @@ impl Core {
         self.topic_change(&name.into(), queues, queues, 6)
     }
 
-    fn refuse_publish(&mut self, id: ConnectionId, verb: &Verb, refusal: Refusal) {
+    /// Once it stands at the head of the connection's publishes: what was taken before it is confirmed before its channel ends.
+    fn refuse_publish(&mut self, id: ConnectionId, verb: Verb, refusal: Refusal) {
         let Op::Publish(publish) = &verb.op else { return };
+        if self.publishes_in_flight(id) {
+            return self.stall_behind_publishes(id, verb);
+        }
+        self.refuse_channel(id, publish.channel);
         self.event(id, Event::PublishRefused { channel: publish.channel, refusal });
-        self.finished(id, verb);
+        self.finished(id, &verb);
     }
 
     fn unroutable(&mut self, id: ConnectionId, verb: Verb) {
@@ -377,11 +389,11 @@ impl Core {
         }
     }
 
-    fn memory_full(&mut self, id: ConnectionId, verb: &Verb) {
+    fn memory_full(&mut self, id: ConnectionId, verb: Verb) {
         let Op::Publish(publish) = &verb.op else { return };
         if publish.confirm > 0 {
             self.confirm(id, publish.channel, publish.confirm, false);
-            self.finished(id, verb);
+            self.finished(id, &verb);
         } else {
             let text = format!("queues in memory hold {} bytes, their limit", limits::MEMORY_QUEUES_MAX);
             self.refuse_publish(id, verb, Refusal::Limit(text));
@@ -516,7 +528,7 @@ impl Core {
                 };
                 let durable = self.durable_targets(&route, publish);
                 if !self.push_to_memory(&route, publish) {
-                    return self.memory_full(id, &large.verb);
+                    return self.memory_full(id, large.verb);
                 }
                 if durable.is_empty() {
                     return self.unroutable(id, large.verb);
@@ -824,6 +836,7 @@ impl Core {
         for (first, last) in ranges {
             count += reader.take(*first, *last, &mut taken);
         }
+        let count = reader.in_window(count);
         let (queue, channel, idle) =
             (reader.queue, reader.channel, !reader.attached && reader.leases.is_empty());
         if idle {
@@ -899,7 +912,7 @@ impl Core {
         let mut leases = reader.leases;
         let count = leases.len();
         leases.drain(..).for_each(|offset| super::reader::push_range(&mut ranges, offset));
-        self.window_freed(key.0, reader.channel, count);
+        self.window_freed(key.0, reader.channel, if reader.got { 0 } else { count });
         self.requeue(reader.queue, &ranges);
         self.list(reader.queue);
     }
@@ -1326,7 +1339,7 @@ impl Core {
         let keys: Vec<_> = self.readers.iter().filter(|(_, r)| r.queue == uid).map(|(k, _)| *k).collect();
         for key in keys {
             let Some(reader) = self.readers.remove(&key) else { continue };
-            self.window_freed(key.0, reader.channel, reader.leases.len());
+            self.window_freed(key.0, reader.channel, reader.in_window(reader.leases.len()));
             if let Some(connection) = self.connections.get_mut(&key.0) {
                 connection.readers.remove(&key.1);
             }

@@ -21,6 +21,7 @@ pub mod pattern;
 mod read;
 mod reader;
 mod record;
+mod refused;
 mod reply;
 pub mod retention;
 pub mod shard;

@@ -5,6 +5,7 @@
 //! Does not know: sockets, layouts, how positions become bytes (that is `message`).
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,6 +141,7 @@ impl Core {
             no_ack: subscribe.no_ack,
             window: subscribe.window.reader,
             channel: subscribe.window.channel,
+            got: false,
             attached: true,
             leases: std::collections::VecDeque::new(),
         };
@@ -177,6 +179,7 @@ impl Core {
         self.end_replies(id, |_, of| of == channel);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.windows.remove(&channel);
+        connection.refused.remove(&channel);
         let keys: Vec<ReaderKey> = connection.readers.iter().map(|r| (id, *r)).collect();
         for key in keys {
             let Some(reader) = self.readers.get(&key).filter(|r| r.channel == channel) else { continue };
@@ -194,7 +197,7 @@ impl Core {
             .readers
             .iter()
             .filter(|(k, r)| k.0 == id && r.channel == channel)
-            .map(|(_, r)| r.leases.len())
+            .map(|(_, r)| r.in_window(r.leases.len()))
             .sum();
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.windows.insert(channel, (limit, u32::try_from(held).unwrap_or(u32::MAX)));
@@ -212,10 +215,13 @@ impl Core {
         }
     }
 
+    /// Those first that did not get something last, so that each has its turn.
     fn list_readers_of(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get(&id) else { return };
+        let (before, behind) = (..=connection.served, (Bound::Excluded(connection.served), Bound::Unbounded));
+        let turns = connection.readers.range(behind).chain(connection.readers.range(before));
         let queues: Vec<QueueUid> =
-            connection.readers.iter().filter_map(|r| self.readers.get(&(id, *r))).map(|r| r.queue).collect();
+            turns.filter_map(|r| self.readers.get(&(id, *r))).map(|r| r.queue).collect();
         queues.into_iter().for_each(|uid| self.list(uid));
     }
 
@@ -246,7 +252,7 @@ impl Core {
                 reader.leases.retain(|offset| !cursor.is_settled(*offset));
                 unacked += reader.leases.len() as u64;
                 taken.extend(&reader.leases);
-                let (channel, ended) = (reader.channel, before - reader.leases.len());
+                let (channel, ended) = (reader.channel, reader.in_window(before - reader.leases.len()));
                 self.window_freed(key.0, channel, ended);
             }
             let Some(runtime) = self.runtimes.get_mut(&uid) else { continue };
@@ -321,8 +327,8 @@ impl Core {
             let Some(reader) = self.readers.get(&key) else { continue };
             let Some(connection) = self.connections.get(&key.0) else { continue };
             let window = connection.windows.get(&reader.channel);
-            let channel_room =
-                reader.no_ack || window.is_none_or(|(limit, held)| *limit == 0 || *held < u32::from(*limit));
+            // As in RabbitMQ: what needs no ack does not count in the channel's window, and waits for it all the same.
+            let channel_room = window.is_none_or(|(limit, held)| *limit == 0 || *held < u32::from(*limit));
             if reader.has_room() && channel_room && connection.outstanding < limits::DELIVERY_CREDIT {
                 return Some(key);
             }
@@ -406,12 +412,14 @@ impl Core {
         }
         let Some(reader) = self.readers.get_mut(&key) else { return };
         reader.lease(offset);
-        let channel = reader.channel;
+        let (channel, got) = (reader.channel, reader.got);
         if let Some(runtime) = self.runtimes.get_mut(&uid) {
             runtime.unacked += 1;
         }
-        if let Some((_, held)) = self.connections.get_mut(&key.0).and_then(|c| c.windows.get_mut(&channel)) {
+        let Some(connection) = self.connections.get_mut(&key.0).filter(|_| !got) else { return };
+        if let Some((_, held)) = connection.windows.get_mut(&channel) {
             *held += 1;
+            connection.served = key.1;
         }
     }
 
@@ -442,6 +450,8 @@ impl Core {
         };
         let uid = definition.uid;
         self.runtime(uid);
+        // Who consumes waited before.
+        self.serve_queue(uid);
         let mut delivery = None;
         while delivery.is_none() {
             let Some((offset, redelivered)) = self.next_message(uid) else { break };
@@ -456,8 +466,15 @@ impl Core {
             let key = (id, reader);
             if !no_ack && !self.readers.contains_key(&key) {
                 let leases = std::collections::VecDeque::new();
-                let getter =
-                    Reader { queue: uid, no_ack: false, window: 0, channel, attached: false, leases };
+                let getter = Reader {
+                    queue: uid,
+                    no_ack: false,
+                    window: 0,
+                    channel,
+                    got: true,
+                    attached: false,
+                    leases,
+                };
                 self.readers.insert(key, getter);
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.readers.insert(reader);

@@ -20,6 +20,8 @@ pub(crate) struct Reader {
     /// Unsettled messages it may hold; 0: no limit.
     pub(crate) window: u16,
     pub(crate) channel: ChannelId,
+    /// A get's: what it holds is not limited by windows and does not count in them.
+    pub(crate) got: bool,
     /// Attached to its queue. A cancelled one only keeps its leases.
     pub(crate) attached: bool,
     /// Offsets it holds, ascending.
@@ -31,6 +33,11 @@ impl Reader {
         // Without a window there is a bound all the same: who never acks must not take all memory.
         let most = if self.window == 0 { limits::LEASES_MAX } else { usize::from(self.window) };
         self.no_ack || self.leases.len() < most
+    }
+
+    /// Of so many leases, those that count in the channel's window.
+    pub(crate) fn in_window(&self, leases: usize) -> usize {
+        if self.got { 0 } else { leases }
     }
 
     pub(crate) fn lease(&mut self, offset: Offset) {
@@ -100,7 +107,15 @@ mod tests {
     use super::*;
 
     fn reader() -> Reader {
-        Reader { queue: 1, no_ack: false, window: 3, channel: 1, attached: true, leases: VecDeque::new() }
+        Reader {
+            queue: 1,
+            no_ack: false,
+            window: 3,
+            channel: 1,
+            got: false,
+            attached: true,
+            leases: VecDeque::new(),
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::security::{self, Action, Resource};
 mod expiration;
 mod later;
 mod pieces;
+mod refused;
 mod replies;
 mod retention;
 mod transactions;
@@ -1024,7 +1025,7 @@ fn who_is_not_sure_to_lead_reads_and_hands_out_nothing() {
     assert!(a.take().is_empty() && b.take().is_empty(), "another node may have handed it out");
     h.core.lease(Some(h.term));
     h.run();
-    assert_eq!((a.take().len(), b.take().len()), (0, 1), "the acknowledged one is gone, the other one got");
+    assert_eq!((a.take().len(), b.take().len()), (1, 1), "who consumes gets the other one, the get learns so");
 }
 
 #[test]
@@ -1103,4 +1104,80 @@ fn an_offset_of_a_gone_connection_is_not_stored_after_another_leader() {
     h.start_term();
     h.run();
     assert!(h.core.state.group_offsets.is_empty(), "by now its client may have stored a later one elsewhere");
+}
+
+#[test]
+fn every_exchange_on_its_way_looks_at_all_keys_of_a_message() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, queue("q", true)).unwrap();
+    let bind = |source: &str, destination, key: &str| {
+        let (source, key) = (source.into(), key.into());
+        Op::Bind(BindingSpec { source, destination, key, arguments: Bytes::new() })
+    };
+    h.call(&mut c, bind("amq.direct", Destination::Exchange("amq.topic".into()), "first")).unwrap();
+    h.call(&mut c, bind("amq.topic", Destination::Queue("q".into()), "second")).unwrap();
+    let Op::Publish(message) = publish("amq.direct", "", 0, b"x") else { unreachable!() };
+    let also = vec!["first".into(), "second".into()];
+    h.send(&mut c, Op::Publish(Publish { also, ..message }));
+    h.send(&mut c, publish("amq.direct", "first", 0, b"y"));
+    let Ok(Reply::Queue { messages, .. }) = h.call(&mut c, queue("q", true)) else { panic!() };
+    assert_eq!(messages, 1);
+}
+
+fn get(reader: ReaderId, name: &str) -> Op {
+    Op::Get { reader, channel: 1, queue: name.into(), no_ack: false }
+}
+
+#[test]
+fn a_get_does_not_take_from_who_waits_nor_from_a_channels_window() {
+    for durable in [true, false] {
+        let mut h = Harness::new();
+        let mut c = h.client(1);
+        h.call(&mut c, queue("q", durable)).unwrap();
+        h.call(&mut c, Op::SetChannelWindow { channel: 1, limit: 1 }).unwrap();
+        h.call(&mut c, consume(5, "q", 0)).unwrap();
+        h.send(&mut c, publish("", "q", 0, b"0"));
+        let got = h.call(&mut c, get(6, "q"));
+        assert!(matches!(got, Ok(Reply::Got { delivery: None, .. })), "{got:?}");
+        (0..2).for_each(|_| h.send(&mut c, publish("", "q", 0, b"1")));
+        let got = h.call(&mut c, get(7, "q"));
+        assert!(matches!(got, Ok(Reply::Got { delivery: Some(_), .. })), "{got:?}");
+        c.take();
+        h.send(&mut c, Op::Settle { reader: 5, ranges: vec![(0, 0)], how: Settle::Ack });
+        h.run();
+        assert_eq!(c.deliveries().len(), 1, "what was got does not count");
+        h.send(&mut c, Op::Settle { reader: 7, ranges: vec![(1, 1)], how: Settle::Ack });
+        h.send(&mut c, publish("", "q", 0, b"2"));
+        h.run();
+        assert!(c.deliveries().is_empty(), "and makes no room");
+    }
+}
+
+#[test]
+fn room_in_a_shared_window_goes_round_the_readers() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, Op::SetChannelWindow { channel: 1, limit: 1 }).unwrap();
+    for (reader, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        h.call(&mut c, queue(name, false)).unwrap();
+        (0..3).for_each(|_| h.send(&mut c, publish("", name, 0, b"x")));
+        h.send(&mut c, consume(reader, name, 0));
+        h.run();
+    }
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        let (reader, offset) = c
+            .take()
+            .into_iter()
+            .find_map(|event| match event {
+                Event::Deliveries { reader, deliveries } => Some((reader, deliveries[0].offset)),
+                _ => None,
+            })
+            .expect("a delivery");
+        order.push(reader);
+        h.send(&mut c, Op::Settle { reader, ranges: vec![(offset, offset)], how: Settle::Ack });
+        h.run();
+    }
+    assert_eq!(order, [1, 2, 3, 1, 2, 3]);
 }

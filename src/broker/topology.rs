@@ -345,18 +345,22 @@ impl Topology {
             .flat_map(|m| m.values())
     }
 
-    /// Where a message published to `exchange` goes; `None`: no such exchange. The default exchange is "".
+    /// Where a message published to `exchange` goes; `None`: no such exchange. The default exchange is "". With several keys each
+    /// exchange on its way looks at all of them.
     pub fn route(
         &self,
         vhost: VhostId,
         exchange: &str,
-        key: &str,
+        keys: &[&str],
         message: &Message,
         semantics: &dyn Semantics,
     ) -> Option<Route> {
         let mut route = Route::default();
         if exchange.is_empty() {
-            route.queues.extend(self.vhosts.get(&vhost)?.queues.get(key).copied());
+            let queues = &self.vhosts.get(&vhost)?.queues;
+            route.queues.extend(keys.iter().filter_map(|key| queues.get(*key)));
+            route.queues.sort_unstable();
+            route.queues.dedup();
             return Some(route);
         }
         let mut pending = vec![self.exchange(vhost, exchange)?];
@@ -370,26 +374,24 @@ impl Topology {
                 route.topics.push(Arc::clone(&topic.name));
             }
             route.by_headers |= exchange.spec.kind == ExchangeKind::Headers;
-            exchange.for_each_match(
-                key,
-                message,
-                semantics,
-                &mut |binding| match &binding.spec.destination {
-                    Destination::Queue(name) => {
-                        route
-                            .queues
-                            .extend(self.vhosts.get(&vhost).and_then(|v| v.queues.get(name)).copied());
+            let mut matched = |binding: &Binding| match &binding.spec.destination {
+                Destination::Queue(name) => {
+                    route
+                        .queues
+                        .extend(self.vhosts.get(&vhost).and_then(|v| v.queues.get(name)).copied());
+                }
+                Destination::Exchange(name) => {
+                    if !visited.contains(&&**name)
+                        && let Some(next) = self.exchange(vhost, name)
+                    {
+                        visited.push(&next.spec.name);
+                        pending.push(next);
                     }
-                    Destination::Exchange(name) => {
-                        if !visited.contains(&&**name)
-                            && let Some(next) = self.exchange(vhost, name)
-                        {
-                            visited.push(&next.spec.name);
-                            pending.push(next);
-                        }
-                    }
-                },
-            );
+                }
+            };
+            for key in keys {
+                exchange.for_each_match(key, message, semantics, &mut matched);
+            }
         }
         route.queues.sort_unstable();
         route.queues.dedup();

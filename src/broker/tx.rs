@@ -254,13 +254,14 @@ impl Core {
     /// Writes a commit again whose records were lost; false: nothing of it needs a record any more.
     ///
     /// # Errors
-    /// Its routes grew, and it does not fit any more: nothing of it happens.
+    /// Its routes grew, and it does not fit any more, or one before it was refused for that: nothing of it happens.
     pub(crate) fn redo_commit(
         &mut self,
         sequence: u64,
         committing: &mut Committing,
         extents: &[Extent],
     ) -> Result<bool, Refusal> {
+        self.refused_before(committing.connection, committing.request)?;
         let mut targets = Vec::with_capacity(committing.publishes.len());
         for publish in &committing.publishes {
             let route = self.route_publish(committing.vhost, publish);

@@ -459,7 +459,8 @@ impl Connection {
     /// Ends a channel: appends `channel.close` to `out`, after which everything but its answer is ignored
     /// there.
     ///
-    /// Whether it was written: not if the channel is not open, which may well be when an outcome comes late.
+    /// Whether it was written: not if there is no such channel or we have closed it, which may well be when an outcome comes late.
+    /// A client that has closed it is still told what was wrong before, and then gets its answer.
     pub fn close_channel(&mut self, channel: u16, exception: &Exception, out: &mut Vec<u8>) -> bool {
         let closing = self.phase == Phase::Running && self.channels.start_closing(channel);
         if closing {

@@ -171,7 +171,7 @@ fn a_transaction_hears_of_a_missing_exchange_at_once() {
     let mut h = Harness::new();
     let mut c = two_queues(&mut h);
     h.send(&mut c, Op::CheckPublish { channel: 1, exchange: "nope".into() });
-    h.send(&mut c, Op::CheckPublish { channel: 1, exchange: "amq.topic".into() });
+    h.send(&mut c, Op::CheckPublish { channel: 2, exchange: "amq.topic".into() });
     h.run();
     let events = c.take();
     assert!(matches!(

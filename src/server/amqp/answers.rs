@@ -134,6 +134,12 @@ impl Answers {
         self.gets > 0
     }
 
+    /// Forgets all but the answer to the client's own close: the channel ended before them.
+    pub(super) fn keep_close(&mut self) {
+        self.gets = 0;
+        self.owed.retain(|answer| matches!(answer.owed, Owed::Close));
+    }
+
     /// All of them: the channel is going.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Answer> + '_ {
         self.gets = 0;

@@ -92,6 +92,7 @@ impl Session {
             return Ok(());
         };
         let Some(address) = &channel.last_address else { return Ok(()) };
+        channel.unsure = true;
         let publish = Publish {
             channel: channel.slot,
             exchange: Arc::clone(&address.exchange),
@@ -102,6 +103,10 @@ impl Session {
             message: self.arena.finish(partial),
         };
         if let Some(publish) = self.keep_for_commit(number, key, publish)? {
+            if !self.settlements.is_empty() && !self.takes_publishes(&publish.exchange) {
+                // It will be refused: what was acknowledged before it must be in front of it.
+                self.flush_settlements();
+            }
             self.wish(key, 0, Op::Publish(publish));
         }
         Ok(())

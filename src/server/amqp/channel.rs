@@ -42,6 +42,8 @@ pub(super) struct Channel {
     pub(super) answers: Answers,
     /// Where the last publish went.
     pub(super) last_address: Option<Address>,
+    /// It published what the shard may refuse, and nothing behind it was answered yet.
+    pub(super) unsure: bool,
     /// A publish whose header or body is missing.
     pub(super) publishing: Option<Publishing>,
     /// It counts against the user's limit until it is gone.
@@ -101,6 +103,7 @@ impl Channel {
             transaction: None,
             answers: Answers::default(),
             last_address: None,
+            unsure: false,
             publishing: None,
             _counted: counted,
         }

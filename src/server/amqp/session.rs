@@ -20,7 +20,7 @@ use super::publish::Arena;
 use super::refusals;
 use super::settlements::Settlements;
 use super::unacked::Lease;
-use crate::broker::api::{ChannelId, Op, ReaderId, Refusal, Reply, Settle, Verb, VhostId};
+use crate::broker::api::{ChannelId, Op, ReaderId, Refusal, Reply, Settle, Verb, VhostId, channel_of, request_of};
 use crate::broker::message::{Batches, Cache};
 use crate::broker::topology::Topology;
 use crate::security::{Action, Authorized, Principal, Resource, authorize};
@@ -167,7 +167,7 @@ impl Session {
         let Err(exception) = act(self) else { return };
         let exception = exception.during(method);
         match self.channels.get(&number) {
-            Some(channel) if channel.answers.len() > 0 => {
+            Some(channel) if channel.answers.len() > 0 || channel.unsure => {
                 self.answer_now(number, method, false, Owed::Failure(exception));
             }
             _ => self.fail(number, &exception),
@@ -235,8 +235,11 @@ impl Session {
 
     /// The client closes a channel: answered when the shard has released what it held. Until then the number is taken.
     fn close(&mut self, number: u16) {
-        if self.channels.contains_key(&number) {
-            self.release(number, Some(method::ChannelClose::ID));
+        if let Some(slot) = self.channels.get(&number).map(|channel| channel.slot) {
+            let (id, returned) = (self.next_id(), self.release(number));
+            let op = Op::CloseChannel { channel: slot };
+            self.ask(number, id, method::ChannelClose::ID, false, Owed::Close, self.own, op);
+            self.collect(Settle::Requeue, returned);
         } else {
             // It crossed our own channel.close: nothing is held any more.
             self.line.close_channel_ok(number);
@@ -249,16 +252,32 @@ impl Session {
             self.line.close(exception);
         } else if self.line.is_open(number) {
             self.say_confirms(number);
-            self.release(number, None);
+            let returned = self.release(number);
+            let Some(channel) = self.channels.get_mut(&number) else { return };
+            let slot = channel.slot;
+            let owed = channel.answers.drain().filter_map(|answer| match answer.owed {
+                Owed::Cancel(_, Some(reader)) => Some(reader),
+                _ => None,
+            });
+            owed.for_each(|reader| {
+                self.readers.remove(&reader);
+            });
+            self.wish(self.own, 0, Op::CloseChannel { channel: slot });
+            // Gets have no subscription that the channel's end would end. For all others this names what is no longer held.
+            self.collect(Settle::Requeue, returned);
             self.forget_channel(number);
             self.line.close_channel(number, exception);
+        } else if let Some(channel) = self.channels.get_mut(&number) {
+            // The client has closed it meanwhile: both closes are answered.
+            channel.answers.keep_close();
+            self.line.close_channel(number, exception);
+            self.write_answers(number);
         }
     }
 
-    /// Lets go of all that a channel holds. With a method to answer, the answer is owed.
-    fn release(&mut self, number: u16, answer: Option<MethodId>) {
-        let Some(channel) = self.channels.get_mut(&number) else { return };
-        let slot = channel.slot;
+    /// Lets go of all that a channel holds; the leases that nobody will settle.
+    fn release(&mut self, number: u16) -> Vec<Lease> {
+        let Some(channel) = self.channels.get_mut(&number) else { return Vec::new() };
         if let Some(partial) = channel.publishing.take().and_then(|publishing| publishing.partial) {
             self.arena.forget(&partial);
         }
@@ -270,22 +289,7 @@ impl Session {
             self.uncommitted -= transaction.bytes();
             returned.extend(transaction.leases());
         }
-        let owed = channel.answers.drain().filter_map(|answer| match answer.owed {
-            Owed::Cancel(_, Some(reader)) => Some(reader),
-            _ => None,
-        });
-        owed.for_each(|reader| {
-            self.readers.remove(&reader);
-        });
-        let id = self.next_id();
-        match answer {
-            Some(method) => {
-                self.ask(number, id, method, false, Owed::Close, self.own, Op::CloseChannel { channel: slot })
-            }
-            None => self.wish(self.own, 0, Op::CloseChannel { channel: slot }),
-        }
-        // Gets have no subscription that the channel's end would end. For all others this names what is no longer held.
-        self.collect(Settle::Requeue, returned);
+        returned
     }
 
     /// May the client do that?
@@ -328,7 +332,8 @@ impl Session {
     ) {
         let Some(channel) = self.channels.get_mut(&number) else { return };
         channel.answers.push(Answer { id, method, nowait, owed, result: None });
-        let request = u64::from(channel.slot) << 32 | u64::from(id);
+        let request = request_of(channel.slot, id);
+        channel.unsure = false;
         if channel.answers.len() > OWED_MAX {
             let text = format_args!("{OWED_MAX} methods of channel {number} wait for an answer");
             self.line.close(&Exception::new(ReplyCode::ResourceError, text).during(method));
@@ -336,9 +341,14 @@ impl Session {
         self.wish(key, request, op);
     }
 
-    /// Owes an answer that needs nobody else, behind those that are owed already.
+    /// Owes an answer that needs nobody else, behind those that are owed already, and behind publishes that the shard may refuse.
     pub(super) fn answer_now(&mut self, number: u16, method: MethodId, nowait: bool, owed: Owed) {
         let Some(channel) = self.channels.get_mut(&number) else { return };
+        if channel.unsure {
+            let nothing = Op::CheckPublish { channel: channel.slot, exchange: "".into() };
+            let id = self.next_id();
+            return self.ask(number, id, method, nowait, owed, self.own, nothing);
+        }
         channel.answers.push(Answer { id: 0, method, nowait, owed, result: Some(Ok(Reply::Ok)) });
         self.write_answers(number);
     }
@@ -346,8 +356,7 @@ impl Session {
     /// The shard answered a wish.
     pub(super) fn on_reply(&mut self, request: u64, result: Result<Reply, Refusal>) {
         let id = u32::try_from(request & u64::from(u32::MAX)).unwrap_or(0);
-        let slot = ChannelId::try_from(request >> 32).unwrap_or(0);
-        let number = self.numbers.get(&slot).copied();
+        let number = self.number_of(channel_of(request));
         let channel = number.and_then(|number| Some((number, self.channels.get_mut(&number)?)));
         let unclaimed = match channel {
             Some((_, channel)) => channel.answers.resolve(id, result),
@@ -383,7 +392,7 @@ impl Session {
         self.settlements.collect(how, emit).extend(leases);
     }
 
-    fn flush_settlements(&mut self) {
+    pub(super) fn flush_settlements(&mut self) {
         let (own, vhost, verbs) = (self.own, self.agreed.vhost, &mut self.verbs);
         self.settlements.flush(|op| verbs.push(Verb { key: own, request: 0, vhost, op, number: 0 }));
     }
@@ -677,6 +686,34 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_of_our_own_does_not_overtake_a_publish_that_may_be_refused() {
+        for mistake in [false, true] {
+            let mut test = open();
+            let verbs = test.hear(|out| {
+                publish(out, 1, "q", b"x");
+                if mistake {
+                    BasicAck { delivery_tag: 9, multiple: false }.encode_frame(1, out);
+                } else {
+                    BasicQos { prefetch_count: 5, ..Default::default() }.encode_frame(1, out);
+                }
+            });
+            assert!(test.written().is_empty());
+            let slot = test.0.channels[&1].slot;
+            if mistake {
+                test.answer(&verbs[1], Ok(Reply::Ok));
+                let expected = "channel.close PRECONDITION_FAILED - unknown delivery tag 9";
+                assert_eq!(test.written(), [expected]);
+            } else {
+                let refusal = Refusal::NotFound { kind: "exchange", name: "x".into(), vhost: "/".into() };
+                test.0.on_events(vec![Event::PublishRefused { channel: slot, refusal }]);
+                assert_eq!(test.written(), ["channel.close NOT_FOUND - no exchange 'x' in vhost '/'"]);
+            }
+            let verbs = test.0.take_verbs();
+            assert!(matches!(verbs[..], [Verb { op: Op::CloseChannel { .. }, .. }]), "{verbs:?}");
+        }
+    }
+
+    #[test]
     fn a_late_event_does_not_reach_a_channel_opened_again() {
         let mut test = open();
         let old = test.0.channels[&1].slot;
@@ -702,6 +739,10 @@ mod tests {
             ChannelClose { reply_code: 200, ..Default::default() }.encode_frame(1, out);
         });
         let Op::Get { reader, .. } = verbs[0].op else { panic!("{verbs:?}") };
+        let slot = test.0.channels[&1].slot;
+        let refusal = Refusal::NotFound { kind: "exchange", name: "x".into(), vhost: "/".into() };
+        test.0.on_events(vec![Event::PublishRefused { channel: slot, refusal }]);
+        assert_eq!(test.written(), ["channel.close NOT_FOUND - no exchange 'x' in vhost '/'"]);
         test.answer(&verbs[1], Ok(Reply::Ok));
         test.answer(&verbs[0], Ok(Reply::Got { delivery: Some(delivery(7, b"x")), remaining: 0 }));
         assert_eq!(test.written(), ["channel.close-ok"]);

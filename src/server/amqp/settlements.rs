@@ -24,6 +24,11 @@ impl Settlements {
         &mut self.leases
     }
 
+    /// Whether nothing is collected.
+    pub(super) fn is_empty(&self) -> bool {
+        self.how.is_none()
+    }
+
     /// Hands out everything collected.
     pub(super) fn flush(&mut self, mut emit: impl FnMut(Op)) {
         let Some(how) = self.how.take() else { return };

@@ -135,10 +135,15 @@ impl Session {
         transaction.publishes.push(publish);
         // A missing exchange is refused at the publish. What we see of the topology may be behind the client's own
         // declares: the shard decides.
-        let known = self.topology.exchange(self.agreed.vhost, &exchange);
-        if !exchange.is_empty() && known.is_none_or(|known| known.spec.internal) {
+        if !self.takes_publishes(&exchange) {
             self.wish(key, 0, Op::CheckPublish { channel: slot, exchange });
         }
         Ok(None)
+    }
+
+    /// Is that an exchange that clients may publish to, as far as this connection knows?
+    pub(super) fn takes_publishes(&self, exchange: &str) -> bool {
+        let known = self.topology.exchange(self.agreed.vhost, exchange);
+        exchange.is_empty() || known.is_some_and(|known| !known.spec.internal)
     }
 }

@@ -325,7 +325,7 @@ impl Session {
         wait: Wait,
     ) -> Result<(), Denied> {
         let key = authorize(&self.principal, action, resource)?;
-        let request = if asked.one_way && !wait.is_ours() { 0 } else { self.last_request + 1 };
+        let request = if asked.one_way && !wait.is_ours() { 0 } else { self.next_request() };
         if request != 0 {
             self.last_request = request;
             self.sends += usize::from(matches!(wait, Wait::Send(_)));
@@ -594,9 +594,14 @@ impl Session {
         if self.asked.len() >= ASKING_MAX {
             self.asked.clear();
         }
-        self.last_request += 1;
+        self.last_request = self.next_request();
         self.asked.insert(self.last_request, passed);
         (self.member.notices.clone(), self.last_request)
+    }
+
+    /// Comes round after 2^32, when no request of then can be open: above that would stand a channel.
+    fn next_request(&self) -> u64 {
+        self.last_request % u64::from(u32::MAX) + 1
     }
 }
 

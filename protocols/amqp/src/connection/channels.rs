@@ -120,10 +120,11 @@ impl Channels {
             && MethodId::peek(frame.payload) == Some(ChannelOpen::ID)
     }
 
-    /// Turns an open channel into one that we are closing; false if it was not open.
+    /// Turns a channel that we have not closed into one that we are closing; false if there is none. If the client has closed it,
+    /// its answer is still owed.
     pub(super) fn start_closing(&mut self, channel: u16) -> bool {
         match self.0.get_mut(&channel) {
-            Some(state @ Channel::Open(_)) => {
+            Some(state @ (Channel::Open(_) | Channel::ClosingByPeer)) => {
                 *state = Channel::Closing;
                 true
             }
@@ -444,12 +445,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_wrong_before_a_clients_close_is_still_said() {
+        let mut channels = opened();
+        let close = payload(ChannelClose { reply_code: 200, ..Default::default() });
+        assert!(channels.accept(frame(FrameKind::Method, 1, &close), MAX).is_ok());
+        assert!(channels.start_closing(1) && !channels.start_closing(1));
+        assert!(channels.finish_closing(1), "theirs is answered");
+        let close_ok = payload(ChannelCloseOk {});
+        let event = channels.accept(frame(FrameKind::Method, 1, &close_ok), MAX);
+        assert_eq!(event, Ok(Some(Event::ChannelCloseOk { channel: 1 })));
+        assert!(!channels.start_closing(1));
+    }
+
+    #[test]
     fn after_its_own_close_a_client_is_not_heard_until_it_has_the_answer() {
         let mut channels = opened();
         let close = payload(ChannelClose { reply_code: 200, ..Default::default() });
         let event = channels.accept(frame(FrameKind::Method, 1, &close), MAX);
         assert!(matches!(event, Ok(Some(Event::ChannelClose { channel: 1, .. }))));
-        assert!(!channels.is_open(1) && !channels.start_closing(1));
+        assert!(!channels.is_open(1));
         for bytes in [payload(BasicPublish::default()), close, payload(ChannelCloseOk {})] {
             assert_eq!(channels.accept(frame(FrameKind::Method, 1, &bytes), MAX), Ok(None));
             assert!(!channels.opens_too_early(frame(FrameKind::Method, 1, &bytes)));

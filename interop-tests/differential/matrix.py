@@ -194,6 +194,12 @@ def redeclarations():
         ("quorum, not durable", queue, {"queue": "{p}z", "arguments": {"x-queue-type": "quorum"}}),
         ("quorum, auto-delete", queue, {"queue": "{p}z", "durable": True, "auto-delete": True, "arguments": {"x-queue-type": "quorum"}}),
         ("without waiting", queue, {**queue, "durable": False, "no-wait": True}),
+        *((f"with {label}", {**queue, "arguments": first}, {**queue, "arguments": second}) for label, first, second in [
+            ("the same times", {"x-expires": 60000, "x-message-ttl": 60000}, {"x-expires": ("I", b"\0\0\xea\x60"), "x-message-ttl": 60000}),
+            ("another x-expires", {"x-expires": 60000}, {"x-expires": 60001}), ("no x-expires", {"x-expires": 60000}, {}),
+            ("another x-message-ttl", {"x-message-ttl": 60000}, {"x-message-ttl": 0}), ("an x-message-ttl", {}, {"x-message-ttl": 1}),
+            ("two other times", {"x-expires": 60000, "x-message-ttl": 60000}, {"x-expires": 1, "x-message-ttl": 1}),
+        ]),
     ]:
         yield Case(f"queue redeclared: {label}", "channel", [call("queue.declare", first), call("queue.declare", second)])
     exchange = {"exchange": "{p}r", "type": "direct", "durable": True}

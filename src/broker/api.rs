@@ -1078,6 +1078,15 @@ pub struct Half {
     pub not_before_ms: Option<u64>,
 }
 
+/// What a queue's arguments ask of the core.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueTimes {
+    /// How long a message may wait in it, ms.
+    pub message_ttl: Option<u64>,
+    /// It goes when nobody used it for so long, ms, above 0. Its use: a consumer, a get, a declare.
+    pub expires: Option<u64>,
+}
+
 /// What the core must ask of those who know the layouts. Implemented in `server`, given by `node`.
 pub trait Semantics: std::marker::Send + Sync + 'static {
     /// Does a headers binding match the message?
@@ -1090,6 +1099,10 @@ pub trait Semantics: std::marker::Send + Sync + 'static {
         received: &[u8],
         current: &[u8],
     ) -> Option<(String, String, String)>;
+    /// The times that a queue's arguments ask for.
+    fn queue_times(&self, _arguments: &[u8]) -> QueueTimes {
+        QueueTimes::default()
+    }
     /// Which of `queues` message queues an AMQP-born message goes to when it is sent to a topic; `None`: the broker picks.
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32>;
     /// With how many message queues a topic of that name is made when somebody publishes to its exchange; `None`: it is not.

@@ -231,6 +231,10 @@ pub struct Core {
     pub(crate) replies: HashMap<Arc<str>, super::reply::ReplyReader>,
     /// Log time at which the head of a queue expires.
     pub(crate) due: BTreeSet<(u64, QueueUid)>,
+    /// Queues whose arguments set times, as decided, while this node leads.
+    pub(crate) timed: Map<QueueUid, super::expire::Timed>,
+    /// Log time at which a queue goes unless it is used before.
+    pub(crate) unused: BTreeSet<(u64, QueueUid)>,
     /// Found expired while its queue was served.
     pub(crate) expired: Vec<u64>,
     /// Queues that may have something to hand out.
@@ -371,6 +375,8 @@ impl Core {
             next_waiter: 1,
             replies: HashMap::new(),
             due: BTreeSet::new(),
+            timed: Map::default(),
+            unused: BTreeSet::new(),
             expired: Vec::new(),
             work: VecDeque::new(),
             handed: Vec::new(),
@@ -763,6 +769,7 @@ impl Core {
         self.session_open = last.is_some();
         self.restart_later();
         self.restart_retention();
+        self.restart_times();
         self.leased = true;
         if std::mem::take(&mut self.deposed) {
             self.rebase_runtimes();
@@ -1124,7 +1131,8 @@ impl Core {
     pub fn next_deadline(&self) -> Option<Duration> {
         let waits = self.deadlines.keys().next().map(|(at, _)| *at);
         let wait = waits.into_iter().chain(self.later_deadline()).min();
-        let Some((at, _)) = self.due.first().filter(|_| self.overlay.is_some()) else { return wait };
+        let due = self.due.first().into_iter().chain(self.unused.first()).min();
+        let Some((at, _)) = due.filter(|_| self.overlay.is_some()) else { return wait };
         // Log time runs a little faster or slower than the clock: who comes too early waits once more.
         let due = self.monotonic() + Duration::from_millis(at.saturating_sub(self.time).max(1));
         Some(wait.map_or(due, |wait| wait.min(due)))

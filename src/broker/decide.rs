@@ -649,9 +649,10 @@ impl Core {
         let semantics = Arc::clone(&self.semantics);
         let size = reference_size(message, targets, extents);
         // Most messages have none.
-        let deadlines: Vec<u64> = match message.ttl {
-            Some(_) => targets.iter().map(|uid| self.deadline(message, *uid)).collect(),
-            None => Vec::new(),
+        let deadlines: Vec<u64> = if message.ttl.is_some() || !self.timed.is_empty() {
+            targets.iter().map(|uid| self.deadline(message, *uid)).collect()
+        } else {
+            Vec::new()
         };
         let mut deadlines = deadlines.into_iter();
         let deadline = |_| deadlines.next().unwrap_or(0);
@@ -1190,6 +1191,7 @@ impl Core {
             }
             return answer(Err(inequivalent("queue", &spec.name, &vhost_name, differs)));
         }
+        self.used(known.uid);
         answer(Ok(Reply::Queue { messages: self.ready(known.uid), consumers: self.consumers(known.uid) }))
     }
 
@@ -1328,6 +1330,7 @@ impl Core {
             if let Some(overlay) = self.overlay.as_mut() {
                 overlay.topology.apply(change);
             }
+            self.note_times(change);
         }
     }
 
@@ -1400,6 +1403,7 @@ impl Core {
 
     /// An auto-delete queue that lost its last reader goes.
     pub(crate) fn after_detach(&mut self, uid: QueueUid) {
+        self.used(uid);
         let unread = self.runtimes.get(&uid).is_some_and(|r| r.was_read && r.readers.is_empty());
         let Some(queue) = self.decided().queue_by_uid(uid).cloned() else { return };
         if unread && queue.spec.auto_delete {

@@ -1,21 +1,32 @@
-//! Messages whose time is up.
+//! Messages whose time is up, and queues that nobody uses.
 //!
-//! Owns: deadlines, and the watch over the heads of queues. Promises: a message behind its deadline is not handed out, except to a
+//! Owns: deadlines, the watch over the heads of queues, and the leader's knowledge of when a queue was used. Promises: a message behind its deadline is not handed out, except to a
 //! reader that waited when it came in; an expired head goes without a consumer asking, by a settlement like any other, so that
-//! counts and space are right; what stands behind a head that does not expire stays, as in RabbitMQ's classic queues.
-//! Does not know: where a time to live comes from beyond the message itself.
+//! counts and space are right; what stands behind a head that does not expire stays, as in RabbitMQ's classic queues. A queue that
+//! expires is removed by a record like any other; when it was used stands in none: a new leader gives it all its time again.
+//! Does not know: how arguments spell times.
 
-use super::api::{Message, Offset, QueueKind, QueueUid};
+use super::api::{Message, Offset, QueueKind, QueueTimes, QueueUid};
 use super::core::Core;
 use super::index::Entry;
 use super::reader::push_range;
 use super::state::Enqueued;
+use super::topology::Change;
 use crate::limits;
+
+/// A queue whose arguments set times.
+#[derive(Debug)]
+pub(crate) struct Timed {
+    times: QueueTimes,
+    /// Log time at which it goes unless it is used before; 0: it has consumers, or does not expire.
+    at: u64,
+}
 
 impl Core {
     /// Log time (ms) at which a message that enters this queue now is expired; 0: never.
     pub(crate) fn deadline(&self, message: &Message, queue: QueueUid) -> u64 {
-        let Some(ttl) = message.ttl else { return 0 };
+        let own = self.timed.get(&queue).and_then(|timed| timed.times.message_ttl);
+        let Some(ttl) = message.ttl.into_iter().chain(own).min() else { return 0 };
         // A topic keeps its messages for its own time.
         let topic = self.decided().queue_by_uid(queue).is_none_or(|q| q.spec.kind == QueueKind::Topic);
         if topic { 0 } else { self.now().saturating_add(ttl).min(Entry::DEADLINE_MAX) }
@@ -148,6 +159,70 @@ impl Core {
             if let Some(runtime) = self.runtimes.get_mut(&queue) {
                 runtime.head_deadline = 0;
                 self.watch_head(queue);
+            }
+        }
+    }
+
+    /// A queue's definition is decided, or its removal.
+    pub(crate) fn note_times(&mut self, change: &Change) {
+        match change {
+            Change::Queue { uid, spec, .. } => self.set_times(*uid, &spec.arguments),
+            Change::RemoveQueue(uid) => self.forget_times(*uid),
+            Change::RemoveVhost(_) => self.restart_times(),
+            _ => {}
+        }
+    }
+
+    /// A term begins, or many queues went: which of those that there are set times.
+    pub(crate) fn restart_times(&mut self) {
+        self.timed.clear();
+        self.unused.clear();
+        let given = self.decided().queues().filter(|queue| !queue.spec.arguments.is_empty());
+        let mut given: Vec<(QueueUid, bytes::Bytes)> =
+            given.map(|queue| (queue.uid, queue.spec.arguments.clone())).collect();
+        given.sort_unstable_by_key(|(uid, _)| *uid);
+        for (uid, arguments) in given {
+            self.set_times(uid, &arguments);
+        }
+    }
+
+    fn set_times(&mut self, uid: QueueUid, arguments: &[u8]) {
+        if arguments.is_empty() {
+            return;
+        }
+        let times = self.semantics.queue_times(arguments);
+        if times != QueueTimes::default() {
+            self.timed.insert(uid, Timed { times, at: 0 });
+            self.used(uid);
+        }
+    }
+
+    fn forget_times(&mut self, uid: QueueUid) {
+        if let Some(timed) = self.timed.remove(&uid) {
+            self.unused.remove(&(timed.at, uid));
+        }
+    }
+
+    /// Somebody uses that queue, or has just ceased to.
+    pub(crate) fn used(&mut self, uid: QueueUid) {
+        let consumed = self.runtimes.get(&uid).is_some_and(|runtime| !runtime.readers.is_empty());
+        let now = self.now();
+        let Some(timed) = self.timed.get_mut(&uid) else { return };
+        let Some(expires) = timed.times.expires else { return };
+        self.unused.remove(&(timed.at, uid));
+        timed.at = if consumed { 0 } else { now.saturating_add(expires) };
+        if !consumed {
+            self.unused.insert((timed.at, uid));
+        }
+    }
+
+    /// Removes the queues that nobody used for their time.
+    pub(crate) fn expire_queues(&mut self) {
+        while let Some((at, uid)) = self.unused.first().copied().filter(|(at, _)| *at <= self.now()) {
+            self.unused.remove(&(at, uid));
+            if let Some(queue) = self.decided().queue_by_uid(uid).cloned() {
+                let changes = self.with_auto_delete(queue.vhost, Change::RemoveQueue(uid));
+                self.owe(&changes);
             }
         }
     }

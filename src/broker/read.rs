@@ -133,6 +133,8 @@ impl Core {
         }
         runtime.readers.push_back(key);
         runtime.was_read = true;
+        self.used(queue.uid);
+        let runtime = self.runtime(queue.uid);
         if subscribe.exclusive {
             runtime.exclusive = Some(key);
         }
@@ -450,6 +452,7 @@ impl Core {
         };
         let uid = definition.uid;
         self.runtime(uid);
+        self.used(uid);
         // Who consumes waited before.
         self.serve_queue(uid);
         let mut delivery = None;
@@ -721,6 +724,7 @@ impl Core {
             self.end_wait(number);
         }
         self.expire_heads();
+        self.expire_queues();
     }
 
     /// Answers a waiting pull with what is there.

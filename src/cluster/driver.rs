@@ -45,6 +45,8 @@ const ENTRIES_PER_REQUEST: u64 = 4096;
 
 /// How long a raised log floor may take before the attempt is given up; the next checkpoint tries again.
 const FLOOR_PATIENCE: Duration = Duration::from_secs(30);
+/// Who closes waits so long until what was written is applied.
+const QUIET_TIME: Duration = Duration::from_millis(200);
 
 /// What an empty store becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -373,6 +375,9 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
     /// What the log says.
     pub async fn shutdown(&self) -> io::Result<()> {
         self.0.failure.closing.set(true);
+        // The core is told of each write: what is on its way comes first. Without a majority not all of it is ever applied.
+        let quiet = self.0.raft.wait(Some(QUIET_TIME));
+        let _ = quiet.metrics(|m| m.last_applied.map(|id| id.index()) >= m.last_log_index, "all applied").await;
         let stopped = self.0.raft.shutdown().await;
         stopped.map_err(|error| io::Error::other(format!("the consensus core: {error}")))?;
         let (done, closed) = completion();

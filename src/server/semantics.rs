@@ -13,9 +13,10 @@ use dassie_rocketmq::message::{
 };
 
 use super::across::{is_foreign, is_user_property};
+use super::amqp::arguments::QUEUE_EFFECTS;
 use super::amqp::publish::java_hash;
 use super::steps;
-use crate::broker::api::{Half, Message, Origin, Semantics, Step, Stepped, StoredMessage};
+use crate::broker::api::{Half, Message, Origin, QueueTimes, Semantics, Step, Stepped, StoredMessage};
 
 /// Knows the layouts of both worlds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,16 +52,30 @@ impl Semantics for Layouts {
             return None;
         };
         // Of a queue's arguments those that this broker gives an effect, of an exchange's the one that RabbitMQ compares.
-        let (name, default) = match kind {
-            "queue" => ("x-queue-type", Some(Value::from("classic"))),
-            _ => ("alternate-exchange", None),
+        let differs = |name: &str, default: Option<Value<'_>>| {
+            let (ours, theirs) = (received.get(name), current.get(name));
+            let same = match (ours.or(default), theirs.or(default)) {
+                (Some(a), Some(b)) => a.equivalent(&b),
+                (a, b) => a.is_none() && b.is_none(),
+            };
+            // RabbitMQ's words: two values of one sort by themselves, all else with its type.
+            let (received, current) = match (ours, theirs) {
+                (Some(a), Some(b)) if alike(a, b) => (format!("'{a}'"), format!("'{b}'")),
+                (ours, theirs) => (describe(ours), describe(theirs)),
+            };
+            (!same).then(|| (name.to_owned(), received, current))
         };
-        let (ours, theirs) = (received.get(name), current.get(name));
-        let same = match (ours.or(default), theirs.or(default)) {
-            (Some(a), Some(b)) => a.equivalent(&b),
-            (a, b) => a.is_none() && b.is_none(),
-        };
-        (!same).then(|| (name.to_owned(), describe(ours), describe(theirs)))
+        match kind {
+            "queue" => differs("x-queue-type", Some(Value::from("classic")))
+                .or_else(|| QUEUE_EFFECTS.iter().find_map(|name| differs(name, None))),
+            _ => differs("alternate-exchange", None),
+        }
+    }
+
+    fn queue_times(&self, arguments: &[u8]) -> QueueTimes {
+        let Ok(arguments) = RawTable::parse(arguments) else { return QueueTimes::default() };
+        let ms = |name| arguments.get(name).and_then(|value| u64::try_from(value.as_integer()?).ok());
+        QueueTimes { message_ttl: ms("x-message-ttl"), expires: ms("x-expires").filter(|ms| *ms > 0) }
     }
 
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32> {
@@ -132,6 +147,10 @@ fn headers_match<'a>(arguments: RawTable<'_>, header: impl Fn(&str) -> Option<Va
         header(name).is_some_and(|found| value == Value::Void || value.equivalent(&found))
     };
     if any { wanted.any(matches) } else { wanted.all(matches) }
+}
+
+fn alike(a: Value<'_>, b: Value<'_>) -> bool {
+    a.type_name() == b.type_name() || (a.as_integer().is_some() && b.as_integer().is_some())
 }
 
 fn describe(value: Option<Value<'_>>) -> String {
@@ -314,6 +333,26 @@ mod tests {
         let expected =
             ("x-queue-type".to_owned(), "the value 'quorum' of type 'longstr'".to_owned(), "none".to_owned());
         assert_eq!(differ(&of("quorum"), &none), Some(expected));
+    }
+
+    #[test]
+    fn times_of_a_queue_are_numbers_of_any_size_and_are_compared() {
+        let short = table(|t| {
+            t.put("x-message-ttl", Value::I16(100)).put("x-expires", 60_000_i64);
+        });
+        let long = table(|t| {
+            t.put("x-message-ttl", 100_i64).put("x-expires", 60_000_i32);
+        });
+        let other = table(|t| {
+            t.put("x-message-ttl", 100_i64);
+        });
+        let bytes = |table: &TableBuilder| table.as_table().unwrap().as_bytes().to_vec();
+        let times = QueueTimes { message_ttl: Some(100), expires: Some(60_000) };
+        assert_eq!(LAYOUTS.queue_times(&bytes(&short)), times);
+        assert_eq!(LAYOUTS.queue_times(b""), QueueTimes::default());
+        assert_eq!(LAYOUTS.arguments_differ("queue", &bytes(&short), &bytes(&long)), None);
+        let differs = LAYOUTS.arguments_differ("queue", &bytes(&other), &bytes(&short)).unwrap();
+        assert_eq!((&*differs.0, &*differs.1), ("x-expires", "none"));
     }
 
     #[test]

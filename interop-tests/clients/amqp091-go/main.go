@@ -50,6 +50,7 @@ func main() {
 		"expiration":             expiration,
 		"expiration-zero":        expirationZero,
 		"expiration-invalid":     expirationInvalid,
+		"queue-times":            queueTimes,
 		"cc-bcc":                 ccBcc,
 		"direct-reply-to":        directReplyTo,
 		"direct-reply-to-errors": directReplyToErrors,

@@ -218,6 +218,22 @@ func expirationZero(s *scene) {
 	equal("what a waiting consumer gets", bodies(box.wait(1)), []string{"now"})
 }
 
+func queueTimes(s *scene) {
+	times := func(ttl int) args { return args{"x-message-ttl": ttl, "x-expires": 3600000} }
+	for _, flags := range []string{"", "durable"} {
+		c, queue, idle := s.confirmed(), s.name("times"), s.name("idle")
+		_, err := c.declare(queue, flags, times(300))
+		must(err)
+		c.mortal(queue, "longer", "3600000")
+		c.waitReady(queue, 0)
+		s.channel().refused(406, "received '301' but current is '300'", func(c *channel) { c.declare(queue, flags, times(301)) })
+		_, err = c.declare(idle, flags, args{"x-expires": 300})
+		must(err)
+		time.Sleep(2 * time.Second) // the time that passes is the subject
+		s.channel().refused(404, "no queue", func(c *channel) { c.declare(idle, "passive", nil) })
+	}
+}
+
 func expirationInvalid(s *scene) {
 	// This client sends no empty expiration.
 	for value, why := range map[string]string{"ten": "no_integer", "-1": "{value_negative,-1}", "1.5": `{leftover_string,".5"}`,

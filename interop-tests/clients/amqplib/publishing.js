@@ -160,6 +160,21 @@ module.exports = {
     equal('what a waiting consumer gets', bodies(await inbox.wait(1)), ['now']);
   },
 
+  'queue-times': async (s) => {
+    for (const durable of [false, true]) {
+      const [channel, queue, idle] = [await s.confirmed(), s.name('times'), s.name('idle')];
+      await channel.queue(queue, { durable, messageTtl: 300, expires: 3600000 });
+      await channel.send('', queue, "the queue's time", { persistent: true });
+      await channel.send('', queue, 'longer', { persistent: true, expiration: '3600000' });
+      await channel.waitReady(queue, 0);
+      await channel.queue(idle, { durable, expires: 300 });
+      await (await s.confirmed()).refused(406, "received '301' but current is '300'",
+        (other) => other.assertQueue(queue, { durable, messageTtl: 301, expires: 3600000 }));
+      await pause(2000); // the time that passes is the subject
+      check(!await s.queueExists(idle), 'an unused queue is still there');
+    }
+  },
+
   'expiration-invalid': async (s) => {
     for (const [expiration, why] of [['', 'no_integer'], ['ten', 'no_integer'], ['-1', '{value_negative,-1}'],
       ['1.5', '{leftover_string,".5"}'], ['315360000001', '{value_too_large,315360000001}']]) {

@@ -53,6 +53,24 @@ def expiration_invalid(context):
             publish(channel, "anything", b"", expiration=value)
 
 
+@scenario("queue-times")
+def queue_times(context):
+    for durable in (False, True):
+        queue, channel = context.name("times"), context.channel(confirms=True)
+        channel.queue_declare(queue, durable=durable, arguments={"x-message-ttl": 300, "x-expires": 3600000})
+        publish(channel, queue, b"the queue's time", delivery_mode=2)
+        publish(channel, queue, b"longer", expiration="3600000", delivery_mode=2)
+        equal(ready_count(channel, queue), 2, "before their time")
+        wait_ready(channel, queue, 0)
+        with channel_refused(406, "inequivalent arg 'x-message-ttl'", "received '301' but current is '300'"):
+            channel.queue_declare(queue, durable=durable, arguments={"x-message-ttl": 301, "x-expires": 3600000})
+        channel, idle = context.channel(), context.name("idle")
+        channel.queue_declare(idle, durable=durable, arguments={"x-expires": 300})
+        time.sleep(2)  # the time that passes is the subject
+        with channel_refused(404, "no queue"):
+            channel.queue_declare(idle, passive=True)
+
+
 @scenario("cc-bcc")
 def cc_bcc(context):
     channel = context.channel(confirms=True)

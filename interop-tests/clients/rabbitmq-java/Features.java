@@ -31,6 +31,7 @@ final class Features {
         scenario("expiration", Features::expiration);
         scenario("expiration-zero", Features::expirationZero);
         scenario("expiration-invalid", Features::expirationInvalid);
+        scenario("queue-times", Features::queueTimes);
         scenario("cc-bcc", Features::copies);
         scenario("direct-reply-to", Features::directReplyTo);
         scenario("direct-reply-to-errors", Features::directReplyToErrors);
@@ -90,6 +91,23 @@ final class Features {
         Inbox inbox = Inbox.consume(channel, queue);
         publish(channel, "", queue, lasting("0"), List.of("now"));
         equal(inbox.await(1).stream().map(Inbox.Message::text).toList(), List.of("now"), "what a waiting consumer gets");
+    }
+
+    private static void queueTimes(Amqp amqp) throws Exception {
+        for (boolean durable : new boolean[] {false, true}) {
+            Channel channel = amqp.confirming();
+            String queue = amqp.name("times");
+            channel.queueDeclare(queue, durable, false, false, Map.of("x-message-ttl", 300, "x-expires", 3_600_000));
+            publish(channel, "", queue, Amqp.PERSISTENT, List.of("the queue's time"));
+            publish(channel, "", queue, lasting("3600000"), List.of("longer"));
+            waitReady(channel, queue, 0);
+            amqp.refused(406, List.of("inequivalent arg 'x-message-ttl'", "received '301' but current is '300'"), c ->
+                c.queueDeclare(queue, durable, false, false, Map.of("x-message-ttl", 301, "x-expires", 3_600_000)));
+            String idle = amqp.name("idle");
+            channel.queueDeclare(idle, durable, false, false, Map.of("x-expires", 300L));
+            Thread.sleep(2000); // the time that passes is the subject
+            amqp.refused(404, List.of("no queue"), c -> c.queueDeclarePassive(idle));
+        }
     }
 
     private static void expirationInvalid(Amqp amqp) throws Exception {

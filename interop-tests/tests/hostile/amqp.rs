@@ -297,3 +297,36 @@ fn bodies_that_are_announced_and_never_come_take_no_memory() {
     bystander.assert_unharmed();
     target.assert_well();
 }
+
+#[test]
+fn half_a_body_on_each_of_2047_channels_takes_what_one_connection_may_take() {
+    let mut target = Target::start("amqp-channels");
+    let ports = target.broker.ports;
+    let bystander = Bystander::start(ports.amqp, ports.rocketmq);
+    let begun = |channel: u16, bytes: usize| {
+        let publish = BasicPublish { routing_key: "nowhere", ..Default::default() };
+        let size = (16_u64 << 20).to_be_bytes();
+        let header = [&[0, 60, 0, 0][..], &size, &[0, 0]].concat();
+        let method = encoded(|out| publish.encode_frame(channel, out));
+        [method, frame(2, channel, &header), frame(3, channel, &vec![7; bytes])].concat()
+    };
+    let on_all = |bytes: usize| {
+        let mut peer = at(Stage::Open, ports.amqp);
+        for channel in 1..=2_047 {
+            if channel > 1 {
+                peer.say(&encoded(|out| ChannelOpen::default().encode_frame(channel, out)));
+            }
+            peer.say(&begun(channel, bytes));
+        }
+        peer
+    };
+    let patient: Vec<_> = (0..4).map(|_| on_all(1_000)).collect();
+    // Together more than the bodies of one connection may hold.
+    let mut greedy = on_all(20_000);
+    let told = greedy.hear_until(SOON + GRACE, |heard| closes(heard).0.is_some());
+    assert!(told && closes(&greedy.heard).0 == Some(506), "{:?}", closes(&greedy.heard));
+    patient.into_iter().for_each(Peer::leave);
+    greedy.leave();
+    bystander.assert_unharmed();
+    target.assert_well();
+}

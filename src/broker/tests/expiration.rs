@@ -116,3 +116,78 @@ fn the_next_leader_settles_what_expired_meanwhile_and_a_topic_keeps_it() {
     assert_eq!(count(&mut h, &mut c, "q", true), 0);
     assert_eq!(h.core.state.segments.values().sum::<u64>(), 1, "the topic's");
 }
+
+fn with_arguments(name: &str, durable: bool, arguments: &'static str) -> Op {
+    let Op::DeclareQueue(spec, passive) = queue(name, durable) else { unreachable!() };
+    Op::DeclareQueue(QueueSpec { arguments: Bytes::from_static(arguments.as_bytes()), ..spec }, passive)
+}
+
+#[test]
+fn a_queues_own_time_to_live_holds_for_all_its_messages_and_the_shorter_one_wins() {
+    for durable in [true, false] {
+        let mut h = Harness::new();
+        let mut c = h.client(1);
+        h.call(&mut c, queue("other", durable)).unwrap();
+        h.call(&mut c, with_arguments("q", durable, "t100")).unwrap();
+        h.send(&mut c, publish("", "other", 0, b"x"));
+        h.send(&mut c, short_lived("q", 50, b"shorter"));
+        h.send(&mut c, publish("", "q", 0, b"x"));
+        h.send(&mut c, short_lived("q", 500, b"longer"));
+        h.run();
+        let depth = |h: &mut Harness, c: &mut Client| match h.call(c, with_arguments("q", durable, "t100")) {
+            Ok(Reply::Queue { messages, .. }) => messages,
+            other => panic!("{other:?}"),
+        };
+        h.advance(60);
+        assert_eq!(depth(&mut h, &mut c), 2, "durable: {durable}");
+        h.advance(60);
+        assert_eq!(depth(&mut h, &mut c), 0);
+        assert_eq!(count(&mut h, &mut c, "other", durable), 1);
+    }
+}
+
+#[test]
+fn a_queue_that_nobody_uses_goes_and_every_use_gives_it_its_time_again() {
+    let exists = |h: &Harness| h.core.state.topology.queue(0, "q").is_some();
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    let declare = || with_arguments("q", true, "x100");
+    h.call(&mut c, declare()).unwrap();
+    h.advance(90);
+    h.call(&mut c, declare()).unwrap();
+    h.advance(90);
+    let Op::DeclareQueue(spec, _) = declare() else { unreachable!() };
+    h.call(&mut c, Op::DeclareQueue(spec, true)).unwrap();
+    h.advance(90);
+    assert_eq!(get(&mut h, &mut c, 9), None);
+    h.advance(90);
+    h.call(&mut c, consume(5, "q", 1)).unwrap();
+    h.advance(1_000);
+    h.call(&mut c, Op::Unsubscribe { reader: 5 }).unwrap();
+    h.advance(90);
+    assert!(exists(&h));
+    // A publish is no use.
+    h.send(&mut c, publish("", "q", 0, b"x"));
+    h.advance(20);
+    assert!(!exists(&h) && h.core.unused.is_empty() && h.core.timed.is_empty());
+    assert!(h.core.state.segments.is_empty());
+}
+
+#[test]
+fn the_next_leader_gives_an_unused_queue_its_time_again() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, with_arguments("q", true, "x100")).unwrap();
+    h.call(&mut c, with_arguments("kept", true, "t100")).unwrap();
+    h.advance(90);
+    let log: Vec<Batch> = h.log.0.borrow().values().cloned().collect();
+    let mut h = Harness::restarted(78, &log);
+    h.advance(90);
+    assert_eq!(h.core.state.queues.len(), 2);
+    let mut c = h.client(1);
+    h.send(&mut c, publish("", "kept", 0, b"x"));
+    h.advance(20);
+    assert_eq!(h.core.state.queues.len(), 1);
+    h.advance(100);
+    assert!(h.core.state.segments.is_empty(), "a time to live is known again too");
+}

@@ -99,6 +99,9 @@ const QUEUE_ARGUMENTS: [(&str, bool, bool, Check); 20] = [
     }),
 ];
 
+/// Those that have their effect here; all queues that differ in them are different.
+pub(in crate::server) const QUEUE_EFFECTS: [&str; 2] = ["x-expires", "x-message-ttl"];
+
 /// Names that mean something to releases after 3.10 or outside of its checks.
 const NEWER_ARGUMENTS: [&str; 8] = [
     "x-queue-master-locator",
@@ -138,7 +141,7 @@ pub(super) fn queue(
     if kind == QueueKind::Quorum {
         quorum_flags(flags, place)?;
     }
-    if let Some(((name, ..), _)) = asked().next() {
+    if let Some(((name, ..), _)) = asked().find(|((name, ..), _)| !QUEUE_EFFECTS.contains(name)) {
         return Err(unsupported(name, place));
     }
     refuse(arguments, &NEWER_ARGUMENTS, place)?;
@@ -333,10 +336,16 @@ mod tests {
     #[test]
     fn an_argument_without_effect_is_refused_by_name_and_a_remark_is_kept() {
         let mut arguments = TableBuilder::new();
-        arguments.put("x-message-ttl", 60_000).put("owner", "team-a");
+        arguments.put("x-max-length", 60_000).put("owner", "team-a");
         let refused = queue(arguments.as_table().unwrap(), DURABLE, PLACE).unwrap_err();
         assert_eq!(refused.code(), ReplyCode::PreconditionFailed);
-        assert!(refused.text().contains("'x-message-ttl'"), "{}", refused.text());
+        assert!(refused.text().contains("'x-max-length'"), "{}", refused.text());
+        let effects = [("x-message-ttl", 0), ("x-message-ttl", 60_000), ("x-expires", 1)];
+        for (name, value) in effects {
+            let mut arguments = TableBuilder::new();
+            arguments.put(name, value);
+            assert_eq!(queue(arguments.as_table().unwrap(), DURABLE, PLACE), Ok(QueueKind::Classic));
+        }
         assert!(
             queue(table("x-queue-master-locator", "min-masters").as_table().unwrap(), DURABLE, PLACE)
                 .is_err()

@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::security::Realm;
 
 mod answers;
-mod arguments;
+pub(in crate::server) mod arguments;
 mod basic;
 mod channel;
 mod confirms;

@@ -580,7 +580,7 @@ impl Session {
         if self.gatherings.len() >= ASKING_MAX {
             self.gatherings.clear();
         }
-        self.last_request += 1;
+        self.last_request = self.next_request();
         self.gatherings.insert(self.last_request, gathering);
         self.last_request
     }

@@ -14,6 +14,7 @@ pub fn scenarios() -> Vec<Scenario> {
         scenario("expiration", expiration),
         scenario("expiration-zero", expiration_zero),
         scenario("expiration-invalid", expiration_invalid),
+        scenario("queue-times", queue_times),
         scenario("cc-bcc", copies),
         scenario("direct-reply-to", direct_reply_to),
         scenario("direct-reply-to-errors", direct_reply_to_errors),
@@ -79,6 +80,29 @@ async fn expiration_zero(context: Context) {
     publish_with(&channel, "", &queue, &lasting("0"), &["now"]).await;
     inbox.wait(1).await;
     assert_eq!(inbox.texts(), ["now"], "what a waiting consumer gets");
+}
+
+async fn queue_times(context: Context) {
+    let times =
+        |ttl: i32| table([("x-message-ttl", AMQPValue::LongInt(ttl)), ("x-expires", AMQPValue::LongInt(3_600_000))]);
+    for durable in [false, true] {
+        let options = QueueDeclareOptions { durable, ..Default::default() };
+        let (channel, queue) = (context.confirming().await, context.name("times"));
+        channel.queue_declare(short(&queue), options, times(300)).await.unwrap();
+        publish_with(&channel, "", &queue, &persistent(), &["the queue's time"]).await;
+        publish_with(&channel, "", &queue, &lasting("3600000"), &["longer"]).await;
+        wait_counts(&channel, &queue, 0, 0).await;
+        let idle = context.name("idle");
+        let expires = table([("x-expires", AMQPValue::LongInt(300))]);
+        channel.queue_declare(short(&idle), options, expires).await.unwrap();
+        refused(
+            channel.queue_declare(short(&queue), options, times(301)).await,
+            406,
+            &["inequivalent arg 'x-message-ttl'", "received '301' but current is '300'"],
+        );
+        tokio::time::sleep(Duration::from_secs(2)).await; // the time that passes is the subject
+        assert!(!context.queue_exists(&idle).await, "an unused queue is still there");
+    }
 }
 
 async fn expiration_invalid(context: Context) {

@@ -1035,7 +1035,11 @@ fn who_is_not_sure_to_lead_reads_and_hands_out_nothing() {
     assert!(a.take().is_empty() && b.take().is_empty(), "another node may have handed it out");
     h.core.lease(Some(h.term));
     h.run();
-    assert_eq!((a.take().len(), b.take().len()), (1, 1), "who consumes gets the other one, the get learns so");
+    assert_eq!(
+        (a.take().len(), b.take().len()),
+        (1, 1),
+        "who consumes gets the other one, the get learns so"
+    );
 }
 
 #[test]

@@ -376,9 +376,7 @@ impl Topology {
             route.by_headers |= exchange.spec.kind == ExchangeKind::Headers;
             let mut matched = |binding: &Binding| match &binding.spec.destination {
                 Destination::Queue(name) => {
-                    route
-                        .queues
-                        .extend(self.vhosts.get(&vhost).and_then(|v| v.queues.get(name)).copied());
+                    route.queues.extend(self.vhosts.get(&vhost).and_then(|v| v.queues.get(name)).copied());
                 }
                 Destination::Exchange(name) => {
                     if !visited.contains(&&**name)

@@ -377,7 +377,8 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         self.0.failure.closing.set(true);
         // The core is told of each write: what is on its way comes first. Without a majority not all of it is ever applied.
         let quiet = self.0.raft.wait(Some(QUIET_TIME));
-        let _ = quiet.metrics(|m| m.last_applied.map(|id| id.index()) >= m.last_log_index, "all applied").await;
+        let _ =
+            quiet.metrics(|m| m.last_applied.map(|id| id.index()) >= m.last_log_index, "all applied").await;
         let stopped = self.0.raft.shutdown().await;
         stopped.map_err(|error| io::Error::other(format!("the consensus core: {error}")))?;
         let (done, closed) = completion();

@@ -20,7 +20,9 @@ use super::publish::Arena;
 use super::refusals;
 use super::settlements::Settlements;
 use super::unacked::Lease;
-use crate::broker::api::{ChannelId, Op, ReaderId, Refusal, Reply, Settle, Verb, VhostId, channel_of, request_of};
+use crate::broker::api::{
+    ChannelId, Op, ReaderId, Refusal, Reply, Settle, Verb, VhostId, channel_of, request_of,
+};
 use crate::broker::message::{Batches, Cache};
 use crate::broker::topology::Topology;
 use crate::security::{Action, Authorized, Principal, Resource, authorize};

@@ -1,4 +1,4 @@
-//! `dassie status` and `dassie list`: a look at a running broker, over its management API.
+//! `dassie status`, `dassie list` and `dassie cluster`: a look at a running broker, over its management API.
 //!
 //! Owns: their arguments, tables for people, JSON for programs. Promises: one line that says what is wrong when nothing answers, and
 //! exit code 1; wrong arguments are exit code 2; text of clients can not write lines or colours of its own into a terminal.
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use http_body_util::{BodyExt, Empty};
 use hyper::header::{AUTHORIZATION, HOST};
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -88,7 +88,7 @@ struct List(&'static str, &'static str, &'static [&'static str]);
 /// Are these arguments (the program's name first) a look at a running broker? Else they are its start.
 #[must_use]
 pub fn is_meant(arguments: &[OsString]) -> bool {
-    arguments.get(1).is_some_and(|word| word == "status" || word == "list")
+    arguments.get(1).is_some_and(|word| ["status", "list", "cluster"].iter().any(|known| word == known))
 }
 
 /// Does what the arguments ask; gives what is to be printed.
@@ -106,7 +106,7 @@ pub fn run(arguments: &[OsString]) -> Result<String, Failure> {
             let text = error.to_string();
             let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("bad arguments");
             let first = first.strip_prefix("error: ").unwrap_or(first);
-            return Err(Failure::usage(format!("{first} (dassie status --help, dassie list --help)")));
+            return Err(Failure::usage(format!("{first} (dassie status --help, dassie list --help, dassie cluster --help)")));
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
@@ -123,6 +123,19 @@ pub fn run(arguments: &[OsString]) -> Result<String, Failure> {
             let rows = runtime.block_on(broker.get(&format!("{path}?columns={}", columns.join(","))))?;
             Ok(table(columns, rows.as_array().map_or(&[], Vec::as_slice)))
         }
+        Some(("cluster", options)) => match options.subcommand() {
+            Some(("leave", options)) => {
+                let node = options.get_one::<u64>("node").copied().unwrap_or_default();
+                let path = format!("/api/cluster/members/{node}");
+                runtime.block_on(Broker::of(options)?.ask(Method::DELETE, &path))?;
+                Ok(format!("node {node} is no member any more\n"))
+            }
+            Some((_, options)) => {
+                let seen = runtime.block_on(Broker::of(options)?.get("/cluster"))?;
+                Ok(if options.get_flag("json") { format!("{seen}\n") } else { cluster(&seen) })
+            }
+            None => Err(Failure::usage("nothing to do")),
+        },
         Some((_, options)) => {
             let broker = Broker::of(options)?;
             let overview = runtime.block_on(broker.get("/api/overview"))?;
@@ -163,6 +176,21 @@ fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .subcommand(common(Command::new("status").about("Says how a running broker is")))
+        .subcommand(
+            Command::new("cluster")
+                .about("Shows a cluster, takes members out")
+                .subcommand_required(true)
+                .subcommand(common(Command::new("status").about("Says who leads, and how far the others are")))
+                .subcommand(
+                    common(Command::new("leave").about("Takes a stopped member out; ask the leader")).arg(
+                        Arg::new("node")
+                            .required(true)
+                            .value_name("NODE")
+                            .value_parser(clap::value_parser!(u64))
+                            .help("Its number"),
+                    ),
+                ),
+        )
         .subcommand(
             common(Command::new("list").about("Lists what is in a running broker")).arg(
                 Arg::new("what")
@@ -207,6 +235,10 @@ impl Broker {
     }
 
     async fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.ask(Method::GET, path).await
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> Result<Value, Failure> {
         let Self { address, login } = self;
         let nobody = |cause: &dyn std::fmt::Display| {
             Failure::new(format!("no broker answers at http://{address}: {cause} (is it running? see --url)"))
@@ -218,7 +250,9 @@ impl Broker {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| nobody(&error))?;
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(HOST, address)
             .header(AUTHORIZATION, login)
             .body(Empty::<Bytes>::new())
@@ -248,6 +282,7 @@ impl Broker {
         let parsed = serde_json::from_slice::<Value>(&body);
         match (status, parsed) {
             (StatusCode::OK, Ok(value)) => Ok(value),
+            (StatusCode::NO_CONTENT, _) => Ok(Value::Null),
             (StatusCode::OK, Err(error)) => Err(nobody(&format!("an answer that is no JSON: {error}"))),
             (status, parsed) => {
                 let reason = parsed.ok().and_then(|value| value.get("reason")?.as_str().map(str::to_owned));
@@ -308,6 +343,22 @@ fn table(columns: &[&str], rows: &[Value]) -> String {
         text.push('\n');
     }
     text
+}
+
+fn cluster(seen: &Value) -> String {
+    let text = |name: &str| cell(seen, name);
+    let mut out = String::new();
+    let leader = match seen.get("leader").and_then(Value::as_u64) {
+        Some(leader) => format!("node {leader} leads, term {}", text("term")),
+        None => "no leader is known".to_owned(),
+    };
+    let _ = writeln!(out, "cluster {} ({}), as node {} sees it: {leader}", text("name"), text("cluster"), text("node"));
+    let members = seen.get("members").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    out.push_str(&table(&["node", "role", "address", "lag_bytes", "last_contact_ms", "matched"], members));
+    for trouble in seen.get("trouble").and_then(Value::as_array).into_iter().flatten() {
+        let _ = writeln!(out, "! {}", plain(trouble.as_str().unwrap_or_default()));
+    }
+    out
 }
 
 fn status(overview: &Value, node: &Value) -> String {
@@ -381,8 +432,9 @@ mod tests {
     }
 
     #[test]
-    fn only_the_two_words_are_a_look_at_a_running_broker() {
+    fn only_three_words_are_a_look_at_a_running_broker() {
         let meant = |all: &[&str]| is_meant(&all.iter().map(OsString::from).collect::<Vec<_>>());
+        assert!(meant(&["dassie", "cluster", "status"]));
         assert!(meant(&["dassie", "status"]) && meant(&["dassie", "list", "queues"]));
         assert!(!meant(&["dassie"]) && !meant(&["dassie", "--config", "status"]));
     }
@@ -395,6 +447,8 @@ mod tests {
             &["dassie", "status", "--url", "https://x"],
             &["dassie", "status", "--url", "http://u:p@x:1/"],
             &["dassie", "status", "--verbose"],
+            &["dassie", "cluster"],
+            &["dassie", "cluster", "leave", "x"],
         ] {
             let failure = run(&wrong.iter().map(OsString::from).collect::<Vec<_>>()).unwrap_err();
             assert_eq!(failure.code, 2, "{failure}");

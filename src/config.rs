@@ -679,6 +679,7 @@ Without arguments it listens on loopback and keeps its data in ./dassie-data:
 Looking at a running broker (dassie status --help, dassie list --help):
   dassie status
   dassie list queues
+  dassie cluster status
 
 Examples:
   dassie --data-dir /var/lib/dassie

@@ -170,7 +170,7 @@ pub const PEER_FRAME: usize = 8 * 1024 * 1024;
 /// Time for a connection between two nodes to be made, TLS and introduction together, ms.
 pub const PEER_HANDSHAKE_MS: u64 = 1_000;
 /// Strangers that introduce themselves at once; further ones are turned away.
-pub const PEER_HANDSHAKES_MAX: usize = 64;
+pub const PEER_HANDSHAKES_MAX: usize = 512;
 /// Connections from other nodes.
 pub const PEER_CONNECTIONS_MAX: usize = 256;
 /// What a node says of itself before it is believed. Bytes.

@@ -13,7 +13,7 @@ use dassie::broker::retention;
 use dassie::clock::{Clock, SystemClock};
 use dassie::config::{self, Address, Config, Invocation, RocketmqTls};
 use dassie::data_dir::{self, Identity};
-use dassie::member::{self, Joined};
+use dassie::member::{self, Alone, Joined};
 use dassie::metrics::Metrics;
 use dassie::node::{Node, NodeParts};
 use dassie::pressure::Pressure;
@@ -134,6 +134,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         node: node_name(),
         name_server: Arc::clone(&name_server),
         broker: OnceLock::new(),
+        cluster: OnceLock::new(),
     });
     let mut ports = Vec::new();
     for listener in bind(&config.http_listen, "http.listen", &mut ports).await? {
@@ -181,6 +182,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         }
     };
     let Joined { store, membership, keeper } = joined;
+    let genesis = store.genesis;
     let auto_topic_queues = config
         .rocketmq
         .auto_create_topics
@@ -210,7 +212,15 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     })
     .await
     .map_err(Failure::log)?;
+    let desk: Arc<dyn management::ClusterDesk> = match &membership {
+        Some(membership) => Arc::new(membership.clone()),
+        None => Arc::new(Alone { name: config.cluster.name.clone(), genesis, leads: node.ready.clone() }),
+    };
+    let _ = management.cluster.set(desk);
     if let Some(membership) = &membership {
+        let counted = membership.clone().count(Arc::clone(&metrics));
+        let count_stop = stop.clone();
+        servers.spawn(async move { cluster::transport::until(counted, count_stop.requested()).await });
         tokio::select! {
             () = membership.formed() => {}
             signal = &mut asked => {

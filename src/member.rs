@@ -5,9 +5,13 @@
 //! Does not know: how nodes talk, how the log is replicated.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dassie_storage::Genesis;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -15,22 +19,27 @@ use tokio::task::JoinSet;
 use crate::clock::Clock;
 use crate::cluster::calls::asked;
 use crate::cluster::formation::{self, Found};
-use crate::cluster::handshake::Replicates;
+use crate::cluster::handshake::{Card, Replicates};
 use crate::cluster::keeper::{Command, Keeper};
+use crate::cluster::status::status;
 use crate::cluster::tls::TlsFiles;
 use crate::cluster::transport::{Settings, Transport, until};
-use crate::cluster::{Role, View};
+use crate::cluster::{Member, Node, Role, View};
 use crate::config::Config;
 use crate::data_dir::{self, DataDir, Identity, Opened};
 use crate::process::Failure;
+use crate::metrics::Metrics;
 use crate::server::Stop;
 use crate::server::health::Readiness;
+use crate::server::http::management::ClusterDesk;
 
 /// What `/health/ready` calls it.
 pub const PART: &str = "the cluster";
 
 /// How long a new cluster waits for the nodes that it was founded with before it serves without them.
 const FORMING: Duration = Duration::from_secs(10);
+/// How long the others have to agree that a member goes.
+const REMOVE: Duration = Duration::from_secs(10);
 /// How long an ending node waits for its successor.
 const HAND_OVER: Duration = Duration::from_millis(1_500);
 
@@ -194,11 +203,102 @@ impl Membership {
         }
     }
 
+    /// Keeps the metrics of the cluster, for ever.
+    pub async fn count(self, metrics: Arc<Metrics>) {
+        let mut view = self.view.clone();
+        loop {
+            {
+                let view = view.borrow_and_update();
+                let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+                metrics.cluster.leader.set(number(view.leader().unwrap_or(0)));
+                metrics.cluster.term.set(number(view.term));
+                metrics.cluster.voters.set(number(view.voters() as u64));
+                let lags = view.members.iter().map(|(node, member)| (*node, member.lag_bytes.map(number)));
+                metrics.cluster.set_lags(lags);
+            }
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Gives the lead to another node, if this one has it, and waits for that a little.
     pub async fn hand_over(&self) {
         let (done, waiting) = oneshot::channel();
         if self.commands.send(Command::HandOver(done)).is_ok() {
             let _ = tokio::time::timeout(HAND_OVER, waiting).await;
         }
+    }
+}
+
+impl ClusterDesk for Membership {
+    fn status(&self) -> Value {
+        let listed = self.transport.settings().peers.keys().copied();
+        status(&self.view.borrow(), &self.transport.card(), &self.transport.links(), listed)
+    }
+
+    fn remove(&self, node: u64) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(async move {
+            let (leader, known) = {
+                let view = self.view.borrow();
+                (view.leader(), view.members.get(&node).cloned())
+            };
+            let me = self.transport.settings().node;
+            match leader {
+                Some(leader) if leader == me => {}
+                Some(leader) => return Err(format!("node {leader} leads: ask there")),
+                None => return Err("no leader is known".to_owned()),
+            }
+            let member = known.ok_or_else(|| format!("node {node} is no member"))?;
+            if node == me {
+                return Err("this node leads: stop it, then ask the one that leads then".to_owned());
+            }
+            // A listed node that runs would be let in again at once.
+            let address = self.transport.address(node).unwrap_or(member.node.address);
+            if self.transport.greet(node, &address).await.is_ok() {
+                return Err(format!("node {node} runs: stop it first"));
+            }
+            let (done, waiting) = oneshot::channel();
+            let ended = "the node is ending";
+            self.commands.send(Command::Remove(node, done)).map_err(|_| ended)?;
+            match tokio::time::timeout(REMOVE, waiting).await {
+                Ok(Ok(Ok(()))) => Ok(()),
+                Ok(Ok(Err(error))) => Err(error.to_string()),
+                Ok(Err(_)) => Err(ended.to_owned()),
+                Err(_) => Err("the others have not agreed in time: is there a majority?".to_owned()),
+            }
+        })
+    }
+}
+
+/// A node that stands alone, as the only member of its cluster.
+pub struct Alone {
+    /// `cluster.name`
+    pub name: String,
+    /// Whose store it is.
+    pub genesis: Genesis,
+    /// Its shard serves.
+    pub leads: watch::Receiver<bool>,
+}
+
+impl ClusterDesk for Alone {
+    fn status(&self) -> Value {
+        let Genesis { cluster, shard, store, segment_size, node, .. } = self.genesis;
+        let replicates = Some(Replicates { cluster, shard, store, segment_size });
+        let card = Card { node, name: self.name.clone(), address: String::new(), replicates };
+        let member = Member {
+            node: Node { address: String::new(), store },
+            voter: true,
+            matched: None,
+            lag_bytes: Some(0),
+            silent_ms: Some(0),
+        };
+        let role = if *self.leads.borrow() { Role::Leader { term: 0 } } else { Role::Looking };
+        let view = View { node, role, members: BTreeMap::from([(node, member)]), ..View::default() };
+        status(&view, &card, &BTreeMap::new(), [])
+    }
+
+    fn remove(&self, _: u64) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(async { Err("this node stands alone".to_owned()) })
     }
 }

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub rocketmq: Traffic,
     /// The log of this node's shard.
     pub log: LogMetrics,
+    /// The cluster, where there is one.
+    pub cluster: ClusterMetrics,
     /// Alarms, and what they watch.
     pub alarms: AlarmMetrics,
     /// Connection tasks that ended in a panic: each is a defect.
@@ -125,6 +127,36 @@ pub struct LogMetrics {
     pub synchronous: Gauge,
     /// 1 while this node leads the log.
     pub leader: Gauge,
+}
+
+/// What this node knows of its cluster; 0 where it stands alone.
+#[derive(Debug, Default)]
+pub struct ClusterMetrics {
+    /// The leader's number, 0: none is known.
+    pub leader: Gauge,
+    /// Term.
+    pub term: Gauge,
+    /// Members that count for the majority.
+    pub voters: Gauge,
+    /// Bytes of the leader's log that a member has not synced; only a leader has them.
+    lag: Family<MemberLabel, Gauge>,
+}
+
+impl ClusterMetrics {
+    /// All lags that are known; others are forgotten.
+    pub fn set_lags(&self, lags: impl Iterator<Item = (u64, Option<i64>)>) {
+        self.lag.clear();
+        for (node, lag) in lags {
+            if let Some(lag) = lag {
+                self.lag.get_or_create(&MemberLabel { node }).set(lag);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MemberLabel {
+    node: u64,
 }
 
 /// Bytes, and 1 for an alarm that is raised.
@@ -211,6 +243,17 @@ impl Metrics {
                     "1 where a confirm waits for the disk, 0 with ASYNC_FLUSH",
                 ),
                 leader: gauge(&mut r, "dassie_log_leader", "1 while this node leads the log"),
+            },
+            cluster: ClusterMetrics {
+                leader: gauge(&mut r, "dassie_cluster_leader", "Number of the leading node, 0 while none is known"),
+                term: gauge(&mut r, "dassie_cluster_term", "Term of the consensus"),
+                voters: gauge(&mut r, "dassie_cluster_voters", "Members that count for the majority"),
+                lag: {
+                    let lag = Family::default();
+                    let help = "Bytes of the leader's log that a member has not synced, known to the leader";
+                    r.register("dassie_cluster_lag_bytes", help, lag.clone());
+                    lag
+                },
             },
             alarms: AlarmMetrics {
                 disk: gauge(

@@ -326,6 +326,11 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         &self.0.log
     }
 
+    /// It was told to end.
+    pub(super) fn is_closing(&self) -> bool {
+        self.0.failure.closing.get()
+    }
+
     pub(super) fn node(&self) -> u64 {
         self.0.node
     }

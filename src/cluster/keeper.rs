@@ -66,7 +66,9 @@ impl Keeper {
                 let replica = answering.clone();
                 // Begun in the order of arrival, which is what appends want; each waits for its own sync.
                 spawn_local(async move {
-                    if let Ok(answered) = replica.answer(request).await {
+                    if !replica.is_closing()
+                        && let Ok(answered) = replica.answer(request).await
+                    {
                         let _ = answer.send(answered);
                     }
                 });

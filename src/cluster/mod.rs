@@ -14,6 +14,7 @@ mod membership;
 pub mod peer;
 mod runtime;
 mod state_machine;
+pub mod status;
 pub mod stream;
 #[cfg(test)]
 mod tests;

@@ -294,6 +294,10 @@ impl Transport {
         match &self.settings.tls {
             None => self.welcome(socket, |_, _| Ok(())).await,
             Some(tls) => {
+                let mut first = [0];
+                if socket.peek(&mut first).await? == 1 && first[0] != 0x16 {
+                    return Err(Turned::Garbage("no TLS where TLS is spoken"));
+                }
                 let stream = tls.accept(socket).await?;
                 let name = &self.settings.name;
                 self.welcome(stream, |stream, node| is_node(stream, node, name)).await
@@ -348,15 +352,14 @@ impl Transport {
         is_node: impl FnOnce(u64) -> Result<(), String>,
     ) -> Result<(OwnedSemaphorePermit, Option<mpsc::OwnedPermit<Guest>>), (String, bool)> {
         let ours = self.card();
-        let strict = || {
-            is_node(theirs.card.node)?;
-            if theirs.to != 0 && theirs.to != ours.node {
-                return Err(format!("this is node {}, not node {}", ours.node, theirs.to));
-            }
-            agree(&ours, &theirs.card, theirs.purpose)?;
-            self.is_the_member(&theirs.card)
-        };
-        strict().map_err(|why| (why, true))?;
+        // Somebody who waits for us, or we for him, asks again in a moment.
+        let waits = ours.replicates.is_none() || theirs.card.replicates.is_none();
+        is_node(theirs.card.node).map_err(|why| (why, true))?;
+        if theirs.to != 0 && theirs.to != ours.node {
+            return Err((format!("this is node {}, not node {}", ours.node, theirs.to), true));
+        }
+        agree(&ours, &theirs.card, theirs.purpose).map_err(|why| (why, !waits))?;
+        self.is_the_member(&theirs.card).map_err(|why| (why, true))?;
         let place = Arc::clone(&self.guests).try_acquire_owned();
         let place = place.map_err(|_| ("too many connections between nodes".to_owned(), true))?;
         let handler = self.lock_handlers().get(&theirs.purpose).cloned();

@@ -33,6 +33,7 @@ use body::Body;
 use management::{Asked, Management};
 
 const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What stands at a path.
@@ -60,6 +61,10 @@ impl Site {
                 let (status, body) = readiness(&site.ready.missing(), site.ready.raised());
                 (status, TEXT, body)
             }
+            (Self::Management(site), "/cluster") => match site.cluster.get() {
+                Some(desk) => (StatusCode::OK, JSON, format!("{}\n", desk.status())),
+                None => (StatusCode::SERVICE_UNAVAILABLE, TEXT, "this node has no cluster yet\n".to_owned()),
+            },
             (Self::Numbers(metrics), "/metrics") => match metrics.render() {
                 Ok(body) => (StatusCode::OK, OPEN_METRICS, body),
                 Err(_) => {
@@ -251,6 +256,7 @@ mod tests {
             node: "dassie@here".to_owned(),
             name_server: Arc::clone(&name_server),
             broker: OnceLock::new(),
+            cluster: OnceLock::new(),
         });
         let task = tokio::spawn(serve_management(listener, management, metrics, stop));
         Running { address, stopper, ready, name_server, task }

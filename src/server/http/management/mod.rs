@@ -20,7 +20,9 @@ mod table;
 mod views;
 mod wishes;
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -59,6 +61,16 @@ pub struct Management {
     pub name_server: Arc<OnceLock<String>>,
     /// The broker, once it serves.
     pub broker: OnceLock<Broker>,
+    /// The cluster, once this node knows which.
+    pub cluster: OnceLock<Arc<dyn ClusterDesk>>,
+}
+
+/// The cluster as management needs it.
+pub trait ClusterDesk: Send + Sync {
+    /// How it is, as `GET /cluster` shows it.
+    fn status(&self) -> Value;
+    /// Takes a member out; the reason why not.
+    fn remove(&self, node: u64) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
 }
 
 /// The broker as management needs it.
@@ -206,6 +218,21 @@ impl Management {
         self.broker.get().ok_or_else(|| Problem::unavailable("the broker is starting"))
     }
 
+    /// DELETE takes a member out of the cluster.
+    async fn member(&self, call: &Call, node: &str) -> Answered {
+        if call.method != Method::DELETE {
+            return Err(Problem::method("DELETE"));
+        }
+        if !call.caller.is_administrator() {
+            return Err(Problem::not_authorised("Not administrator user"));
+        }
+        let desk = self.cluster.get().ok_or_else(|| Problem::unavailable("no cluster yet"))?;
+        let node = node.parse().map_err(|_| Problem::not_found())?;
+        desk.remove(node).await.map_err(Problem::bad_request)?;
+        tracing::info!(user = %call.caller.principal.name, "member {node} was taken out of the cluster");
+        Ok(Answer::Done(StatusCode::NO_CONTENT))
+    }
+
     async fn route(self: &Arc<Self>, call: &Call) -> Answered {
         let path: Vec<&str> = call.path.iter().map(String::as_str).collect();
         match &path[..] {
@@ -218,6 +245,11 @@ impl Management {
                 "extensions" | "policies" | "operator-policies" | "parameters" | "global-parameters"
                 | "federation-links" | "shovels" | "feature-flags",
             ] => call.get(|| Ok(json!([]))),
+            ["cluster"] => call.get(|| {
+                call.monitor()?;
+                self.cluster.get().map(|desk| desk.status()).ok_or_else(|| Problem::unavailable("no cluster yet"))
+            }),
+            ["cluster", "members", node] => self.member(call, node).await,
             ["aliveness-test", vhost] => self.aliveness(call, vhost).await,
             ["health", "checks", check @ ..] => call.get(|| self.check(check)),
             ["vhosts"] => self.vhosts(call).await,

@@ -106,7 +106,9 @@ pub fn run(arguments: &[OsString]) -> Result<String, Failure> {
             let text = error.to_string();
             let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("bad arguments");
             let first = first.strip_prefix("error: ").unwrap_or(first);
-            return Err(Failure::usage(format!("{first} (dassie status --help, dassie list --help, dassie cluster --help)")));
+            return Err(Failure::usage(format!(
+                "{first} (dassie status --help, dassie list --help, dassie cluster --help)"
+            )));
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
@@ -180,7 +182,9 @@ fn command() -> Command {
             Command::new("cluster")
                 .about("Shows a cluster, takes members out")
                 .subcommand_required(true)
-                .subcommand(common(Command::new("status").about("Says who leads, and how far the others are")))
+                .subcommand(common(
+                    Command::new("status").about("Says who leads, and how far the others are"),
+                ))
                 .subcommand(
                     common(Command::new("leave").about("Takes a stopped member out; ask the leader")).arg(
                         Arg::new("node")
@@ -352,7 +356,13 @@ fn cluster(seen: &Value) -> String {
         Some(leader) => format!("node {leader} leads, term {}", text("term")),
         None => "no leader is known".to_owned(),
     };
-    let _ = writeln!(out, "cluster {} ({}), as node {} sees it: {leader}", text("name"), text("cluster"), text("node"));
+    let _ = writeln!(
+        out,
+        "cluster {} ({}), as node {} sees it: {leader}",
+        text("name"),
+        text("cluster"),
+        text("node")
+    );
     let members = seen.get("members").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     out.push_str(&table(&["node", "role", "address", "lag_bytes", "last_contact_ms", "matched"], members));
     for trouble in seen.get("trouble").and_then(Value::as_array).into_iter().flatten() {

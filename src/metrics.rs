@@ -245,7 +245,11 @@ impl Metrics {
                 leader: gauge(&mut r, "dassie_log_leader", "1 while this node leads the log"),
             },
             cluster: ClusterMetrics {
-                leader: gauge(&mut r, "dassie_cluster_leader", "Number of the leading node, 0 while none is known"),
+                leader: gauge(
+                    &mut r,
+                    "dassie_cluster_leader",
+                    "Number of the leading node, 0 while none is known",
+                ),
                 term: gauge(&mut r, "dassie_cluster_term", "Term of the consensus"),
                 voters: gauge(&mut r, "dassie_cluster_voters", "Members that count for the majority"),
                 lag: {

@@ -82,7 +82,9 @@ fn trouble(
         trouble.push("no leader is known: nothing is confirmed".to_owned());
     }
     if view.voters() == 2 {
-        trouble.push("two voters are not highly available: when either is down, nothing is confirmed".to_owned());
+        trouble.push(
+            "two voters are not highly available: when either is down, nothing is confirmed".to_owned(),
+        );
     }
     for (id, member) in view.members.iter().filter(|(id, _)| **id != view.node) {
         if let Some(Some(why)) = links.get(id) {
@@ -111,7 +113,11 @@ mod tests {
             lag_bytes,
             silent_ms: None,
         };
-        let members = BTreeMap::from([(1, member(true, Some(0))), (2, member(true, Some(7))), (3, member(false, None))]);
+        let members = BTreeMap::from([
+            (1, member(true, Some(0))),
+            (2, member(true, Some(7))),
+            (3, member(false, None)),
+        ]);
         let role = Role::Leader { term: 4 };
         let view = View { node: 1, role, term: 4, members, ..View::default() };
         let card = Card { node: 1, name: "n".into(), address: "a:1".into(), replicates: None };
@@ -125,6 +131,10 @@ mod tests {
         let trouble: Vec<&str> =
             status["trouble"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         assert_eq!(trouble.len(), 3);
-        assert!(trouble[0].contains("two voters") && trouble[1].contains("refused") && trouble[2].contains("node 4"));
+        assert!(
+            trouble[0].contains("two voters")
+                && trouble[1].contains("refused")
+                && trouble[2].contains("node 4")
+        );
     }
 }

@@ -33,14 +33,16 @@ fn a_wiped_node_is_refused_under_its_old_number() {
 fn a_node_of_another_cluster_of_the_same_name_is_refused() {
     let mut three = Three::started("foreign");
     // It founds its own, alone, and is then told of ours.
-    let listed = [format!("7@{}", free_port(&dassie_interop::sim::dice::Dice::new(u64::from(std::process::id()))))];
+    let listed =
+        [format!("7@{}", free_port(&dassie_interop::sim::dice::Dice::new(u64::from(std::process::id()))))];
     let mut foreign = three.node_of(7, "foreign", "dassie", &listed);
     let at = listed[0].split_once('@').expect("an address").1.to_owned();
     foreign.settings.retain(|setting| !setting.starts_with("cluster.listen"));
     foreign.settings.push(format!("cluster.listen={at}"));
     foreign.start().expect("it founds");
     foreign.kill();
-    let all: Vec<String> = three.peers.iter().map(|(node, at)| format!("{node}@{at}")).chain(listed).collect();
+    let all: Vec<String> =
+        three.peers.iter().map(|(node, at)| format!("{node}@{at}")).chain(listed).collect();
     foreign.settings.retain(|setting| !setting.starts_with("cluster.peers"));
     foreign.settings.push(format!("cluster.peers={}", all.join(",")));
     foreign.spawn().expect("it starts");
@@ -55,8 +57,15 @@ fn garbage_on_the_peer_port_is_closed_within_a_second_and_harms_nobody() {
     let address = three.peers[&leader];
     let mut zeros = vec![0; 4096];
     zeros[..8].copy_from_slice(b"DASSIE-P");
-    let strange: [&[u8]; 7] =
-        [b"", b"GET / HTTP/1.1\r\n\r\n", b"AMQP\0\0\x09\x01", b"DASSIE-P\xff\xff", b"DASSIE-P\x04\0\x01", &zeros, &[0x16, 3, 1, 2, 0, 1]];
+    let strange: [&[u8]; 7] = [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"AMQP\0\0\x09\x01",
+        b"DASSIE-P\xff\xff",
+        b"DASSIE-P\x04\0\x01",
+        &zeros,
+        &[0x16, 3, 1, 2, 0, 1],
+    ];
     for bytes in strange.iter().cycle().take(200) {
         let mut socket = TcpStream::connect(address).expect("it accepts");
         let _ = socket.write_all(bytes);

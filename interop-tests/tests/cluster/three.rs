@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
+use dassie_amqp::content::Properties;
 use dassie_interop::harm::Broker;
 use dassie_interop::sim::dice::Dice;
 use dassie_interop::wire::{Client, Heard};
@@ -195,13 +196,15 @@ pub(crate) fn drain(client: &mut Client, queue: &str) -> Vec<u64> {
     }
 }
 
-fn persistent() -> dassie_amqp::content::Properties<'static> {
-    dassie_amqp::content::Properties { delivery_mode: Some(2), ..Default::default() }
+fn persistent() -> Properties<'static> {
+    // Delivery mode 2 and nothing else.
+    Properties::parse(&[0x10, 0, 2]).expect("a block of properties")
 }
 
 /// Below the ephemeral range.
 pub(crate) fn free_port(dice: &Dice) -> SocketAddr {
-    let port = || SocketAddr::from(([127, 0, 0, 1], u16::try_from(20_000 + dice.below(12_000)).expect("small")));
+    let port =
+        || SocketAddr::from(([127, 0, 0, 1], u16::try_from(20_000 + dice.below(12_000)).expect("small")));
     std::iter::repeat_with(port).find(|address| TcpListener::bind(address).is_ok()).expect("endless")
 }
 

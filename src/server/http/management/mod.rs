@@ -247,7 +247,10 @@ impl Management {
             ] => call.get(|| Ok(json!([]))),
             ["cluster"] => call.get(|| {
                 call.monitor()?;
-                self.cluster.get().map(|desk| desk.status()).ok_or_else(|| Problem::unavailable("no cluster yet"))
+                self.cluster
+                    .get()
+                    .map(|desk| desk.status())
+                    .ok_or_else(|| Problem::unavailable("no cluster yet"))
             }),
             ["cluster", "members", node] => self.member(call, node).await,
             ["aliveness-test", vhost] => self.aliveness(call, vhost).await,

@@ -89,6 +89,15 @@ struct List(&'static str, &'static str, &'static [&'static str]);
 #[must_use]
 pub fn is_meant(arguments: &[OsString]) -> bool {
     arguments.get(1).is_some_and(|word| ["status", "list", "cluster"].iter().any(|known| word == known))
+        && joins(arguments).is_none()
+}
+
+/// Where the cluster is that this node shall join, and the arguments of its start: `dassie cluster join NODE@HOST:PORT ...`.
+#[must_use]
+pub fn joins(arguments: &[OsString]) -> Option<(&str, Vec<OsString>)> {
+    let [program, cluster, join, at, rest @ ..] = arguments else { return None };
+    let at = at.to_str().filter(|at| at.contains(':') && cluster == "cluster" && join == "join")?;
+    Some((at, std::iter::once(program).chain(rest).cloned().collect()))
 }
 
 /// Does what the arguments ask; gives what is to be printed.
@@ -180,7 +189,11 @@ fn command() -> Command {
         .subcommand(common(Command::new("status").about("Says how a running broker is")))
         .subcommand(
             Command::new("cluster")
-                .about("Shows a cluster, takes members out")
+                .about("Shows a cluster, takes members out and in")
+                .after_help(
+                    "dassie cluster join NODE@HOST:PORT [arguments of the new node's start]\n  \
+                     lets a new node with an empty data directory into a running cluster, by the cluster.listen of any member",
+                )
                 .subcommand_required(true)
                 .subcommand(common(
                     Command::new("status").about("Says who leads, and how far the others are"),
@@ -444,7 +457,8 @@ mod tests {
     #[test]
     fn only_three_words_are_a_look_at_a_running_broker() {
         let meant = |all: &[&str]| is_meant(&all.iter().map(OsString::from).collect::<Vec<_>>());
-        assert!(meant(&["dassie", "cluster", "status"]));
+        assert!(meant(&["dassie", "cluster", "status"]) && meant(&["dassie", "cluster", "join"]));
+        assert!(!meant(&["dassie", "cluster", "join", "1@a:7673", "--data-dir", "d"]));
         assert!(meant(&["dassie", "status"]) && meant(&["dassie", "list", "queues"]));
         assert!(!meant(&["dassie"]) && !meant(&["dassie", "--config", "status"]));
     }

@@ -40,6 +40,16 @@ fn main() -> ExitCode {
 
 fn start() -> Result<(), Failure> {
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some((at, rest)) = cli::joins(&arguments) {
+        return match config::load(rest, std::env::vars_os()).map_err(Failure::usage)? {
+            Invocation::Print(text) => print(&text),
+            Invocation::Run(config) => {
+                logging::init(config.log_level, config.log_format);
+                let runtime = connections().map_err(Failure::new)?;
+                print(&runtime.block_on(enroll(&config, at))?)
+            }
+        };
+    }
     if cli::is_meant(&arguments) {
         return print(&cli::run(&arguments)?);
     }
@@ -73,16 +83,28 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
-    let mut asked = pin!(process::termination().map_err(Failure::new)?);
-    let hangups = process::hangups().map_err(Failure::new)?;
-    tracing::info!("dassie {} with data in {}", env!("CARGO_PKG_VERSION"), config.data_dir);
-    let identity = Identity {
+/// `dassie cluster join`
+async fn enroll(config: &Config, at: &str) -> Result<String, Failure> {
+    let clock = SystemClock::new();
+    let identity = identity(config, &clock);
+    let opened = data_dir::look(config.data_dir.as_ref(), identity.node, identity.shard_number);
+    member::enroll(config, identity, opened.map_err(Failure::new)?, at, Arc::new(clock)).await
+}
+
+fn identity(config: &Config, clock: &SystemClock) -> Identity {
+    Identity {
         node: config.cluster.node,
         shard_number: 0,
         segment_size: config.storage.segment_size,
         wall_ms: clock.wall_ms(),
-    };
+    }
+}
+
+async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
+    let mut asked = pin!(process::termination().map_err(Failure::new)?);
+    let hangups = process::hangups().map_err(Failure::new)?;
+    tracing::info!("dassie {} with data in {}", env!("CARGO_PKG_VERSION"), config.data_dir);
+    let identity = identity(config, clock);
     let opened = data_dir::look(config.data_dir.as_ref(), identity.node, identity.shard_number);
     let opened = opened.map_err(Failure::new)?;
     let sources = accounts::sources(config).map_err(Failure::usage)?;

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::Clock;
+use crate::cluster::admin;
 use crate::cluster::calls::asked;
 use crate::cluster::formation::{self, Found};
 use crate::cluster::handshake::{Card, Replicates};
@@ -25,7 +26,7 @@ use crate::cluster::status::status;
 use crate::cluster::tls::TlsFiles;
 use crate::cluster::transport::{Settings, Transport, until};
 use crate::cluster::{Member, Node, Role, View};
-use crate::config::Config;
+use crate::config::{Address, Config};
 use crate::data_dir::{self, DataDir, Identity, Opened};
 use crate::metrics::Metrics;
 use crate::process::Failure;
@@ -89,44 +90,9 @@ pub async fn join(
         };
         return Ok(Joined { store, membership: None, keeper: None });
     };
-    let tls = (!config.cluster.certificate.is_empty()).then(|| TlsFiles {
-        certificate: config.cluster.certificate.clone(),
-        key: config.cluster.key.clone(),
-        ca: config.cluster.ca.clone(),
-    });
-    if config.cluster.insecure && tls.is_none() {
-        tracing::warn!(
-            "cluster.insecure: nodes speak plaintext, and whoever reaches cluster.listen can read and change everything"
-        );
-    }
-    // A port that the system chose is known only now; such an address is of use on one machine only.
-    let mut address = address.clone();
-    if address.port == 0 {
-        address.port = listeners[0].local_addr().map_err(Failure::new)?.port();
-    }
-    let settings = Settings {
-        name: config.cluster.name.clone(),
-        node: identity.node,
-        address: address.to_string(),
-        peers: config
-            .cluster
-            .peers
-            .iter()
-            .map(|(node, at)| (*node, at.to_string()))
-            .collect::<BTreeMap<_, _>>(),
-        tls,
-    };
-    let transport = Transport::new(settings, clock).map_err(Failure::new)?;
-    let speak_for = |store: &DataDir| {
-        let genesis = store.genesis;
-        let (cluster, shard) = (genesis.cluster, genesis.shard);
-        transport.speak_for(Replicates {
-            cluster,
-            shard,
-            store: genesis.store,
-            segment_size: genesis.segment_size,
-        });
-    };
+    let port = listeners[0].local_addr().map_err(Failure::new)?.port();
+    let transport = transport(config, identity.node, address, port, clock)?;
+    let speak_for = |store: &DataDir| speak_for(&transport, &store.genesis);
     if let Opened::Store(store) = &opened {
         speak_for(store);
     }
@@ -158,9 +124,94 @@ pub async fn join(
     let asked = asked(&transport);
     let (commands, todo) = mpsc::unbounded_channel();
     let (seen, view) = watch::channel(Arc::default());
+    admin::serve(&transport, commands.clone(), view.clone());
     let keeper = Keeper { transport: Arc::clone(&transport), asked, commands: todo, view: seen };
     let membership = Membership { transport, view, commands, founded };
     Ok(Joined { store, membership: Some(membership), keeper: Some(keeper) })
+}
+
+fn transport(
+    config: &Config,
+    node: u64,
+    address: &Address,
+    port: u16,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<Transport>, Failure> {
+    let tls = (!config.cluster.certificate.is_empty()).then(|| TlsFiles {
+        certificate: config.cluster.certificate.clone(),
+        key: config.cluster.key.clone(),
+        ca: config.cluster.ca.clone(),
+    });
+    if config.cluster.insecure && tls.is_none() {
+        tracing::warn!(
+            "cluster.insecure: nodes speak plaintext, and whoever reaches cluster.listen can read and change everything"
+        );
+    }
+    // A port that the system chose is known only now; such an address is of use on one machine only.
+    let port = if address.port == 0 { port } else { address.port };
+    let peers = config.cluster.peers.iter().map(|(node, at)| (*node, at.to_string()));
+    let settings = Settings {
+        name: config.cluster.name.clone(),
+        node,
+        address: Address { port, ..address.clone() }.to_string(),
+        peers: peers.collect::<BTreeMap<_, _>>(),
+        tls,
+    };
+    Transport::new(settings, clock).map_err(Failure::new)
+}
+
+fn speak_for(transport: &Transport, genesis: &Genesis) {
+    let Genesis { cluster, shard, store, segment_size, .. } = *genesis;
+    transport.speak_for(Replicates { cluster, shard, store, segment_size });
+}
+
+/// `dassie cluster join`: makes the store of a node that is not listed anywhere, and asks the cluster behind `at` to let it in. The
+/// node is started afterwards.
+///
+/// # Errors
+/// What is in the way, here or there. It may be asked again.
+pub async fn enroll(
+    config: &Config,
+    identity: Identity,
+    opened: Opened,
+    at: &str,
+    clock: Arc<dyn Clock>,
+) -> Result<String, Failure> {
+    let (member, at) = at.split_once('@').unwrap_or(("0", at));
+    let member = member.parse::<u64>().map_err(|_| Failure::usage("write NODE@HOST:PORT of a member"))?;
+    let address = config.cluster.address().filter(|address| address.port != 0);
+    let address = address.ok_or_else(|| {
+        Failure::usage("cluster.listen (or its own entry in cluster.peers) must name a port")
+    })?;
+    let transport = transport(config, identity.node, address, address.port, clock)?;
+    let mine = match &opened {
+        Opened::Store(store) if !store.genesis.joins => {
+            return Err(Failure::new(
+                "the data directory has a store of its own: a node joins with an empty one",
+            ));
+        }
+        Opened::Store(store) => Some(store.genesis),
+        Opened::Empty(_) => None,
+    };
+    if let Some(genesis) = &mine {
+        speak_for(&transport, genesis);
+    }
+    let (card, _) = transport.greet(member, at).await.map_err(Failure::new)?;
+    let there = card.replicates.ok_or_else(|| Failure::new("that node has no cluster itself yet"))?;
+    let store = match opened {
+        Opened::Store(store) => store,
+        Opened::Empty(empty) => {
+            let identity = Identity { segment_size: there.segment_size, ..identity };
+            let store = data_dir::random().map_err(Failure::new)?;
+            let genesis = identity.genesis(there.cluster, there.shard, store, true);
+            empty.make(genesis).map_err(Failure::new)?
+        }
+    };
+    speak_for(&transport, &store.genesis);
+    let (_, stream) = transport.greet(member, at).await.map_err(Failure::new)?;
+    admin::join(&transport, stream, store.genesis.store).await.map_err(Failure::new)?;
+    let name = &config.cluster.name;
+    Ok(format!("node {} is a member of '{name}' now: start it, and it catches up\n", identity.node))
 }
 
 impl Membership {

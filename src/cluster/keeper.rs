@@ -2,7 +2,7 @@
 //!
 //! Owns: the [`View`] that other threads see, one log line per event, the leader's steps toward the cluster that is listed.
 //! Promises: a listed node that has a store of this cluster becomes a learner, and learners that have caught up become voters, all
-//! of the list together, so that a cluster never stands on two voters on its way to three; a change of voters that a leader began
+//! of them together, so that a cluster never stands on two voters on its way to three; a change of voters that a leader began
 //! and did not end is ended; commands of operators are carried out here or refused with the reason.
 //! Does not know: how a store is born ([`super::formation`]), what a checkpoint copies.
 //!
@@ -40,6 +40,8 @@ const HAND_OVER: Duration = Duration::from_secs(1);
 pub enum Command {
     /// Hand the lead to another voter, if this node has it. Answered when it is done, or will not be.
     HandOver(oneshot::Sender<()>),
+    /// Let a node with a store of this cluster in.
+    Add(u64, Node, oneshot::Sender<io::Result<()>>),
     /// Take a member out.
     Remove(u64, oneshot::Sender<io::Result<()>>),
 }
@@ -80,6 +82,9 @@ impl Keeper {
                     Command::HandOver(done) => {
                         hand_over(&commanded).await;
                         let _ = done.send(());
+                    }
+                    Command::Add(id, node, done) => {
+                        let _ = done.send(commanded.add_learner(id, node).await);
                     }
                     Command::Remove(node, done) => {
                         let _ = done.send(commanded.remove(node).await);
@@ -237,7 +242,7 @@ async fn step<D: Disk, A: Apply + 'static>(
     if let Some(missing) = missing {
         return missing.map(|()| true);
     }
-    let learners = || view.members.iter().filter(|(id, member)| !member.voter && listed.contains_key(id));
+    let learners = || view.members.iter().filter(|(_, member)| !member.voter);
     if learners().next().is_none() {
         return Ok(false);
     }

@@ -3,6 +3,7 @@
 //! Owns: one replica of the log ([`Replica`]), its membership, what replicas say to each other ([`peer`]). Promises: no type
 //! of the consensus library leaves this module. Does not know: what the log says, sockets, files.
 
+pub mod admin;
 pub mod calls;
 mod driver;
 pub mod formation;

@@ -1,6 +1,7 @@
 //! A thread that stays awake for a moment when it knows that it will be woken soon.
 //!
-//! Owns: how long the shard's thread looks for a wake-up before it sleeps, and when it wakes the log's writer ahead of need.
+//! Owns: how long the shard's thread looks for a wake-up before it sleeps, and when it wakes the log's writer, and the writer a
+//! connections' worker, ahead of need.
 //! Promises: it looks only while the writer has a little that was handed to it, and for at most [`LONGEST`] at a time;
 //! whatever wakes the thread's future ends the look at once; looks that do not pay (a slow disk, processors that others want)
 //! become rare within a few turns; a machine with one processor never looks, and an idle one sleeps.
@@ -15,6 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use crate::clock::Clock;
 
@@ -65,6 +68,10 @@ pub struct Awake {
     inner: OnceLock<Waker>,
     /// The future was woken after its last poll began.
     woken: AtomicBool,
+    /// It sleeps, or is about to.
+    sleeps: AtomicBool,
+    /// A small write is synced, and who waits for it will be told within microseconds.
+    synced: Notify,
     helped: OnceLock<(Arc<dyn Clock>, Box<dyn Helper>)>,
     habits: Mutex<Habits>,
 }
@@ -149,8 +156,50 @@ impl Awake {
         .await
     }
 
+    /// The log's writer has just reported so many bytes. Called by the writer.
+    pub fn reported(&self, bytes: usize) {
+        // A shard that has to wake up first is not faster than a worker that has to.
+        if bytes <= LITTLE && !self.sleeps.load(Ordering::Acquire) {
+            self.synced.notify_one();
+        }
+    }
+
+    /// Runs among the connections' tasks, for ever: keeps their worker awake from the end of a small sync until the shard has told
+    /// whoever waited for it. Meanwhile all other tasks of the worker have their turns, and all sockets are looked at.
+    pub async fn keep_a_worker_awake(self: Arc<Self>, clock: Arc<dyn Clock>) {
+        let mut success = Success::default();
+        loop {
+            self.synced.notified().await;
+            if success.may_look() {
+                success.looked(self.await_rest(&*clock, success.limit).await);
+            }
+        }
+    }
+
+    /// Returns when the shard goes to sleep: it has nothing more to tell.
+    async fn await_rest(&self, clock: &dyn Clock, limit: Duration) -> Option<Duration> {
+        let begin = clock.monotonic();
+        let mut last = begin;
+        loop {
+            if self.sleeps.load(Ordering::Acquire) {
+                return Some(last - begin);
+            }
+            tokio::task::yield_now().await;
+            let now = clock.monotonic();
+            if now - begin > limit || now - last > DRIVEN_OUT {
+                return None;
+            }
+            last = now;
+        }
+    }
+
     /// Returns when the future was woken, or when it is better to sleep.
     pub fn before_sleep(&self) {
+        self.look_around();
+        self.sleeps.store(!self.is_woken(), Ordering::Release);
+    }
+
+    fn look_around(&self) {
         let Some((clock, helper)) = self.helped.get() else { return };
         if self.is_woken() {
             return;
@@ -170,6 +219,7 @@ impl Awake {
 
     /// The thread was woken: the helper wakes up at the same time if it will be needed.
     pub fn after_sleep(&self) {
+        self.sleeps.store(false, Ordering::Release);
         let Some((_, helper)) = self.helped.get() else { return };
         let habits = self.habits();
         if habits.gives && habits.slept_at.is_some() {
@@ -290,6 +340,30 @@ mod tests {
         awake.before_sleep();
         assert_eq!(awake.habits().success, Success::default());
         Awake::default().before_sleep();
+    }
+
+    #[test]
+    fn a_worker_is_kept_awake_after_a_small_report_until_the_shard_sleeps() {
+        let (awake, _) = helped();
+        let clock = SystemClock::new();
+        let is_told = || {
+            let mut told = pin!(awake.synced.notified());
+            told.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            awake.reported(LITTLE + 1);
+            assert!(!is_told());
+            awake.reported(LITTLE);
+            assert!(is_told());
+            assert_eq!(awake.await_rest(&clock, Duration::ZERO).await, None);
+            awake.before_sleep();
+            awake.reported(LITTLE);
+            assert!(!is_told(), "the shard has to be woken itself");
+            assert!(awake.await_rest(&clock, LONGEST).await.is_some());
+            awake.after_sleep();
+            assert_eq!(awake.await_rest(&clock, Duration::ZERO).await, None);
+        });
     }
 
     #[test]

@@ -81,7 +81,9 @@ impl Node {
         let (opened, wait) = oneshot::channel();
         let (stop, stopped) = watch::channel(false);
         let (ready, ready_out) = watch::channel(false);
-        let thread = spawn("shard", move || run_shard(parts, opened, stopped, ready))?;
+        let awake = Arc::new(Awake::default());
+        tokio::spawn(Arc::clone(&awake).keep_a_worker_awake(Arc::clone(&parts.clock)));
+        let thread = spawn("shard", move || run_shard(parts, awake, opened, stopped, ready))?;
         let shard =
             wait.await.map_err(|_| std::io::Error::other("the shard's thread ended while it started"))??;
         Ok(Self { shard, ready: ready_out, stop, thread })
@@ -105,8 +107,13 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Re
 
 type Opened = oneshot::Sender<std::io::Result<Shard>>;
 
-fn run_shard(mut parts: NodeParts, opened: Opened, stop: watch::Receiver<bool>, ready: watch::Sender<bool>) {
-    let awake = Arc::new(Awake::default());
+fn run_shard(
+    mut parts: NodeParts,
+    awake: Arc<Awake>,
+    opened: Opened,
+    stop: watch::Receiver<bool>,
+    ready: watch::Sender<bool>,
+) {
     let (before, after) = (Arc::clone(&awake), Arc::clone(&awake));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -149,7 +156,7 @@ async fn open(
     keeper: Option<Keeper>,
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
-    awake: &Awake,
+    awake: &Arc<Awake>,
 ) -> std::io::Result<(Shard, impl Future<Output = ()> + use<>)> {
     let (disk, genesis) = (parts.store.disk.clone(), parts.store.genesis);
     let floor = read_floor(&disk, &genesis).await?;
@@ -165,6 +172,8 @@ async fn open(
         tracing::warn!("the unfinished end of the log was cut: {cut:?}");
     }
     let (writer, preparer) = (log.writer, log.preparer);
+    let reported = Arc::clone(awake);
+    log.log.under_way().after_reports(move |bytes| reported.reported(bytes));
     awake.helped_by(log.log.under_way(), Arc::clone(&parts.clock));
     spawn("log writer", move || ended("log writer", block_on(writer.run())))?;
     spawn("log preparer", move || ended("log preparer", block_on(preparer.run())))?;

@@ -1,4 +1,4 @@
-//! One AMQP connection of a test: blocking, one channel, on nothing but a socket and the codec.
+//! One AMQP connection of a test: blocking, one channel, on nothing but a socket (or TLS over it) and the codec.
 //!
 //! Owns: the socket, what was read and not yet heard, what was said and not yet sent. Promises: whatever waits, waits
 //! for a bounded time; a message is heard whole or not at all; what is said leaves with [`Client::flush`] only, so that
@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dassie_amqp::client::{Handshake, Incoming, Login, next_incoming};
@@ -17,6 +19,9 @@ use dassie_amqp::method::{
     ConfirmSelect, ExchangeDeclare, Method, QueueBind, QueueDeclare, QueueDelete, TxCommit, TxSelect,
 };
 use dassie_amqp::table::TableBuilder;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 /// The only channel.
 const CHANNEL: u16 = 1;
@@ -107,9 +112,65 @@ pub enum Durability {
     Transient,
 }
 
+/// Whom a client with TLS trusts: the authorities of a PEM file.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn trust(authorities: &Path) -> Result<Arc<ClientConfig>, String> {
+    let said = |error: &dyn fmt::Display| format!("{}: {error}", authorities.display());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(authorities).map_err(|error| said(&error))? {
+        roots.add(certificate.map_err(|error| said(&error))?).map_err(|error| said(&error))?;
+    }
+    let versions = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions();
+    let config = versions.map_err(|error| said(&error))?.with_root_certificates(roots);
+    Ok(Arc::new(config.with_no_client_auth()))
+}
+
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// A connection with one open channel.
 pub struct Client {
-    stream: TcpStream,
+    stream: Stream,
     timeout: Duration,
     input: Vec<u8>,
     /// Where in `input` the first byte lies that was not heard yet.
@@ -131,10 +192,26 @@ impl Client {
     /// # Errors
     /// There is no server, or it refuses.
     pub fn connect(server: SocketAddr) -> Result<Self, Error> {
+        Self::connect_by(server, None)
+    }
+
+    /// As [`Client::connect`], with TLS if it is said whom to trust.
+    ///
+    /// # Errors
+    /// There is no server, it is not to be trusted, or it refuses.
+    pub fn connect_by(server: SocketAddr, trusted: Option<&Arc<ClientConfig>>) -> Result<Self, Error> {
         let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        let stream = match trusted {
+            None => Stream::Plain(stream),
+            Some(config) => {
+                let tls = ClientConnection::new(Arc::clone(config), server.ip().into());
+                let tls = tls.map_err(|error| Error::Broken(error.to_string()))?;
+                Stream::Tls(Box::new(StreamOwned::new(tls, stream)))
+            }
+        };
         let chunk = vec![0; READ_SIZE].into_boxed_slice();
         let (input, out) = (Vec::new(), Vec::new());
         let mut client = Self { stream, timeout: PATIENCE, input, heard: 0, chunk, out, frame_max: 0 };
@@ -298,7 +375,7 @@ impl Client {
     /// # Errors
     /// The server is gone, or does not read.
     pub fn flush(&mut self) -> Result<(), Error> {
-        let sent = self.stream.write_all(&self.out);
+        let sent = self.stream.write_all(&self.out).and_then(|()| self.stream.flush());
         self.out.clear();
         Ok(sent?)
     }
@@ -309,7 +386,7 @@ impl Client {
     /// The server is gone.
     pub fn receive(&mut self, wait: Duration) -> Result<bool, Error> {
         if self.timeout != wait {
-            self.stream.set_read_timeout(Some(wait))?;
+            self.stream.socket().set_read_timeout(Some(wait))?;
             self.timeout = wait;
         }
         self.read()
@@ -321,7 +398,7 @@ impl Client {
     /// # Errors
     /// The socket is gone.
     pub fn set_polled(&mut self) -> Result<(), Error> {
-        Ok(self.stream.set_nonblocking(true)?)
+        Ok(self.stream.socket().set_nonblocking(true)?)
     }
 
     /// Sends what goes and reads what is there; false if nothing moved.

@@ -19,6 +19,10 @@ impl Core {
         if counted != self.state.segments {
             return Err(format!("live in segments: {:?}, counted {counted:?}", self.state.segments));
         }
+        let (messages, all) = (self.state.messages, self.state.count_messages());
+        if messages != all {
+            return Err(format!("{messages} messages, counted {all}"));
+        }
         if self.is_ready() {
             for uid in self.runtimes.keys() {
                 self.audit_queue(*uid)?;

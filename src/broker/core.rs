@@ -27,7 +27,7 @@ use super::reader::{Reader, ReaderKey, Runtime};
 use super::record::{BatchBuilder, Kind, PayloadHead};
 use super::retention::Retention;
 use super::state::{ALREADY_DELIVERED, Applied, Done, State};
-use super::topology::{Route, Topology, WAITING_VHOST};
+use super::topology::{Route, Topology};
 use crate::clock::{Clock, LogTime};
 use crate::limits;
 use crate::metrics::Metrics;
@@ -461,21 +461,10 @@ impl Core {
         metrics.consumers.set(gauge(self.readers.values().filter(|r| r.attached).count() as u64));
         let unacked: u64 = self.runtimes.values().map(|r| r.unacked).sum();
         metrics.messages_unacked.set(gauge(unacked));
-        let durable: u64 = self
-            .state
-            .queues
-            .values()
-            .filter(|q| q.kind != super::api::QueueKind::Topic && !self.waits_in(q.uid))
-            .map(|q| q.depth())
-            .sum();
+        let durable = self.state.messages;
         let memory: u64 = self.runtimes.values().filter_map(|r| r.memory.as_ref()).map(|m| m.depth()).sum();
         metrics.messages.set(gauge((durable + memory).max(unacked)));
         metrics.messages_ready.set(gauge((durable + memory).saturating_sub(unacked)));
-    }
-
-    /// It is a queue of waiting messages, which no client sees.
-    fn waits_in(&self, uid: QueueUid) -> bool {
-        self.state.topology.queue_by_uid(uid).is_some_and(|queue| queue.vhost == WAITING_VHOST)
     }
 
     /// Takes what connections sent.

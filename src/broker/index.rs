@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -17,6 +16,8 @@ use super::record::{Cursor, Malformed};
 pub(crate) const ENTRY_BYTES: usize = 32;
 /// Entries of a page: what fits into 4 KiB beside the page's own checks.
 pub(crate) const PAGE_ENTRIES: usize = 127;
+/// Bytes of a full page's entries.
+const PAGE_BYTES: usize = PAGE_ENTRIES * ENTRY_BYTES;
 
 /// Where one message of a queue lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +44,8 @@ impl Entry {
     /// Latest deadline: the year 10889.
     pub(crate) const DEADLINE_MAX: u64 = (1 << 48) - 1;
 
-    /// As on disk.
-    pub(crate) fn put(&self, buf: &mut BytesMut) {
+    /// As on disk, and in memory too: a full page is written as it lies there.
+    pub(crate) fn put(&self, buf: &mut impl BufMut) {
         buf.put_u64_le(self.position);
         buf.put_u32_le(self.record_back);
         buf.put_u32_le(self.batch_back);
@@ -85,8 +86,8 @@ impl Pages for NoPages {
 /// A full page.
 #[derive(Debug, Clone)]
 enum Page {
-    /// Not on disk yet.
-    Memory(Arc<[Entry]>),
+    /// Not on disk yet: its entries.
+    Memory(Bytes),
     /// On disk under that number.
     Disk(u32),
 }
@@ -100,9 +101,9 @@ pub(crate) struct QueueIndex {
     first_page: u64,
     pages: VecDeque<Page>,
     /// Entries behind the last full page.
-    tail: Vec<Entry>,
+    tail: Vec<u8>,
     /// Page read last and its entries.
-    cached: Option<(u64, Arc<[Entry]>)>,
+    cached: Option<(u64, Bytes)>,
     /// Pages on disk that were trimmed since the last checkpoint began.
     freed: Vec<u32>,
 }
@@ -133,12 +134,14 @@ impl QueueIndex {
     /// Appends; returns the message's offset.
     pub(crate) fn push(&mut self, entry: Entry) -> Offset {
         let offset = self.next;
-        self.tail.push(entry);
+        if self.tail.is_empty() && !self.pages.is_empty() {
+            // It will be filled like the page before; a queue of few messages grows step by step.
+            self.tail.reserve_exact(PAGE_BYTES);
+        }
+        entry.put(&mut self.tail);
         self.next += 1;
-        if self.tail.len() == PAGE_ENTRIES {
-            let page: Arc<[Entry]> = self.tail.as_slice().into();
-            self.tail.clear();
-            self.pages.push_back(Page::Memory(page));
+        if self.tail.len() == PAGE_BYTES {
+            self.pages.push_back(Page::Memory(std::mem::take(&mut self.tail).into()));
         }
         offset
     }
@@ -155,21 +158,21 @@ impl QueueIndex {
         let within = usize::try_from(offset % PAGE_ENTRIES as u64).unwrap_or(0);
         let full = usize::try_from(page - self.first_page).unwrap_or(usize::MAX);
         if full == self.pages.len() {
-            return Ok(self.tail.get(within).copied());
+            return entry_at(&self.tail, within).map(Some);
         }
         if let Some((cached, entries)) = &self.cached
             && *cached == page
         {
-            return Ok(entries.get(within).copied());
+            return entry_at(entries, within).map(Some);
         }
         let entries = match self.pages.get(full) {
-            Some(Page::Memory(entries)) => return Ok(entries.get(within).copied()),
-            Some(Page::Disk(id)) => decode(&pages.read(*id, owner)?)?,
+            Some(Page::Memory(entries)) => return entry_at(entries, within).map(Some),
+            Some(Page::Disk(id)) => pages.read(*id, owner)?,
             None => return Ok(None),
         };
-        let entry = entries.get(within).copied();
+        let entry = entry_at(&entries, within)?;
         self.cached = Some((page, entries));
-        Ok(entry)
+        Ok(Some(entry))
     }
 
     /// Forgets everything before `floor`.
@@ -192,7 +195,7 @@ impl QueueIndex {
         if self.cached.as_ref().is_some_and(|(page, _)| *page < self.first_page) {
             self.cached = None;
         }
-        if self.pages.is_empty() && self.head == self.next && self.tail.capacity() > 16 {
+        if self.pages.is_empty() && self.head == self.next && self.tail.capacity() > 16 * ENTRY_BYTES {
             // An idle queue keeps no page in memory; the entries of a half-full page stay for their numbers.
             self.tail.shrink_to_fit();
         }
@@ -200,15 +203,12 @@ impl QueueIndex {
 
     /// Full pages that are not on disk yet: (page number in this queue, bytes).
     pub(crate) fn unwritten_pages(&self) -> Vec<(u64, Bytes)> {
-        let mut out = Vec::new();
-        for (i, page) in self.pages.iter().enumerate() {
-            if let Page::Memory(entries) = page {
-                let mut buf = BytesMut::with_capacity(PAGE_ENTRIES * ENTRY_BYTES);
-                entries.iter().for_each(|e| e.put(&mut buf));
-                out.push((self.first_page + i as u64, buf.freeze()));
-            }
-        }
-        out
+        let pages = (self.first_page..).zip(&self.pages);
+        let in_memory = pages.filter_map(|(number, page)| match page {
+            Page::Memory(entries) => Some((number, entries.clone())),
+            Page::Disk(_) => None,
+        });
+        in_memory.collect()
     }
 
     /// Page `number` of this queue is on disk as `id`: its entries need not stay in memory. If it was trimmed meanwhile, the
@@ -255,8 +255,8 @@ impl QueueIndex {
             buf.put_u32_le(start);
             buf.put_u32_le(count);
         }
-        buf.put_u32_le(u32::try_from(self.tail.len()).unwrap_or(u32::MAX));
-        self.tail.iter().for_each(|e| e.put(buf));
+        buf.put_u32_le(u32::try_from(self.tail.len() / ENTRY_BYTES).unwrap_or(u32::MAX));
+        buf.put_slice(&self.tail);
     }
 
     /// From a checkpoint.
@@ -271,23 +271,16 @@ impl QueueIndex {
                 index.pages.push_back(Page::Disk(id));
             }
         }
-        for _ in 0..cursor.u32()? {
-            index.tail.push(Entry::read(cursor)?);
-        }
+        let tail = cursor.u32()? as usize;
+        index.tail = cursor.take(tail.saturating_mul(ENTRY_BYTES))?.to_vec();
         Ok(index)
     }
 }
 
-fn decode(page: &Bytes) -> io::Result<Arc<[Entry]>> {
-    let mut cursor = Cursor::new(page, 0);
-    let mut entries = Vec::with_capacity(PAGE_ENTRIES);
-    for _ in 0..PAGE_ENTRIES {
-        entries.push(
-            Entry::read(&mut cursor)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?,
-        );
-    }
-    Ok(entries.into())
+/// The entry with that number in a page or its begin.
+fn entry_at(entries: &[u8], within: usize) -> io::Result<Entry> {
+    let damaged = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    Entry::read(&mut Cursor::new(entries, within * ENTRY_BYTES)).map_err(damaged)
 }
 
 #[cfg(test)]

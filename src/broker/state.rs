@@ -21,7 +21,7 @@ use super::index::{Entry, Pages, QueueIndex};
 use super::locks::{Held, LockChange, Locks, Place};
 use super::message::{Reference, parse_reference};
 use super::record::{self, Kind, Malformed, Record, SectionHead};
-use super::topology::{Change, Topology};
+use super::topology::{Change, Topology, WAITING_VHOST};
 
 /// Batch kinds as `storage` carries them.
 pub(crate) const OUTCOMES: u8 = 1;
@@ -50,6 +50,8 @@ pub(crate) struct QueueState {
     pub(crate) attempts: BTreeMap<Offset, u32>,
     /// A message with a deadline came in since it was empty last.
     pub(crate) may_expire: bool,
+    /// Its messages wait for a time or an answer: no client sees it.
+    hidden: bool,
     dirty: bool,
 }
 
@@ -68,6 +70,7 @@ impl QueueState {
             homes: BTreeMap::new(),
             attempts: BTreeMap::new(),
             may_expire: false,
+            hidden: false,
             dirty: true,
         }
     }
@@ -80,6 +83,11 @@ impl QueueState {
                 self.index.next() - self.cursor.floor() - self.cursor.settled_ahead()
             }
         }
+    }
+
+    /// What [`State::messages`] counts of it.
+    fn counted(&self) -> u64 {
+        if self.hidden || self.kind == QueueKind::Topic { 0 } else { self.depth() }
     }
 
     /// All segments that the message at `offset` has bytes in, each as often as it is counted.
@@ -248,6 +256,8 @@ pub(crate) struct State {
     pub(crate) store_time: u64,
     pub(crate) topology: Topology,
     pub(crate) queues: HashMap<QueueUid, QueueState, foldhash::fast::FixedState>,
+    /// Messages in all durable queues that AMQP clients see.
+    pub(crate) messages: u64,
     pub(crate) sessions: BTreeMap<u64, Session>,
     pub(crate) group_offsets: HashMap<Arc<str>, BTreeMap<QueueUid, Offset>, foldhash::fast::RandomState>,
     /// Queue locks of ordered consumption.
@@ -302,6 +312,7 @@ impl State {
             store_time: 0,
             topology: Topology::new(),
             queues: HashMap::default(),
+            messages: 0,
             sessions: BTreeMap::new(),
             group_offsets: HashMap::default(),
             locks: Locks::default(),
@@ -512,7 +523,9 @@ impl State {
                 deadline,
             };
             queue.may_expire |= deadline != 0;
+            let before = queue.counted();
             let offset = queue.index.push(entry);
+            self.messages += queue.counted() - before;
             count_up(queue, &mut self.segments, segment);
             for (segment, _) in &other {
                 count_up(queue, &mut self.segments, *segment);
@@ -528,6 +541,7 @@ impl State {
 
     fn settle(&mut self, uid: QueueUid, ranges: &[(Offset, u64)], pages: &dyn Pages) {
         let Some(queue) = self.queues.get_mut(&uid) else { return };
+        let before = queue.counted();
         for (start, count) in ranges {
             let end = start.saturating_add(*count).min(queue.index.next());
             if *start <= queue.cursor.floor() && end == queue.index.next() {
@@ -559,6 +573,7 @@ impl State {
         self.freed_pages.append(&mut queue.index.take_freed());
         queue.attempts = queue.attempts.split_off(&floor);
         queue.may_expire &= floor < queue.index.next();
+        self.messages -= before - queue.counted();
         mark(&mut self.dirty_queues, queue);
         assert!(queue.cursor.floor() <= queue.index.next(), "nothing is settled that was not enqueued");
     }
@@ -653,13 +668,13 @@ impl State {
         self.forget_definitions(change);
         match change {
             Change::Queue { uid, vhost, spec, owner: None } if self.topology.has_vhost(*vhost) => {
-                self.add_queue(*uid, spec.kind);
+                self.add_queue(*uid, spec.kind, *vhost == WAITING_VHOST);
             }
             Change::Topic { topic } => {
                 for uid in
                     topic.queues.iter().filter(|u| !self.queues.contains_key(*u)).copied().collect::<Vec<_>>()
                 {
-                    self.add_queue(uid, QueueKind::Topic);
+                    self.add_queue(uid, QueueKind::Topic, false);
                 }
             }
             Change::RemoveQueue(uid) => {
@@ -680,13 +695,14 @@ impl State {
         out.topology = true;
     }
 
-    fn add_queue(&mut self, uid: QueueUid, kind: QueueKind) {
-        self.queues.insert(uid, QueueState::new(uid, kind));
+    fn add_queue(&mut self, uid: QueueUid, kind: QueueKind, hidden: bool) {
+        self.queues.insert(uid, QueueState { hidden, ..QueueState::new(uid, kind) });
         self.dirty_queues.push(uid);
     }
 
     fn remove_queue(&mut self, uid: QueueUid) {
         let Some(mut queue) = self.queues.remove(&uid) else { return };
+        self.messages -= queue.counted();
         drop_counts(&mut queue, &mut self.segments);
         self.freed_pages.extend(queue.index.disk_pages());
         self.freed_pages.append(&mut queue.index.take_freed());
@@ -905,6 +921,12 @@ impl State {
         state.topology.next_uid = cursor.u64()?;
         state.applied = Some(point);
         state.changed.clear();
+        for uid in state.topology.waiting_queues() {
+            if let Some(queue) = state.queues.get_mut(&uid) {
+                queue.hidden = true;
+            }
+        }
+        state.messages = state.count_messages();
         let pages = state.queues.values().flat_map(|q| q.index.disk_pages()).collect();
         Ok((state, pages))
     }
@@ -947,6 +969,11 @@ impl State {
             digest.update(&buf);
         }
         digest.finalize()
+    }
+
+    /// What [`State::messages`] must be, counted queue by queue.
+    pub(crate) fn count_messages(&self) -> u64 {
+        self.queues.values().map(QueueState::counted).sum()
     }
 
     /// What lives in each segment, counted by looking at every message and piece.

@@ -14,6 +14,7 @@ mod input;
 pub mod registry;
 pub mod rocketmq;
 pub mod semantics;
+mod spare;
 mod steps;
 pub mod tls;
 mod transport;

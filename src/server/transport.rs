@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use rustls::ServerConnection;
 use tokio::io::{AsyncWriteExt, Interest, Ready};
 use tokio::net::TcpStream;
@@ -47,7 +46,7 @@ pub(super) trait Transport: Send + Sync + 'static {
     /// Waits until reading or writing is worth a try. Cancel safe.
     fn ready(&self, interest: Interest) -> impl Future<Output = io::Result<Ready>> + Send;
     /// Appends what arrived. 0: the peer says no more.
-    fn try_read_buf(&mut self, into: &mut BytesMut) -> io::Result<usize>;
+    fn try_read_buf(&mut self, into: &mut Vec<u8>) -> io::Result<usize>;
     /// Takes a part of the slices, at least one byte.
     fn try_write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
     /// Brings on its way what was taken and did not fit into the socket. That it does not fit now either is no error.
@@ -93,7 +92,7 @@ impl Transport for TcpStream {
         Self::ready(self, interest)
     }
 
-    fn try_read_buf(&mut self, into: &mut BytesMut) -> io::Result<usize> {
+    fn try_read_buf(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
         Self::try_read_buf(self, into)
     }
 
@@ -137,7 +136,7 @@ impl Encrypted {
     }
 
     /// Decrypts what came from the socket, appends the plaintext.
-    fn take(&mut self, mut bytes: &[u8], into: &mut BytesMut) -> io::Result<()> {
+    fn take(&mut self, mut bytes: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
         while !bytes.is_empty() && !self.ended {
             self.tls.read_tls(&mut bytes)?;
             self.decrypt(into)?;
@@ -146,7 +145,7 @@ impl Encrypted {
     }
 
     /// Appends the plaintext of what rustls holds already.
-    fn decrypt(&mut self, into: &mut BytesMut) -> io::Result<()> {
+    fn decrypt(&mut self, into: &mut Vec<u8>) -> io::Result<()> {
         let state = self.tls.process_new_packets().map_err(|error| {
             // Best effort: the alert that says why.
             let _ = flush(&mut self.tls, &self.stream);
@@ -175,7 +174,7 @@ impl Transport for Encrypted {
         self.stream.ready(interest).await
     }
 
-    fn try_read_buf(&mut self, into: &mut BytesMut) -> io::Result<usize> {
+    fn try_read_buf(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
         let before = into.len();
         if self.prompt {
             self.decrypt(into)?;

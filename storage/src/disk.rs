@@ -61,6 +61,17 @@ pub trait File: Send + Sync + 'static {
     async fn write_at(&self, offset: u64, parts: &[Bytes]) -> io::Result<()>;
     /// Makes content and length durable.
     async fn sync(&self) -> io::Result<()>;
+    /// Of what the place, the length and the memory of [`File::write_through`] must be multiples; `None`: the disk has no such way.
+    fn through_block(&self) -> Option<usize> {
+        None
+    }
+    /// Writes past the system's cache and makes it durable, in one step; readers see it as if it had been written otherwise.
+    /// `Unsupported`: it was not done, and has to be written and synced.
+    fn write_through(&self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// No more of those will come soon: what they need is given back.
+    fn end_through(&self) {}
     /// The whole file, read-only, without a copy where the disk can. The caller promises that nobody writes to or
     /// shortens the file while any slice of the answer lives.
     fn map(&self) -> io::Result<Bytes>;

@@ -28,6 +28,7 @@ mod segments;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod spill;
+mod through;
 mod writer;
 
 use std::io;

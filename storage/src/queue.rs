@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Poll, Waker};
 
 use bytes::Bytes;
@@ -71,7 +71,12 @@ pub(crate) struct Queue {
     done: AtomicU64,
     /// Bytes handed in and not yet reported done.
     weight: AtomicUsize,
+    /// See [`UnderWay::after_reports`].
+    after_reports: AfterReports,
 }
+
+#[derive(Default)]
+struct AfterReports(OnceLock<Box<dyn Fn(usize) + Send + Sync>>);
 
 /// How often a writer that was warned looks for the job before it sleeps again: about 50 us.
 const LOOKS: u32 = 1_500;
@@ -90,6 +95,11 @@ impl UnderWay {
     /// How many jobs were ever handed to the writer.
     pub fn handed(&self) -> u64 {
         self.0.handed.load(Ordering::Relaxed)
+    }
+
+    /// Has the writer call this right after each report, with the bytes that it reports. It must not block. Said once.
+    pub fn after_reports(&self, call: impl Fn(usize) + Send + Sync + 'static) {
+        let _ = self.0.after_reports.0.set(Box::new(call));
     }
 
     /// Says that a job will probably follow within microseconds, so that a writer that sleeps is awake by then.
@@ -193,6 +203,9 @@ impl Queue {
             assert!(done >= report.done, "completions out of order: {done} after {}", report.done);
             report.done = done;
         });
+        if let Some(call) = self.after_reports.0.get() {
+            call(bytes);
+        }
     }
 
     /// The first failure is the last word: everything not done by now fails with it.

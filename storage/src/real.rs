@@ -1,23 +1,28 @@
 //! The real disk: every future is complete when it is first polled, because each operation is a plain system call.
 //!
 //! Owns: a root directory and the calls pwritev, pread, fdatasync, fallocate, rename, flock. Promises: writes are whole or an
-//! error, `sync` is fdatasync, `sync_dir` fsyncs the directory. Does not know: what the files hold.
+//! error, `sync` is fdatasync, `sync_dir` fsyncs the directory, a write through is one pwritev2 with `RWF_DSYNC` on a second, direct
+//! way into the file. Does not know: what the files hold.
 
 use std::fs;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, FlockOperation};
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::disk::{Disk, File, fault};
 use crate::map::map_read_only;
+use crate::queue::lock;
 
 /// More parts than this in one call is an error of the system (`IOV_MAX`).
 const MAX_PARTS: usize = 1024;
+/// What every disk takes for direct writes: the largest sector there is.
+const BLOCK: usize = 4096;
 
 /// A directory of the machine's file system.
 #[derive(Clone, Debug)]
@@ -30,6 +35,16 @@ pub struct RealDisk {
 pub struct RealFile {
     path: String,
     file: fs::File,
+    through: Mutex<Through>,
+}
+
+/// The direct way into a file.
+#[derive(Debug, Default)]
+enum Through {
+    #[default]
+    Untried,
+    Open(fs::File),
+    Impossible,
 }
 
 /// An exclusive flock, held until dropped.
@@ -87,13 +102,13 @@ impl Disk for RealDisk {
                 return Err(fault("allocate", path, Some(len), error));
             }
         }
-        Ok(RealFile { path: path.to_owned(), file })
+        Ok(RealFile { path: path.to_owned(), file, through: Mutex::default() })
     }
 
     async fn open(&self, path: &str) -> io::Result<RealFile> {
         let opened = fs::OpenOptions::new().read(true).write(true).open(self.full(path));
         let file = opened.map_err(|e| fault("open", path, None, e))?;
-        Ok(RealFile { path: path.to_owned(), file })
+        Ok(RealFile { path: path.to_owned(), file, through: Mutex::default() })
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -163,6 +178,43 @@ impl File for RealFile {
 
     async fn sync(&self) -> io::Result<()> {
         self.file.sync_data().map_err(|e| fault("sync", &self.path, None, e))
+    }
+
+    fn through_block(&self) -> Option<usize> {
+        let mut through = lock(&self.through);
+        if let Through::Untried = *through {
+            // By its number: it may have been renamed since it was opened.
+            let place = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let direct = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+            let opened = fs::OpenOptions::new().write(true).custom_flags(direct).open(place);
+            *through = opened.map_or(Through::Impossible, Through::Open);
+        }
+        matches!(*through, Through::Open(_)).then_some(BLOCK)
+    }
+
+    fn write_through(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut through = lock(&self.through);
+        let Through::Open(file) = &*through else { return Err(io::ErrorKind::Unsupported.into()) };
+        loop {
+            match rustix::io::pwritev2(file, &[IoSlice::new(bytes)], offset, ReadWriteFlags::DSYNC) {
+                Ok(written) if written == bytes.len() => return Ok(()),
+                // Who writes the rest otherwise is told why it does not fit.
+                Ok(_) => return Err(io::ErrorKind::Unsupported.into()),
+                Err(Errno::INTR) => {}
+                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    *through = Through::Impossible;
+                    return Err(io::ErrorKind::Unsupported.into());
+                }
+                Err(errno) => return Err(fault("write", &self.path, Some(offset), errno.into())),
+            }
+        }
+    }
+
+    fn end_through(&self) {
+        let mut through = lock(&self.through);
+        if let Through::Open(_) = *through {
+            *through = Through::Untried;
+        }
     }
 
     fn map(&self) -> io::Result<Bytes> {

@@ -1,8 +1,8 @@
 //! The writer: the only one that touches the log on disk.
 //!
 //! Owns: the open segment, the hard state file, and the order of everything that becomes durable. Promises: jobs take effect in
-//! the order they were given; one write per contiguous range and one sync for all that wait, without a timer (a group
-//! closes when the previous sync has finished); nothing is reported before it is synced (with [`Flush::Written`]: before it is
+//! the order they were given; one write per contiguous range and one sync for all that wait (in one call when they are few bytes),
+//! without a timer (a group closes when the previous sync has finished); nothing is reported before it is synced (with [`Flush::Written`]: before it is
 //! written, and a segment is still begun only when the one before is synced); the first error is the last thing that happens.
 //! Does not know: what is committed, who waits.
 
@@ -20,6 +20,7 @@ use crate::prepare::Preparation;
 use crate::queue::{Frame, Job, Queue, Work, copy_of};
 use crate::real::RealDisk;
 use crate::segments::{Segment, Segments};
+use crate::through::Through;
 
 /// Payloads up to this size are copied together: cheaper than one more part of a vectored write.
 const COPY: usize = 8 << 10;
@@ -43,10 +44,11 @@ pub struct Writer<D: Disk = RealDisk> {
     /// The state must say how far the log goes: a new segment was begun.
     announce: bool,
     pending: Vec<Frame>,
+    through: Through,
     next: HardState,
     /// Jobs worked on but not reported: the number behind the last, and their bytes.
-    through: u64,
-    through_bytes: usize,
+    worked: u64,
+    worked_bytes: usize,
 }
 
 impl<D: Disk> Drop for Writer<D> {
@@ -87,9 +89,10 @@ impl<D: Disk> Writer<D> {
             synced: end,
             announce: false,
             pending: Vec::new(),
+            through: Through::new(),
             next,
-            through: 0,
-            through_bytes: 0,
+            worked: 0,
+            worked_bytes: 0,
         }
     }
 
@@ -150,8 +153,8 @@ impl<D: Disk> Writer<D> {
                 self.next.synced_to = self.synced;
             }
         }
-        self.through = job.number + 1;
-        self.through_bytes += job.bytes;
+        self.worked = job.number + 1;
+        self.worked_bytes += job.bytes;
         Ok(())
     }
 
@@ -179,6 +182,7 @@ impl<D: Disk> Writer<D> {
             } else if self.segments.durable() < self.end {
                 self.segments.sync_written().await?;
             }
+            open.file.end_through();
             self.synced = self.segments.durable();
         }
         self.report();
@@ -233,14 +237,20 @@ impl<D: Disk> Writer<D> {
         for frame in &frames {
             open.mark(frame.point.index, frame.point.position);
         }
-        let parts = parts(frames, self.synced, marker);
-        open.file.write_at(from - open.start, &parts).await?;
-        self.segments.set_written(self.end);
         assert!(self.synced <= self.end, "synced {} is ahead of the log's end {}", self.synced, self.end);
-        if !sync {
-            return Ok(());
+        let (parts, offset) = (parts(frames, self.synced, marker), from - open.start);
+        let segment = (open.start, &open.file, self.segments.segment_size);
+        if sync && self.through.write(segment, offset, &parts)? {
+            self.segments.set_written(self.end);
+        } else {
+            self.through.forget();
+            open.file.write_at(offset, &parts).await?;
+            self.segments.set_written(self.end);
+            if !sync {
+                return Ok(());
+            }
+            open.file.sync().await?;
         }
-        open.file.sync().await?;
         self.synced = self.end;
         self.segments.set_durable(self.end);
         Ok(())
@@ -256,7 +266,7 @@ impl<D: Disk> Writer<D> {
     fn report(&mut self) {
         // Only what is synced: jobs still pending are told with their own sync.
         if self.pending.is_empty() && self.next == self.state.state {
-            self.queue.done(self.through, std::mem::take(&mut self.through_bytes));
+            self.queue.done(self.worked, std::mem::take(&mut self.worked_bytes));
         }
     }
 
@@ -265,6 +275,7 @@ impl<D: Disk> Writer<D> {
         if end >= old {
             return Ok(());
         }
+        self.through.forget();
         // What stays stands for good: recovery takes all before the mark for synced.
         self.segments.sync_written().await?;
         let size = self.segments.segment_size;

@@ -283,11 +283,11 @@ class Dassie(Broker):
 
 
 class RabbitMQ(Broker):
-    """Debian's RabbitMQ, run from the tree that `setup --control` unpacked, with an epmd of its own."""
+    """Debian's RabbitMQ, run from the tree that `setup --control` unpacked, with an epmd of its own; with `tls` over TLS only."""
 
     accounts = True
 
-    def __init__(self, directory):
+    def __init__(self, directory, tls=False):
         server = CACHE / "rabbitmq/sbin/rabbitmq-server"
         if not server.exists():
             raise BrokerError("RabbitMQ is not installed: run setup --control")
@@ -295,8 +295,15 @@ class RabbitMQ(Broker):
         self.amqp = f"127.0.0.1:{self.port}"
         directory.mkdir(parents=True)
         (directory / "enabled_plugins").write_text("[].\n")
-        (directory / "rabbitmq.conf").write_text(
-            f"listeners.tcp.default = 127.0.0.1:{self.port}\nload_definitions = {DEFINITIONS}\n")
+        listener = f"listeners.tcp.default = 127.0.0.1:{self.port}\n"
+        if tls:
+            made = certificates(directory / "certificates")
+            self.authority = made / "ca.pem"
+            listener = (
+                f"listeners.tcp = none\nlisteners.ssl.default = 127.0.0.1:{self.port}\n"
+                f"ssl_options.cacertfile = {made / 'ca.pem'}\nssl_options.certfile = {made / 'server.pem'}\n"
+                f"ssl_options.keyfile = {made / 'server.key'}\nssl_options.verify = verify_none\n")
+        (directory / "rabbitmq.conf").write_text(f"{listener}load_definitions = {DEFINITIONS}\n")
         environment = dict(
             os.environ,
             HOME=str(directory),  # the Erlang cookie
@@ -323,7 +330,8 @@ class RabbitMQ(Broker):
             self.epmd.start()
         self.server.start()
         # The listener is RabbitMQ's last boot step; a frame of type method on channel 0 is its connection.start.
-        self.server.wait_until(lambda: tcp_answers(self.port, b"AMQP\0\0\x09\x01", b"\1\0\0"))
+        said = () if self.authority else (b"AMQP\0\0\x09\x01", b"\1\0\0")
+        self.server.wait_until(lambda: tcp_answers(self.port, *said))
 
     def stop(self):
         try:

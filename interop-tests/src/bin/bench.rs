@@ -1,6 +1,7 @@
-//! Measures a running AMQP broker: `bench --url HOST:PORT --pid PID [--seconds N] [--probe-dir DIRECTORY]`.
+//! Measures a running AMQP broker:
+//! `bench --url HOST:PORT --pid PID [--seconds N] [--probe-dir DIRECTORY] [--tls AUTHORITY]`.
 //!
-//! Latency of one confirmed persistent message at a time; rate of small transient messages through one queue; rate of
+//! What it costs to open a connection; latency of one confirmed persistent message at a time; rate of small transient messages through one queue; rate of
 //! persistent messages with confirms and acknowledgements through four. With each the processor time that the broker
 //! took, and at the end its memory. The disk below a directory is measured beside it.
 //!
@@ -13,6 +14,7 @@ use std::collections::VecDeque;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,13 +23,17 @@ use dassie_amqp::content::{Properties, PropertyList};
 use dassie_interop::measure::{
     Figures, Histogram, Process, large_writes, per_message, probe, rate, small_writes,
 };
-use dassie_interop::wire::{Client, Durability, Error, Heard};
+use dassie_interop::wire::{Client, Durability, Error, Heard, trust};
+use rustls::ClientConfig;
 
-const USAGE: &str = "usage: bench --url HOST:PORT --pid PID [--seconds N] [--probe-dir DIRECTORY]";
+const USAGE: &str =
+    "usage: bench --url HOST:PORT --pid PID [--seconds N] [--probe-dir DIRECTORY] [--tls AUTHORITY]";
 const SMALL: usize = 16;
 const LARGE: usize = 1_024;
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
+/// Connections opened one after the other.
+const OPENED: u64 = 200;
 /// Publishes that wait for confirms on one connection.
 const WINDOW: usize = 200;
 const PREFETCH: u16 = 500;
@@ -64,11 +70,13 @@ struct Arguments {
     pid: u32,
     time: Duration,
     probe: Option<PathBuf>,
+    /// Over TLS, and whom to trust.
+    trusted: Option<Arc<ClientConfig>>,
 }
 
 impl Arguments {
     fn read(mut words: impl Iterator<Item = String>) -> Option<Self> {
-        let (mut server, mut pid, mut seconds, mut probe) = (None, None, 5.0, None);
+        let (mut server, mut pid, mut seconds, mut probe, mut trusted) = (None, None, 5.0, None, None);
         while let Some(word) = words.next() {
             let value = words.next()?;
             match word.as_str() {
@@ -76,11 +84,12 @@ impl Arguments {
                 "--pid" => pid = Some(value.parse().ok()?),
                 "--seconds" => seconds = value.parse().ok()?,
                 "--probe-dir" => probe = Some(PathBuf::from(value)),
+                "--tls" => trusted = Some(trust(value.as_ref()).inspect_err(|why| eprintln!("{why}")).ok()?),
                 _ => return None,
             }
         }
         let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero())?;
-        Some(Self { server: server?, pid: pid?, time, probe })
+        Some(Self { server: server?, pid: pid?, time, probe, trusted })
     }
 
     fn run(&self) -> Result<Figures, String> {
@@ -90,6 +99,7 @@ impl Arguments {
         }
         let process = Process::new(self.pid)?;
         let failed = |what: &'static str| move |error: Error| format!("{what}: {error}");
+        self.open(&process, &mut figures).map_err(failed("opening connections"))?;
         self.one_at_a_time(&process, &mut figures).map_err(failed("one at a time"))?;
         self.small(&process, &mut figures).map_err(failed("small and transient"))?;
         self.durable(&process, &mut figures).map_err(failed("durable"))?;
@@ -103,9 +113,29 @@ impl Arguments {
         Ok(figures)
     }
 
+    fn client(&self) -> Result<Client, Error> {
+        Client::connect_by(self.server, self.trusted.as_ref())
+    }
+
+    /// Connections with a channel each, opened and closed one after the other.
+    fn open(&self, process: &Process, figures: &mut Figures) -> Result<(), Error> {
+        let mut latencies = Histogram::default();
+        let busy = process.time();
+        for _ in 0..OPENED {
+            let begin = Instant::now();
+            let client = self.client()?;
+            latencies.add(begin.elapsed());
+            client.close()?;
+        }
+        let busy = process.time() - busy;
+        figures.add("open_p50_us", latencies.at(50.0), "us to open a connection and a channel");
+        figures.add("open_cpu_us", per_message(busy, OPENED), "us of the broker's processors for it");
+        Ok(())
+    }
+
     /// (a) Each message is confirmed before the next is sent.
     fn one_at_a_time(&self, process: &Process, figures: &mut Figures) -> Result<(), Error> {
-        let mut client = Client::connect(self.server)?;
+        let mut client = self.client()?;
         client.declare_queue("bench-a", Durability::Durable)?;
         client.confirm()?;
         let (load, mut latencies) = (Load::new(PERSISTENT, LARGE), Histogram::default());
@@ -132,9 +162,9 @@ impl Arguments {
 
     /// (b) 16 bytes, a queue that is not durable, nothing confirmed or acknowledged.
     fn small(&self, process: &Process, figures: &mut Figures) -> Result<(), Error> {
-        let mut publisher = Client::connect(self.server)?;
+        let mut publisher = self.client()?;
         publisher.declare_queue("bench-b", Durability::Transient)?;
-        let mut consumer = Client::connect(self.server)?;
+        let mut consumer = self.client()?;
         consumer.consume("bench-b", None)?;
         let (over, consumed) = (AtomicBool::new(false), AtomicU64::new(0));
         let busy = process.time();
@@ -158,12 +188,12 @@ impl Arguments {
         let mut publishers = Vec::new();
         let mut consumers = Vec::new();
         for queue in QUEUES {
-            let mut publisher = Client::connect(self.server)?;
+            let mut publisher = self.client()?;
             publisher.declare_queue(queue, Durability::Durable)?;
             publisher.confirm()?;
             publisher.set_polled()?;
             publishers.push(publisher);
-            let mut consumer = Client::connect(self.server)?;
+            let mut consumer = self.client()?;
             consumer.consume(queue, Some(PREFETCH))?;
             consumer.set_polled()?;
             consumers.push(consumer);
@@ -211,7 +241,7 @@ impl Arguments {
         figures.add("durable_p50_us", latencies.at(50.0), "us to the confirm under this load");
         figures.add("durable_p99_us", latencies.at(99.0), "us");
         drop((publishers, consumers));
-        let mut client = Client::connect(self.server)?;
+        let mut client = self.client()?;
         for queue in QUEUES {
             client.delete_queue(queue)?;
         }

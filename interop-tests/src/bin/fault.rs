@@ -38,8 +38,15 @@ const WORDS: Words = Words {
     between: Some((200, 1_000)),
 };
 /// What fails, and up to which call of one life.
-const CALLS: [(&str, u64); 6] =
-    [("fdatasync", 300), ("pwritev", 300), ("fsync", 12), ("fallocate", 6), ("rename", 8), ("fdatasync", 40)];
+const CALLS: [(&str, u64); 7] = [
+    ("fdatasync", 300),
+    ("pwritev", 300),
+    ("pwritev2", 300),
+    ("fsync", 12),
+    ("fallocate", 6),
+    ("rename", 8),
+    ("fdatasync", 40),
+];
 /// How long one life may take to come to the call that fails.
 const FAILS_WITHIN: Duration = Duration::from_secs(8);
 /// How long a broker may take to end after the call failed.

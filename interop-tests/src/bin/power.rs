@@ -40,9 +40,9 @@ const WORDS: Words = Words {
 };
 /// The one bug that can be planted.
 const NO_SYNC: &str = "no-sync";
-/// How it is planted.
-const SYNC_NOTHING: &str =
-    "strace -D -f -qq -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:retval=0";
+/// How it is planted. Writes that are synced in the same call are refused: the broker then writes and syncs.
+const SYNC_NOTHING: &str = "strace -D -f -qq -o /dev/null -e trace=fsync,fdatasync,pwritev2 \
+     -e inject=fsync,fdatasync:retval=0 -e inject=pwritev2:error=EOPNOTSUPP";
 
 fn main() -> ExitCode {
     let arguments = Arguments::read(&WORDS, std::env::args().skip(1));

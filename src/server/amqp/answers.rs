@@ -111,6 +111,11 @@ impl Answers {
         }
     }
 
+    /// Gives back the memory of answers that were given.
+    pub(super) fn rest(&mut self) {
+        self.owed.shrink_to_fit();
+    }
+
     /// The next answer whose turn has come.
     pub(super) fn next(&mut self) -> Option<(Answer, Result<Reply, Refusal>)> {
         let result = self.owed.front_mut()?.result.take()?;

@@ -31,6 +31,7 @@ use crate::security::{Authorized, Realm};
 use crate::server::Stop;
 use crate::server::input::Input;
 use crate::server::registry::{Ask, Entry, Facts, Protocol};
+use crate::server::spare;
 use crate::server::transport::Transport;
 
 /// From the first byte to connection.open.
@@ -132,8 +133,9 @@ async fn greet<T: Transport>(
         if let Some(accepted) = greeting.login.take() {
             presence.login(accepted);
         }
-        let bytes = std::mem::take(greeting.line.bytes());
+        let bytes = greeting.line.output.take();
         stream.write_all(&bytes).await?;
+        spare::give(bytes);
         match progress {
             Progress::Open(agreed, own) => return Ok(Greeted::Open(Box::new(greeting.line), agreed, own)),
             Progress::HangUp => return Ok(Greeted::Left("login refused".to_owned())),
@@ -524,7 +526,6 @@ impl<T: Transport> Task<T> {
                 self.session.line.bytes().extend_from_slice(&HEARTBEAT);
             }
         }
-        self.input.rest();
         self.session.rest(self.link.topology(), idle);
         self.heard = false;
         self.wrote = false;

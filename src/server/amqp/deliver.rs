@@ -126,7 +126,7 @@ impl Frames<'_> {
     }
 
     fn frame(&mut self, kind: FrameKind, payload: impl FnOnce(&mut Vec<u8>)) {
-        let out = &mut self.output.bytes;
+        let out = self.output.bytes();
         out.push(kind as u8);
         out.extend_from_slice(&self.channel.to_be_bytes());
         let size_at = out.len();
@@ -161,12 +161,12 @@ impl Frames<'_> {
         let mut left = len;
         while left > 0 {
             let size = left.min(room);
-            let out = &mut self.output.bytes;
+            let out = self.output.bytes();
             out.push(FrameKind::Body as u8);
             out.extend_from_slice(&self.channel.to_be_bytes());
             out.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
             rest.move_to(self.output, size);
-            self.output.bytes.push(FRAME_END);
+            self.output.bytes().push(FRAME_END);
             left -= size;
         }
     }

@@ -124,7 +124,7 @@ impl Greeting {
             });
         let table = properties.as_table().map_err(|error| Exception::new(ReplyCode::InternalError, error))?;
         let external = if self.certificate.is_some() { format!(" {EXTERNAL}") } else { String::new() };
-        self.line.wire.start(table, &format!("{PLAIN} {AMQPLAIN}{external}"), &mut self.line.output.bytes);
+        self.line.wire.start(table, &format!("{PLAIN} {AMQPLAIN}{external}"), self.line.output.bytes());
         Ok(())
     }
 
@@ -152,7 +152,7 @@ impl Greeting {
         match login {
             Ok(principal) => {
                 self.principal = Some(principal);
-                self.line.wire.tune(&mut self.line.output.bytes);
+                self.line.wire.tune(self.line.output.bytes());
                 return Ok(Progress::Waiting);
             }
             Err(reason) => tracing::warn!(
@@ -185,7 +185,7 @@ impl Greeting {
         })?;
         let own =
             authorize(&principal, Action::Read, Resource::Own).map_err(|denied| refusals::denied(&denied))?;
-        self.line.wire.open_ok(&mut self.line.output.bytes);
+        self.line.wire.open_ok(self.line.output.bytes());
         let vhost_name: Arc<str> = open.virtual_host.into();
         let agreed = Agreed {
             principal,

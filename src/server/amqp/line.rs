@@ -28,7 +28,7 @@ impl Line {
 
     /// Where frames are appended.
     pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
-        &mut self.output.bytes
+        self.output.bytes()
     }
 
     /// Where messages are appended.
@@ -44,7 +44,7 @@ impl Line {
 
     /// Ends the connection.
     pub(super) fn close(&mut self, exception: &Exception) {
-        if self.wire.close(exception, &mut self.output.bytes) {
+        if self.wire.close(exception, self.output.bytes()) {
             // The text may quote the client: it must not write lines of its own into the log.
             self.end(|| format!("by the broker: {}", exception.to_string().escape_debug()));
         }
@@ -61,7 +61,7 @@ impl Line {
     pub(super) fn close_ok(&mut self, close: &ConnectionClose<'_>) {
         let text = close.reply_text.escape_debug();
         self.end(|| format!("by the client: {} {text}", close.reply_code));
-        self.wire.close_ok(&mut self.output.bytes);
+        self.wire.close_ok(self.output.bytes());
     }
 
     /// Who ended the connection and why. Without a word of anybody: the socket's end.
@@ -71,13 +71,13 @@ impl Line {
 
     /// Ends a channel.
     pub(super) fn close_channel(&mut self, channel: u16, exception: &Exception) {
-        if self.wire.close_channel(channel, exception, &mut self.output.bytes) {
+        if self.wire.close_channel(channel, exception, self.output.bytes()) {
             tracing::debug!("closing AMQP channel {channel}: {}", exception.to_string().escape_debug());
         }
     }
 
     /// Answers the client's channel.close.
     pub(super) fn close_channel_ok(&mut self, channel: u16) {
-        self.wire.close_channel_ok(channel, &mut self.output.bytes);
+        self.wire.close_channel_ok(channel, self.output.bytes());
     }
 }

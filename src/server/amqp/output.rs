@@ -2,7 +2,8 @@
 //!
 //! Owns: the bytes of encoded frames, and references to large bodies between them, in order.
 //! Promises: small pieces are copied into one buffer, large ones ([`REFERENCE_FROM`] and up) never; one call writes everything in
-//! one vectored system call if the socket takes it; a write that takes only a part goes on where it stopped.
+//! one vectored system call if the socket takes it; a write that takes only a part goes on where it stopped; nothing to be written
+//! holds no buffer.
 //! Does not know: frames, tokio.
 
 use std::collections::VecDeque;
@@ -11,18 +12,18 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::server::spare;
+
 /// Pieces from this size on are referenced. Bytes.
 const REFERENCE_FROM: usize = 8 * 1024;
 /// Slices in one system call.
 const SLICES: usize = 64;
-/// A buffer that grew beyond this is given back when it is empty. Bytes.
-const KEEP: usize = 64 * 1024;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    /// Encoded frames, without the referenced pieces. Append freely.
-    pub(super) bytes: Vec<u8>,
+    /// Encoded frames, without the referenced pieces.
+    bytes: Vec<u8>,
     /// Referenced pieces and where in `bytes` they belong, ascending.
     large: VecDeque<(usize, Bytes)>,
     /// Of `bytes`, so much is written.
@@ -32,10 +33,23 @@ pub(super) struct Output {
 }
 
 impl Output {
+    /// Where encoded frames are appended.
+    pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
+        if self.bytes.capacity() == 0 {
+            self.bytes = spare::take();
+        }
+        &mut self.bytes
+    }
+
+    /// All bytes, when nothing large is among them.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+
     /// Appends a part of `bytes`, by copy or by reference.
     pub(super) fn push(&mut self, bytes: &Bytes, part: Range<usize>) {
         if part.len() < REFERENCE_FROM {
-            self.bytes.extend_from_slice(&bytes[part]);
+            self.bytes().extend_from_slice(&bytes[part]);
         } else {
             self.large.push_back((self.bytes.len(), bytes.slice(part)));
         }
@@ -59,13 +73,16 @@ impl Output {
         while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = self.slices(&mut slices);
-            let taken = write(&slices[..count])?;
-            if taken == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+            match write(&slices[..count]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => self.advance(taken),
+                Err(error) => {
+                    self.rest();
+                    return Err(error);
+                }
             }
-            self.advance(taken);
         }
-        self.reset();
+        self.rest();
         Ok(())
     }
 
@@ -106,12 +123,10 @@ impl Output {
         }
     }
 
-    fn reset(&mut self) {
-        self.written = 0;
-        if self.bytes.capacity() > KEEP {
-            self.bytes = Vec::new();
-        } else {
-            self.bytes.clear();
+    /// Lets go of what is written. Places count from the buffer's begin.
+    fn rest(&mut self) {
+        if self.large.is_empty() {
+            spare::settle(&mut self.bytes, &mut self.written);
         }
     }
 }
@@ -124,13 +139,13 @@ mod tests {
         let mut output = Output::default();
         let mut expected = Vec::new();
         for n in 0..200_u8 {
-            output.bytes.extend_from_slice(&[n; 5]);
+            output.bytes().extend_from_slice(&[n; 5]);
             expected.extend_from_slice(&[n; 5]);
             let piece = Bytes::from(vec![n; if n % 3 == 0 { REFERENCE_FROM + usize::from(n) } else { 100 }]);
             output.push(&piece, 0..piece.len());
             expected.extend_from_slice(&piece);
         }
-        output.bytes.push(0xce);
+        output.bytes().push(0xce);
         expected.push(0xce);
         (output, expected)
     }
@@ -150,6 +165,7 @@ mod tests {
                 .unwrap();
             assert!(seen == expected, "step {step}");
             assert!(output.is_empty() && output.buffered() == 0);
+            assert_eq!(output.bytes.capacity(), 0);
         }
     }
 

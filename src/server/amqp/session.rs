@@ -56,7 +56,7 @@ pub(super) struct Session {
     pub(super) agreed: Agreed,
     /// Key for the connection's own state.
     own: Authorized,
-    pub(super) channels: HashMap<u16, Channel>,
+    pub(super) channels: HashMap<u16, Box<Channel>>,
     /// Client's number of each slot.
     numbers: HashMap<ChannelId, u16>,
     pub(super) readers: HashMap<ReaderId, Reader>,
@@ -156,6 +156,7 @@ impl Session {
     pub(super) fn rest(&mut self, topology: Arc<Topology>, idle: bool) {
         self.look(topology);
         self.cache = Cache::default();
+        self.channels.values_mut().for_each(|channel| channel.answers.rest());
         if idle {
             self.arena.rest();
         }
@@ -195,7 +196,7 @@ impl Session {
         self.last_slot = slot;
         self.opened += 1;
         self.numbers.insert(slot, number);
-        self.channels.insert(number, Channel::new(slot, counted));
+        self.channels.insert(number, Box::new(Channel::new(slot, counted)));
         ChannelOpenOk::default().encode_frame(number, self.line.bytes());
     }
 

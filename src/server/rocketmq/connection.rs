@@ -342,7 +342,6 @@ impl<T: Transport> Task<T> {
         if self.begun.is_some_and(|begun| begun.elapsed() >= FRAME_TIME) {
             return Flow::Done("by the broker: one frame took two minutes");
         }
-        self.input.rest();
         if self.last.elapsed() >= TICK {
             self.session.rest();
         }

@@ -15,6 +15,9 @@ use crate::disk::File;
 
 /// Groups up to this size go this way.
 const LARGEST: usize = 16 << 10;
+/// After so many of them in a row. Under load small groups stand between large ones: a write through the cache to a page that a
+/// direct write has just thrown out of it would have to read it first.
+const IN_A_ROW: u32 = 32;
 
 /// See the module.
 pub(crate) struct Through {
@@ -25,11 +28,13 @@ pub(crate) struct Through {
     /// Segment and place in it behind the last group, when its last bytes are those before `filled` in the aligned part.
     behind: Option<(u64, u64)>,
     filled: usize,
+    /// Small groups since the last large one.
+    in_a_row: u32,
 }
 
 impl Through {
     pub(crate) fn new() -> Through {
-        Through { memory: Vec::new(), start: 0, block: 0, behind: None, filled: 0 }
+        Through { memory: Vec::new(), start: 0, block: 0, behind: None, filled: 0, in_a_row: 0 }
     }
 
     /// The log was changed in another way.
@@ -89,6 +94,26 @@ mod tests {
     use crate::disk::Disk;
     use crate::real::RealDisk;
 
+    /// It has seen small groups only.
+    fn ready() -> Through {
+        Through { in_a_row: IN_A_ROW, ..Through::new() }
+    }
+
+    #[test]
+    fn small_groups_between_large_ones_go_the_other_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(directory.path()).unwrap();
+        let file = block_on(disk.create("segment", 1 << 20)).unwrap();
+        let [small, large] = [8, LARGEST + 1].map(|length| [Bytes::from(vec![1; length])]);
+        let mut through = Through::new();
+        for _ in 0..IN_A_ROW {
+            assert!(!through.write((0, &file, 1 << 20), 0, &small).unwrap());
+        }
+        assert_eq!(through.write((0, &file, 1 << 20), 0, &small).unwrap(), file.through_block().is_some());
+        assert!(!through.write((0, &file, 1 << 20), 0, &large).unwrap());
+        assert!(!through.write((0, &file, 1 << 20), 0, &small).unwrap());
+    }
+
     #[test]
     fn the_segment_holds_what_was_written_whichever_way_it_went() {
         const SIZE: u64 = 1 << 20;
@@ -96,7 +121,7 @@ mod tests {
         let disk = RealDisk::open(directory.path()).unwrap();
         let file = block_on(disk.create("segment", SIZE)).unwrap();
         let mut expected = vec![0_u8; SIZE as usize];
-        let (mut through, mut offset, mut direct) = (Through::new(), 0, 0);
+        let (mut through, mut offset, mut direct) = (ready(), 0, 0);
         for n in 0..400_usize {
             let length = [8, 1_304, 4_096, 40, 9_000, 16_384][n * 7 % 6];
             if offset + length > expected.len() {
@@ -124,13 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_or_too_near_the_end_goes_another_way() {
+    fn a_group_whose_last_block_does_not_fit_goes_another_way() {
         let directory = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(directory.path()).unwrap();
         let file = block_on(disk.create("segment", 10_000)).unwrap();
-        let mut through = Through::new();
-        let large = Bytes::from(vec![1; LARGEST + 1]);
-        assert!(!through.write((0, &file, 10_000), 0, &[large]).unwrap());
+        let mut through = ready();
         assert!(!through.write((0, &file, 10_000), 8_192, &[Bytes::from_static(b"end")]).unwrap());
         assert_eq!(file.len().unwrap(), 10_000);
     }

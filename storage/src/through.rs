@@ -51,9 +51,11 @@ impl Through {
         parts: &[Bytes],
     ) -> io::Result<bool> {
         let length: usize = parts.iter().map(Bytes::len).sum();
-        let Some(block) = (length <= LARGEST).then(|| file.through_block()).flatten() else {
+        self.in_a_row = if length <= LARGEST { self.in_a_row.saturating_add(1) } else { 0 };
+        if self.in_a_row <= IN_A_ROW {
             return Ok(false);
-        };
+        }
+        let Some(block) = file.through_block() else { return Ok(false) };
         let before = usize::try_from(offset % block as u64).expect("less than a block");
         let (begin, filled) = (offset - before as u64, before + length);
         let whole = filled.next_multiple_of(block);

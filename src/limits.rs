@@ -96,6 +96,16 @@ pub const CONNECTION_ASK_MS: u64 = 1_000;
 pub const FIGURES_MAX: usize = 1_024;
 /// Client connections per listener of a message protocol.
 pub const CONNECTIONS_MAX: usize = 65_536;
+/// Refused logins of one address that are told so at once; those after them wait.
+pub const LOGIN_FAILURES_FREE: u32 = 8;
+/// How long the first of them waits, ms; each further one twice as long.
+pub const LOGIN_DELAY_MS: u64 = 100;
+/// The longest such wait, ms: less than a handshake may take.
+pub const LOGIN_DELAY_MAX_MS: u64 = 5_000;
+/// In this time one refused login of an address is forgotten, ms.
+pub const LOGIN_FORGOTTEN_MS: u64 = 2_000;
+/// Addresses with refused logins that are remembered.
+pub const LOGIN_ADDRESSES_MAX: usize = 4_096;
 /// From the first byte of TLS to the end of the handshake, ms.
 pub const TLS_HANDSHAKE_MS: u64 = 5_000;
 /// Handshakes that are done at once; more wait, within their time. Each costs up to 80 KiB.

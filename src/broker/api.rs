@@ -1080,9 +1080,11 @@ pub struct Half {
 
 /// What a queue's arguments ask of the core.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct QueueTimes {
+pub struct QueueLimits {
     /// How long a message may wait in it, ms.
     pub message_ttl: Option<u64>,
+    /// Messages that may wait in it; the oldest goes when there are more.
+    pub max_length: Option<u64>,
     /// It goes when nobody used it for so long, ms, above 0. Its use: a consumer, a get, a declare.
     pub expires: Option<u64>,
 }
@@ -1099,9 +1101,9 @@ pub trait Semantics: std::marker::Send + Sync + 'static {
         received: &[u8],
         current: &[u8],
     ) -> Option<(String, String, String)>;
-    /// The times that a queue's arguments ask for.
-    fn queue_times(&self, _arguments: &[u8]) -> QueueTimes {
-        QueueTimes::default()
+    /// What a queue's arguments ask for.
+    fn queue_limits(&self, _arguments: &[u8]) -> QueueLimits {
+        QueueLimits::default()
     }
     /// Which of `queues` message queues an AMQP-born message goes to when it is sent to a topic; `None`: the broker picks.
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32>;

@@ -231,8 +231,8 @@ pub struct Core {
     pub(crate) replies: HashMap<Arc<str>, super::reply::ReplyReader>,
     /// Log time at which the head of a queue expires.
     pub(crate) due: BTreeSet<(u64, QueueUid)>,
-    /// Queues whose arguments set times, as decided, while this node leads.
-    pub(crate) timed: Map<QueueUid, super::expire::Timed>,
+    /// Queues whose arguments set limits, as decided, while this node leads.
+    pub(crate) limited: Map<QueueUid, super::expire::Limited>,
     /// Log time at which a queue goes unless it is used before.
     pub(crate) unused: BTreeSet<(u64, QueueUid)>,
     /// Found expired while its queue was served.
@@ -375,7 +375,7 @@ impl Core {
             next_waiter: 1,
             replies: HashMap::new(),
             due: BTreeSet::new(),
-            timed: Map::default(),
+            limited: Map::default(),
             unused: BTreeSet::new(),
             expired: Vec::new(),
             work: VecDeque::new(),
@@ -758,7 +758,7 @@ impl Core {
         self.session_open = last.is_some();
         self.restart_later();
         self.restart_retention();
-        self.restart_times();
+        self.restart_limits();
         self.leased = true;
         if std::mem::take(&mut self.deposed) {
             self.rebase_runtimes();

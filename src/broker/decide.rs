@@ -649,7 +649,7 @@ impl Core {
         let semantics = Arc::clone(&self.semantics);
         let size = reference_size(message, targets, extents);
         // Most messages have none.
-        let deadlines: Vec<u64> = if message.ttl.is_some() || !self.timed.is_empty() {
+        let deadlines: Vec<u64> = if message.ttl.is_some() || !self.limited.is_empty() {
             targets.iter().map(|uid| self.deadline(message, *uid)).collect()
         } else {
             Vec::new()
@@ -1330,7 +1330,7 @@ impl Core {
             if let Some(overlay) = self.overlay.as_mut() {
                 overlay.topology.apply(change);
             }
-            self.note_times(change);
+            self.note_limits(change);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Messages whose time is up, and queues that nobody uses.
+//! Messages whose time is up, messages beyond a queue's length, and queues that nobody uses.
 //!
 //! Owns: deadlines, the watch over the heads of queues, and the leader's knowledge of when a queue was used. Promises: a message behind its deadline is not handed out, except to a
 //! reader that waited when it came in; an expired head goes without a consumer asking, by a settlement like any other, so that
@@ -6,7 +6,7 @@
 //! expires is removed by a record like any other; when it was used stands in none: a new leader gives it all its time again.
 //! Does not know: how arguments spell times.
 
-use super::api::{Message, Offset, QueueKind, QueueTimes, QueueUid};
+use super::api::{Message, Offset, QueueKind, QueueLimits, QueueUid};
 use super::core::Core;
 use super::index::Entry;
 use super::reader::push_range;
@@ -14,10 +14,10 @@ use super::state::Enqueued;
 use super::topology::Change;
 use crate::limits;
 
-/// A queue whose arguments set times.
+/// A queue whose arguments set limits.
 #[derive(Debug)]
-pub(crate) struct Timed {
-    times: QueueTimes,
+pub(crate) struct Limited {
+    limits: QueueLimits,
     /// Log time at which it goes unless it is used before; 0: it has consumers, or does not expire.
     at: u64,
 }
@@ -25,7 +25,7 @@ pub(crate) struct Timed {
 impl Core {
     /// Log time (ms) at which a message that enters this queue now is expired; 0: never.
     pub(crate) fn deadline(&self, message: &Message, queue: QueueUid) -> u64 {
-        let own = self.timed.get(&queue).and_then(|timed| timed.times.message_ttl);
+        let own = self.limited.get(&queue).and_then(|limited| limited.limits.message_ttl);
         let Some(ttl) = message.ttl.into_iter().chain(own).min() else { return 0 };
         // A topic keeps its messages for its own time.
         let topic = self.decided().queue_by_uid(queue).is_none_or(|q| q.spec.kind == QueueKind::Topic);
@@ -45,6 +45,9 @@ impl Core {
                 // Who waits gets it, however short its time is; then its deadline counts.
                 runtime.fresh.get_or_insert(offset);
             }
+        }
+        if self.limited.contains_key(&queue) && self.runtime(queue).readers.is_empty() {
+            self.shorten(queue);
         }
         self.list(queue);
     }
@@ -69,6 +72,7 @@ impl Core {
 
     /// Takes expired messages off the head of a queue, and remembers when the next one is due.
     pub(crate) fn watch_head(&mut self, queue: QueueUid) {
+        self.shorten(queue);
         if self.overlay.is_none() || !self.may_expire(queue) {
             return;
         }
@@ -87,6 +91,18 @@ impl Core {
         }
         self.settle_expired(queue);
         self.watch(queue, due);
+    }
+
+    /// Takes the oldest messages off a queue that holds more than its length. Who waits for one got it before.
+    pub(crate) fn shorten(&mut self, queue: QueueUid) {
+        let most = self.limited.get(&queue).and_then(|limited| limited.limits.max_length);
+        let Some(most) = most.filter(|_| self.overlay.is_some()) else { return };
+        for _ in 0..self.ready(queue).saturating_sub(most) {
+            let Some((offset, _)) = self.head(queue) else { break };
+            self.take_head(queue, offset);
+            self.expired.push(offset);
+        }
+        self.settle_expired(queue);
     }
 
     fn may_expire(&self, queue: QueueUid) -> bool {
@@ -164,42 +180,42 @@ impl Core {
     }
 
     /// A queue's definition is decided, or its removal.
-    pub(crate) fn note_times(&mut self, change: &Change) {
+    pub(crate) fn note_limits(&mut self, change: &Change) {
         match change {
-            Change::Queue { uid, spec, .. } => self.set_times(*uid, &spec.arguments),
-            Change::RemoveQueue(uid) => self.forget_times(*uid),
-            Change::RemoveVhost(_) => self.restart_times(),
+            Change::Queue { uid, spec, .. } => self.set_limits(*uid, &spec.arguments),
+            Change::RemoveQueue(uid) => self.forget_limits(*uid),
+            Change::RemoveVhost(_) => self.restart_limits(),
             _ => {}
         }
     }
 
     /// A term begins, or many queues went: which of those that there are set times.
-    pub(crate) fn restart_times(&mut self) {
-        self.timed.clear();
+    pub(crate) fn restart_limits(&mut self) {
+        self.limited.clear();
         self.unused.clear();
         let given = self.decided().queues().filter(|queue| !queue.spec.arguments.is_empty());
         let mut given: Vec<(QueueUid, bytes::Bytes)> =
             given.map(|queue| (queue.uid, queue.spec.arguments.clone())).collect();
         given.sort_unstable_by_key(|(uid, _)| *uid);
         for (uid, arguments) in given {
-            self.set_times(uid, &arguments);
+            self.set_limits(uid, &arguments);
         }
     }
 
-    fn set_times(&mut self, uid: QueueUid, arguments: &[u8]) {
+    fn set_limits(&mut self, uid: QueueUid, arguments: &[u8]) {
         if arguments.is_empty() {
             return;
         }
-        let times = self.semantics.queue_times(arguments);
-        if times != QueueTimes::default() {
-            self.timed.insert(uid, Timed { times, at: 0 });
+        let limits = self.semantics.queue_limits(arguments);
+        if limits != QueueLimits::default() {
+            self.limited.insert(uid, Limited { limits, at: 0 });
             self.used(uid);
         }
     }
 
-    fn forget_times(&mut self, uid: QueueUid) {
-        if let Some(timed) = self.timed.remove(&uid) {
-            self.unused.remove(&(timed.at, uid));
+    fn forget_limits(&mut self, uid: QueueUid) {
+        if let Some(limited) = self.limited.remove(&uid) {
+            self.unused.remove(&(limited.at, uid));
         }
     }
 
@@ -207,12 +223,12 @@ impl Core {
     pub(crate) fn used(&mut self, uid: QueueUid) {
         let consumed = self.runtimes.get(&uid).is_some_and(|runtime| !runtime.readers.is_empty());
         let now = self.now();
-        let Some(timed) = self.timed.get_mut(&uid) else { return };
-        let Some(expires) = timed.times.expires else { return };
-        self.unused.remove(&(timed.at, uid));
-        timed.at = if consumed { 0 } else { now.saturating_add(expires) };
+        let Some(limited) = self.limited.get_mut(&uid) else { return };
+        let Some(expires) = limited.limits.expires else { return };
+        self.unused.remove(&(limited.at, uid));
+        limited.at = if consumed { 0 } else { now.saturating_add(expires) };
         if !consumed {
-            self.unused.insert((timed.at, uid));
+            self.unused.insert((limited.at, uid));
         }
     }
 

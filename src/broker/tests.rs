@@ -80,13 +80,14 @@ impl Semantics for Plain {
         (a != b).then(|| ("x".into(), "a".into(), "b".into()))
     }
 
-    /// "t" and a number: how long messages may wait; "x" and a number: how long a queue may be unused.
-    fn queue_times(&self, arguments: &[u8]) -> QueueTimes {
+    /// "t" and a number: how long messages may wait; "x": how long a queue may be unused; "l": its length.
+    fn queue_limits(&self, arguments: &[u8]) -> QueueLimits {
         let number = || std::str::from_utf8(&arguments[1..]).ok()?.parse().ok();
         match arguments.first() {
-            Some(b't') => QueueTimes { message_ttl: number(), expires: None },
-            Some(b'x') => QueueTimes { message_ttl: None, expires: number() },
-            _ => QueueTimes::default(),
+            Some(b't') => QueueLimits { message_ttl: number(), ..QueueLimits::default() },
+            Some(b'x') => QueueLimits { expires: number(), ..QueueLimits::default() },
+            Some(b'l') => QueueLimits { max_length: number(), ..QueueLimits::default() },
+            _ => QueueLimits::default(),
         }
     }
 

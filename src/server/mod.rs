@@ -8,6 +8,7 @@
 mod across;
 mod across_back;
 pub mod amqp;
+mod brake;
 pub mod health;
 pub mod http;
 mod input;

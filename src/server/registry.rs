@@ -7,13 +7,15 @@
 //! Does not know: protocols, HTTP.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
+use super::brake::Brake;
 use crate::clock::Clock;
 use crate::limits;
 
@@ -167,6 +169,7 @@ impl Entry {
 /// See the module.
 pub struct Registry {
     clock: Arc<dyn Clock>,
+    brake: Brake,
     state: Mutex<State>,
 }
 
@@ -180,7 +183,12 @@ impl Registry {
     /// An empty list.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { clock, state: Mutex::default() })
+        Arc::new(Self { clock, brake: Brake::default(), state: Mutex::default() })
+    }
+
+    /// Somebody could not log in: how long the refusal waits, so that passwords are not guessed quickly.
+    pub fn login_failed(&self, peer: IpAddr) -> Duration {
+        self.brake.failed(peer, self.clock.monotonic())
     }
 
     /// A connection opened. It is listed until the place is dropped.

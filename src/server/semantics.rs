@@ -16,7 +16,7 @@ use super::across::{is_foreign, is_user_property};
 use super::amqp::arguments::QUEUE_EFFECTS;
 use super::amqp::publish::java_hash;
 use super::steps;
-use crate::broker::api::{Half, Message, Origin, QueueTimes, Semantics, Step, Stepped, StoredMessage};
+use crate::broker::api::{Half, Message, Origin, QueueLimits, Semantics, Step, Stepped, StoredMessage};
 
 /// Knows the layouts of both worlds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,10 +72,14 @@ impl Semantics for Layouts {
         }
     }
 
-    fn queue_times(&self, arguments: &[u8]) -> QueueTimes {
-        let Ok(arguments) = RawTable::parse(arguments) else { return QueueTimes::default() };
-        let ms = |name| arguments.get(name).and_then(|value| u64::try_from(value.as_integer()?).ok());
-        QueueTimes { message_ttl: ms("x-message-ttl"), expires: ms("x-expires").filter(|ms| *ms > 0) }
+    fn queue_limits(&self, arguments: &[u8]) -> QueueLimits {
+        let Ok(arguments) = RawTable::parse(arguments) else { return QueueLimits::default() };
+        let number = |name| arguments.get(name).and_then(|value| u64::try_from(value.as_integer()?).ok());
+        QueueLimits {
+            message_ttl: number("x-message-ttl"),
+            expires: number("x-expires").filter(|ms| *ms > 0),
+            max_length: number("x-max-length"),
+        }
     }
 
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32> {
@@ -347,9 +351,9 @@ mod tests {
             t.put("x-message-ttl", 100_i64);
         });
         let bytes = |table: &TableBuilder| table.as_table().unwrap().as_bytes().to_vec();
-        let times = QueueTimes { message_ttl: Some(100), expires: Some(60_000) };
-        assert_eq!(LAYOUTS.queue_times(&bytes(&short)), times);
-        assert_eq!(LAYOUTS.queue_times(b""), QueueTimes::default());
+        let limits = QueueLimits { message_ttl: Some(100), expires: Some(60_000), max_length: None };
+        assert_eq!(LAYOUTS.queue_limits(&bytes(&short)), limits);
+        assert_eq!(LAYOUTS.queue_limits(b""), QueueLimits::default());
         assert_eq!(LAYOUTS.arguments_differ("queue", &bytes(&short), &bytes(&long)), None);
         let differs = LAYOUTS.arguments_differ("queue", &bytes(&other), &bytes(&short)).unwrap();
         assert_eq!((&*differs.0, &*differs.1), ("x-expires", "none"));

@@ -1,7 +1,8 @@
 //! Lets the disk of a real broker fail or fill up under load, again and again, and judges what its clients saw:
 //! `fault --broker PATH --what eio|full --times N --out HISTORY [--protocol amqp|rocketmq|both] [--seconds-between LO..HI] [--seed N]`.
 //!
-//! `eio` (needs strace): the N-th write, sync, allocation or renaming of one life fails with EIO, and only that one. The broker must
+//! `eio` (needs strace): the N-th write, sync, allocation or renaming of one life fails with EIO, and only that one; every second time
+//! one of the log's segments, where nearly all of them are otherwise those that prepare the next one. The broker must
 //! end within a second, with a code that is not 0 and one line that names the operation; what it had confirmed is there afterwards.
 //!
 //! `full` (needs root, loop devices, ext4): a ballast takes all space of the broker's file system. Publishers must be held up, not
@@ -96,7 +97,7 @@ fn errors(arguments: &Arguments) -> Result<bool, String> {
     let trace = arguments.trial.directory.join("trace");
     let mut slowest = Duration::ZERO;
     let harm = |load: &Load, broker: &mut Broker, dice: &Dice| {
-        let (mut lives, mut errors) = (0, 0);
+        let (mut lives, mut errors) = (0_u64, 0);
         while errors < arguments.trial.times {
             lives += 1;
             if lives > arguments.trial.times * 5 {
@@ -108,8 +109,9 @@ fn errors(arguments: &Arguments) -> Result<bool, String> {
             broker.kill();
             let (call, last) =
                 CALLS[usize::try_from(dice.below(CALLS.len() as u64)).expect("a small number")];
+            let aimed = lives.is_multiple_of(2) && ["fdatasync", "pwritev"].contains(&call);
             let number = 1 + dice.below(last);
-            let took = one_error(broker, &trace, call, number)
+            let took = one_error(broker, &trace, (call, number), aimed)
                 .map_err(|error| format!("{call} {number}: {error}"))?;
             broker.launcher.clear();
             broker.start()?;
@@ -130,13 +132,26 @@ fn errors(arguments: &Arguments) -> Result<bool, String> {
 }
 
 /// One life with an error in it. Gives how long the broker took to end after it; none if the call was never made: then it is killed.
-fn one_error(broker: &mut Broker, trace: &Path, call: &str, number: u64) -> Result<Option<Duration>, String> {
+/// `aimed`: only calls on the log's segments that exist now count.
+fn one_error(
+    broker: &mut Broker,
+    trace: &Path,
+    (call, number): (&str, u64),
+    aimed: bool,
+) -> Result<Option<Duration>, String> {
     let _ = fs::remove_file(trace);
     let words = format!(
         "strace -D -f -qq --seccomp-bpf -o {} -e trace={call} -e inject={call}:error=EIO:when={number}",
         trace.display()
     );
     broker.launcher = words.split_whitespace().map(Into::into).collect();
+    if aimed {
+        let log = broker.data.join("log");
+        let files = fs::read_dir(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+        for file in files.flatten().filter(|file| file.file_name() != "preparing") {
+            broker.launcher.extend(["-P".into(), file.path().into_os_string()]);
+        }
+    }
     let said = broker.log_text().len();
     broker.spawn()?;
     let deadline = Instant::now() + FAILS_WITHIN;

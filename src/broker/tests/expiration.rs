@@ -169,7 +169,7 @@ fn a_queue_that_nobody_uses_goes_and_every_use_gives_it_its_time_again() {
     // A publish is no use.
     h.send(&mut c, publish("", "q", 0, b"x"));
     h.advance(20);
-    assert!(!exists(&h) && h.core.unused.is_empty() && h.core.timed.is_empty());
+    assert!(!exists(&h) && h.core.unused.is_empty() && h.core.limited.is_empty());
     assert!(h.core.state.segments.is_empty());
 }
 
@@ -190,4 +190,44 @@ fn the_next_leader_gives_an_unused_queue_its_time_again() {
     assert_eq!(h.core.state.queues.len(), 1);
     h.advance(100);
     assert!(h.core.state.segments.is_empty(), "a time to live is known again too");
+}
+
+#[test]
+fn a_queue_beyond_its_length_loses_its_oldest_messages_but_none_that_somebody_holds() {
+    for durable in [true, false] {
+        let mut h = Harness::new();
+        let mut c = h.client(1);
+        let declare = || with_arguments("q", durable, "l2");
+        h.call(&mut c, declare()).unwrap();
+        for body in [b"0", b"1", b"2", b"3"] {
+            h.send(&mut c, publish("", "q", 0, body));
+        }
+        h.run();
+        let depth = |h: &mut Harness, c: &mut Client| match h.call(c, declare()) {
+            Ok(Reply::Queue { messages, .. }) => messages,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(depth(&mut h, &mut c), 2, "durable: {durable}");
+        assert_eq!(get(&mut h, &mut c, 9), Some(2));
+        h.send(&mut c, publish("", "q", 0, b"4"));
+        h.run();
+        assert_eq!(depth(&mut h, &mut c), 2, "what is held does not count");
+        // It comes back as the oldest one.
+        h.send(&mut c, Op::Settle { reader: 9, ranges: vec![(2, 2)], how: Settle::Requeue });
+        h.run();
+        assert_eq!(depth(&mut h, &mut c), 2);
+        assert_eq!((get(&mut h, &mut c, 10), get(&mut h, &mut c, 11)), (Some(3), Some(4)));
+    }
+}
+
+#[test]
+fn who_waits_gets_what_a_queue_of_no_length_does_not_keep() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    h.call(&mut c, with_arguments("q", false, "l0")).unwrap();
+    h.send(&mut c, publish("", "q", 1, b"lost"));
+    h.call(&mut c, consume(5, "q", 1)).unwrap();
+    h.send(&mut c, publish("", "q", 2, b"taken"));
+    h.run();
+    assert_eq!(c.deliveries().into_iter().map(|d| d.2).collect::<Vec<_>>(), [b"taken"]);
 }

@@ -4,7 +4,7 @@ use super::*;
 
 /// Hands verbs of channel 1 over at once, numbered from 1.
 fn pipelined(h: &mut Harness, c: &Client, ops: impl IntoIterator<Item = Op>) {
-    let verb = |(op, wish)| Verb { key: key(), request: request_of(1, wish), vhost: 0, op };
+    let verb = |(op, wish)| Verb { key: key(), request: request_of(1, wish), vhost: 0, op, number: 0 };
     h.core.input(Input::Verbs(c.id, ops.into_iter().zip(1..).map(verb).collect()));
 }
 

@@ -100,7 +100,8 @@ const QUEUE_ARGUMENTS: [(&str, bool, bool, Check); 20] = [
 ];
 
 /// Those that have their effect here; all queues that differ in them are different.
-pub(in crate::server) const QUEUE_EFFECTS: [&str; 2] = ["x-expires", "x-message-ttl"];
+pub(in crate::server) const QUEUE_EFFECTS: [&str; 4] =
+    ["x-expires", "x-message-ttl", "x-max-length", "x-overflow"];
 
 /// Names that mean something to releases after 3.10 or outside of its checks.
 const NEWER_ARGUMENTS: [&str; 8] = [
@@ -141,7 +142,11 @@ pub(super) fn queue(
     if kind == QueueKind::Quorum {
         quorum_flags(flags, place)?;
     }
-    if let Some(((name, ..), _)) = asked().find(|((name, ..), _)| !QUEUE_EFFECTS.contains(name)) {
+    let overflows =
+        |name: &str, value: &Value<'_>| name == "x-overflow" && value.as_str() != Some("drop-head");
+    let mut without =
+        asked().filter(|((name, ..), value)| !QUEUE_EFFECTS.contains(name) || overflows(name, value));
+    if let Some(((name, ..), _)) = without.next() {
         return Err(unsupported(name, place));
     }
     refuse(arguments, &NEWER_ARGUMENTS, place)?;
@@ -336,11 +341,15 @@ mod tests {
     #[test]
     fn an_argument_without_effect_is_refused_by_name_and_a_remark_is_kept() {
         let mut arguments = TableBuilder::new();
-        arguments.put("x-max-length", 60_000).put("owner", "team-a");
+        arguments.put("x-max-length-bytes", 60_000).put("owner", "team-a");
         let refused = queue(arguments.as_table().unwrap(), DURABLE, PLACE).unwrap_err();
         assert_eq!(refused.code(), ReplyCode::PreconditionFailed);
-        assert!(refused.text().contains("'x-max-length'"), "{}", refused.text());
-        let effects = [("x-message-ttl", 0), ("x-message-ttl", 60_000), ("x-expires", 1)];
+        assert!(refused.text().contains("'x-max-length-bytes'"), "{}", refused.text());
+        let rejects = table("x-overflow", "reject-publish");
+        assert!(queue(rejects.as_table().unwrap(), DURABLE, PLACE).is_err());
+        assert!(queue(table("x-overflow", "drop-head").as_table().unwrap(), DURABLE, PLACE).is_ok());
+        let effects =
+            [("x-message-ttl", 0), ("x-message-ttl", 60_000), ("x-expires", 1), ("x-max-length", 0)];
         for (name, value) in effects {
             let mut arguments = TableBuilder::new();
             arguments.put(name, value);

@@ -131,7 +131,10 @@ async fn greet<T: Transport>(
     loop {
         let progress = hear_greeting(input, &mut greeting, shard);
         if let Some(accepted) = greeting.login.take() {
-            presence.login(accepted);
+            let wait = presence.login(accepted, greeting.peer);
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
         }
         let bytes = greeting.line.output.take();
         stream.write_all(&bytes).await?;

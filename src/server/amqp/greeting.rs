@@ -40,7 +40,7 @@ pub(super) struct Greeting {
     /// The codec's state and what is to be written.
     pub(super) line: Line,
     offer: Arc<Offer>,
-    peer: IpAddr,
+    pub(super) peer: IpAddr,
     realm: Arc<Realm>,
     /// Verified; with it EXTERNAL is offered.
     certificate: Option<ClientCertificate>,

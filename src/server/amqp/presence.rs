@@ -3,7 +3,9 @@
 //! Owns: this connection's share of the gauges, and its place in the registry. Promises: what was counted is taken back when the connection ends, in good order
 //! or by a panic. Does not know: what the connection does.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::metrics::Metrics;
 use crate::server::registry::{Facts, Place, Registry};
@@ -36,9 +38,10 @@ impl Presence {
         self.place.as_ref()
     }
 
-    /// A login was tried.
-    pub(super) fn login(&self, accepted: bool) {
+    /// A login was tried: how long its answer waits.
+    pub(super) fn login(&self, accepted: bool, peer: IpAddr) -> Duration {
         self.metrics.auth.attempt(accepted);
+        if accepted { Duration::ZERO } else { self.registry.login_failed(peer) }
     }
 
     /// It has so many channels now. `opened`: since the last call; `held`: the client is not listened to.

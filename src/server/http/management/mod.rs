@@ -24,6 +24,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE};
@@ -160,6 +161,9 @@ impl Problem {
 
 type Answered = Result<Answer, Problem>;
 
+/// A refused login waits no longer here.
+const GUESS_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// A request for this API, its body complete.
 pub(super) struct Asked {
     pub(super) method: Method,
@@ -173,12 +177,21 @@ pub(super) struct Asked {
 impl Management {
     /// Answers a request whose path begins with `/api`.
     pub(super) async fn answer(self: &Arc<Self>, asked: Asked) -> Response<Body> {
+        // Browsers ask without a login first.
+        let guesses = call::credentials(&asked.headers).is_some().then(|| asked.peer.ip());
         let answered = match self.admit(&asked) {
             Ok(caller) => match Call::new(asked, caller) {
                 Ok(call) => self.route(&call).await,
                 Err(problem) => Err(problem),
             },
-            Err(problem) => Err(problem),
+            Err(problem) => {
+                // Few requests are served at once: none of them waits long.
+                let wait = guesses.map(|peer| self.registry.login_failed(peer)).unwrap_or_default();
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait.min(GUESS_WAIT_MAX)).await;
+                }
+                Err(problem)
+            }
         };
         respond(answered)
     }

@@ -215,7 +215,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let mut node = Node::start(NodeParts {
         store,
         tail_memory: usize::try_from(config.storage.tail_memory).unwrap_or(usize::MAX),
-        semantics: Arc::new(Layouts { auto_topic_queues }),
+        semantics: Arc::new(Layouts { auto_topic_queues, cluster: config.rocketmq.cluster_name.clone() }),
         clock: Arc::new(*clock),
         times: times(config),
         retention: retention::Settings {

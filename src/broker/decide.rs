@@ -788,7 +788,10 @@ impl Core {
     }
 
     pub(crate) fn topic_queue(&self, topic: &str, queue_id: u32) -> Option<QueueUid> {
-        self.state.topology.topic(topic)?.queues.get(queue_id as usize).copied()
+        match self.state.topology.topic(topic) {
+            Some(topic) => topic.queues.get(queue_id as usize).copied(),
+            None => self.state.topology.queue_behind(topic).filter(|_| queue_id == 0).map(|queue| queue.uid),
+        }
     }
 
     fn refuse_missing(&mut self, id: ConnectionId, verb: Verb) {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::api::{
-    ConnectionId, Delivery, Event, Fetch, FetchStatus, Fetched, Located, Op, QueueFigures, QueueUid, Refusal,
-    Reply, Subscribe, Verb,
+    ConnectionId, Delivery, Event, Fetch, FetchStatus, Fetched, Located, Op, QueueFigures, QueueKind,
+    QueueUid, Refusal, Reply, Subscribe, Verb,
 };
 use super::core::{Core, Waiter, Work};
 use super::decide::not_found;
@@ -562,7 +562,8 @@ impl Core {
         (topic, queue_id): &(Arc<str>, u32),
         act: impl FnOnce(&mut Self, QueueUid) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
-        if self.state.topology.topic(topic).is_none() {
+        let topology = &self.state.topology;
+        if topology.topic(topic).is_none() && topology.queue_behind(topic).is_none() {
             return Err(not_found("topic", topic, &self.state.topology.vhost_name(verb.vhost)));
         }
         match self.topic_queue(topic, *queue_id) {
@@ -572,7 +573,10 @@ impl Core {
     }
 
     pub(crate) fn bounds(&self, uid: QueueUid) -> (u64, u64) {
-        self.state.queues.get(&uid).map_or((0, 0), |q| (q.index.head(), q.index.next()))
+        let Some(queue) = self.state.queues.get(&uid) else { return (0, 0) };
+        // What is settled at the head of a queue may be gone, and is nothing to begin with.
+        let settled = if queue.kind == QueueKind::Topic { 0 } else { queue.cursor.floor() };
+        (queue.index.head().max(settled), queue.index.next())
     }
 
     fn offsets(&mut self, uid: QueueUid) -> Result<Reply, Refusal> {
@@ -608,8 +612,11 @@ impl Core {
         let (mut low, mut high) = self.bounds(uid);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.store_time(uid, middle)? < timestamp {
-                low = middle + 1;
+            // Whose message is settled has no time any more: the next one counts.
+            let queue = self.state.queues.get(&uid);
+            let probe = queue.map_or(middle, |queue| queue.cursor.next_unsettled(middle));
+            if probe < high && self.store_time(uid, probe)? < timestamp {
+                low = probe + 1;
             } else {
                 high = middle;
             }

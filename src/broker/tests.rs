@@ -29,6 +29,7 @@ mod refused;
 mod replies;
 mod retention;
 mod transactions;
+mod views;
 
 #[derive(Clone, Default)]
 struct MemoryLog(Rc<RefCell<BTreeMap<u64, Batch>>>);

@@ -21,6 +21,7 @@ pub const WAITING_VHOST: VhostId = VhostId::MAX;
 pub use crate::security::DEFAULT_VHOST;
 /// Prefix of the exchanges that stand for RocketMQ topics.
 pub use crate::security::TOPIC_EXCHANGE_PREFIX;
+use crate::security::queue_of_topic;
 
 /// An exchange and what is bound to it.
 #[derive(Debug, Clone)]
@@ -252,6 +253,13 @@ impl Topology {
     #[must_use]
     pub fn queue(&self, vhost: VhostId, name: &str) -> Option<&Arc<QueueDefinition>> {
         self.queues.get(self.vhosts.get(&vhost)?.queues.get(name)?)
+    }
+
+    /// The queue that a topic of this name is another look at: one whose messages have offsets in the log.
+    #[must_use]
+    pub fn queue_behind(&self, topic: &str) -> Option<&Arc<QueueDefinition>> {
+        // Most names are none, and cost one comparison.
+        self.queue(0, &queue_of_topic(topic)?).filter(|queue| !queue.in_memory())
     }
 
     /// A queue by identity.

@@ -29,6 +29,35 @@ pub const DEFAULT_VHOST: &str = "/";
 /// Prefix of the exchanges that stand for RocketMQ topics.
 pub const TOPIC_EXCHANGE_PREFIX: &str = "amq.rmq.";
 
+/// Begins the name of a topic that is another look at a queue of `/`, by offset; the rest is the queue's name as [`unescaped`] reads it.
+pub const QUEUE_TOPIC_PREFIX: &str = "AMQP-Q-";
+
+/// A name in which `|HH` stands for the byte HH; `None`: it stands for none.
+#[must_use]
+pub fn unescaped(text: &str) -> Option<String> {
+    let mut rest = text.as_bytes();
+    let mut name = Vec::with_capacity(rest.len());
+    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    while let [byte, later @ ..] = rest {
+        rest = later;
+        match (*byte, later) {
+            (b'|', [high, low, later @ ..]) => {
+                name.push(digit(*high)? << 4 | digit(*low)?);
+                rest = later;
+            }
+            (b'|', _) => return None,
+            (byte, _) => name.push(byte),
+        }
+    }
+    String::from_utf8(name).ok().filter(|name| !name.is_empty())
+}
+
+/// The queue that a topic is another look at.
+#[must_use]
+pub fn queue_of_topic(topic: &str) -> Option<String> {
+    unescaped(topic.strip_prefix(QUEUE_TOPIC_PREFIX)?)
+}
+
 /// What a verb wants to do with a resource (RabbitMQ's three permissions).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -54,7 +83,8 @@ pub enum Resource<'a> {
         /// The key that a message or a binding has.
         key: &'a str,
     },
-    /// A RocketMQ topic. Judged as the exchange `amq.rmq.<topic>` that it is to AMQP: one thing, one right.
+    /// A RocketMQ topic. Judged as the exchange `amq.rmq.<topic>` that it is to AMQP, or as the queue that it is a look at: one thing, one
+    /// right.
     Topic(&'a str),
     /// A RocketMQ consumer group. Judged as a queue of that name.
     Group(&'a str),
@@ -456,6 +486,9 @@ pub fn authorize(
         Resource::Exchange(name) => (allowed(name), Some(("exchange", name))),
         Resource::Queue(name) => (allowed(name), Some(("queue", name))),
         Resource::Group(name) => (allowed(name), Some(("consumer group", name))),
+        Resource::Topic(name) if name.starts_with(QUEUE_TOPIC_PREFIX) => {
+            (queue_of_topic(name).is_some_and(|queue| allowed(&queue)), Some(("topic", name)))
+        }
         Resource::Topic(name) => (allowed(&format!("{TOPIC_EXCHANGE_PREFIX}{name}")), Some(("topic", name))),
         Resource::RoutingKey { exchange, key } => {
             let allowed = rights.as_ref().is_some_and(|rights| rights.allows_key(action, exchange, key));
@@ -551,6 +584,9 @@ mod tests {
             (Action::Read, Resource::Exchange(""), false),
             (Action::Write, Resource::Exchange("alice-x"), true),
             (Action::Write, Resource::Topic("alice-x"), false),
+            (Action::Read, Resource::Topic("AMQP-Q-alice|2Dq"), true),
+            (Action::Read, Resource::Topic("AMQP-Q-bob-q"), false),
+            (Action::Read, Resource::Topic("AMQP-Q-"), false),
             (Action::Read, Resource::Group("alice-g"), true),
             (Action::Read, Resource::Own, true),
         ] {

@@ -12,9 +12,10 @@ use dassie_rocketmq::message::{
 };
 
 use super::amqp::deliver::put_prefix;
-use crate::broker::api::{Origin, StoredMessage};
+use crate::broker::api::{Origin, REPLY_PREFIX, StoredMessage};
 use crate::broker::topology::TOPIC_EXCHANGE_PREFIX;
 use crate::limits;
+use crate::security::{QUEUE_TOPIC_PREFIX, queue_of_topic, unescaped};
 
 /// Why a message of a group is dead, in RabbitMQ's words.
 const DEAD: &str = "delivery_limit";
@@ -101,39 +102,44 @@ const OURS: [&str; 10] = [
 
 /// Begins the name of a topic that stands for an exchange of vhost `/`.
 const EXCHANGE: &str = "AMQP-X-";
-/// Begins the name of a topic that would stand for a queue.
-const QUEUE: &str = "AMQP-Q-";
 
 /// Does this topic's name belong to an exchange or a queue of AMQP?
 pub(super) fn is_foreign(topic: &str) -> bool {
-    topic.starts_with(EXCHANGE) || topic.starts_with(QUEUE)
+    topic.starts_with(EXCHANGE) || topic.starts_with(QUEUE_TOPIC_PREFIX)
 }
 
 /// The exchange that a topic stands for: `AMQP-X-<exchange>`, where `|HH` is the byte HH of its name. A topic is an exchange already,
 /// and the default exchange has no bindings: there is none for those.
 pub(super) fn exchange_of(topic: &str) -> Option<String> {
-    let mut rest = topic.strip_prefix(EXCHANGE)?.as_bytes();
-    let mut name = Vec::with_capacity(rest.len());
-    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    while let [byte, later @ ..] = rest {
-        rest = later;
-        match (*byte, later) {
-            (b'|', [high, low, later @ ..]) => {
-                name.push(digit(*high)? << 4 | digit(*low)?);
-                rest = later;
-            }
-            (b'|', _) => return None,
-            (byte, _) => name.push(byte),
-        }
-    }
-    let name = String::from_utf8(name).ok()?;
-    (!name.is_empty() && !name.starts_with(TOPIC_EXCHANGE_PREFIX)).then_some(name)
+    let name = unescaped(topic.strip_prefix(EXCHANGE)?)?;
+    (!name.starts_with(TOPIC_EXCHANGE_PREFIX)).then_some(name)
 }
 
 /// What bindings see as the routing key of a message of that topic.
 pub(super) fn routing_key<'a>(topic: &str, properties: Properties<'a>) -> &'a str {
     let named = topic.starts_with(EXCHANGE).then(|| properties.get("AMQP_ROUTING_KEY")).flatten();
     named.or_else(|| properties.get(property::TAGS)).unwrap_or_default()
+}
+
+/// Begins what a reply from RocketMQ says of where to, when AMQP asked.
+const REPLY_TO_AMQP: &str = "amqp:";
+/// Begins the keys of RocketMQ clients that AMQP replies to.
+const REPLY_CLIENT: &str = "rmq.";
+
+/// The key under which AMQP replies to a RocketMQ client; `None`: its id is too long for one.
+pub(super) fn reply_key(client: &str) -> Option<String> {
+    let key = format!("{REPLY_PREFIX}{REPLY_CLIENT}{client}");
+    (key.len() <= 255).then_some(key)
+}
+
+/// The queue that a reply is for, when AMQP asked.
+pub(super) fn reply_target(client: &str) -> Option<&str> {
+    client.strip_prefix(REPLY_TO_AMQP)
+}
+
+/// What replies to a message of AMQP name as the client that asked.
+pub(super) fn asker(reply_to: &str) -> String {
+    format!("{REPLY_TO_AMQP}{reply_to}")
 }
 
 /// Is this property the application's own?
@@ -150,14 +156,27 @@ pub(super) fn amqp_view(message: &StoredMessage) -> Result<StoredMessage, Record
     let (record, _) = Record::decode_parts(&prefix, &suffix)?;
     let (body, encoding) = open(&record, body);
     let headers = headers(&record);
+    let asks = |name| {
+        record.properties.get(name).filter(|_| record.properties.get(property::CORRELATION_ID).is_some())
+    };
+    let asker =
+        asks(property::REPLY_TO_CLIENT).filter(|client| reply_target(client).is_none()).and_then(reply_key);
     let mut header = vec![0; 12];
     header[..2].copy_from_slice(&BASIC_CLASS.to_be_bytes());
     header[4..].copy_from_slice(&(body.len() as u64).to_be_bytes());
-    properties(&record, encoding, headers.as_table().unwrap_or(RawTable::EMPTY)).encode(&mut header);
-    let exchange =
-        exchange_of(record.topic).unwrap_or_else(|| format!("{TOPIC_EXCHANGE_PREFIX}{}", record.topic));
+    properties(&record, (encoding, asker.as_deref()), headers.as_table().unwrap_or(RawTable::EMPTY))
+        .encode(&mut header);
+    let queue = queue_of_topic(record.topic);
+    let exchange = match &queue {
+        // It was sent to the queue itself, as through the default exchange.
+        Some(_) => String::new(),
+        None => {
+            exchange_of(record.topic).unwrap_or_else(|| format!("{TOPIC_EXCHANGE_PREFIX}{}", record.topic))
+        }
+    };
+    let key = queue.as_deref().unwrap_or_else(|| routing_key(record.topic, record.properties));
     let mut bytes = BytesMut::with_capacity(exchange.len() + header.len() + 300);
-    put_prefix(&mut bytes, cut(&exchange), cut(routing_key(record.topic, record.properties)), [&header, &[]]);
+    put_prefix(&mut bytes, cut(&exchange), cut(key), [&header, &[]]);
     Ok(StoredMessage {
         origin: Origin::Amqp,
         prefix_len: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
@@ -264,7 +283,7 @@ fn put_death(table: &mut TableBuilder, record: &Record<'_>, group: &str) {
 
 fn properties<'a>(
     record: &Record<'a>,
-    encoding: Option<&'static str>,
+    (encoding, asker): (Option<&'static str>, Option<&'a str>),
     headers: RawTable<'a>,
 ) -> PropertyList<'a> {
     let text = |name| record.properties.get(name).filter(|value| value.len() <= 255).map(str::as_bytes);
@@ -275,7 +294,7 @@ fn properties<'a>(
         delivery_mode: Some(2),
         priority: record.properties.get(PRIORITY).and_then(|priority| priority.parse().ok()),
         correlation_id: text(property::CORRELATION_ID),
-        reply_to: text("AMQP_REPLY_TO"),
+        reply_to: text("AMQP_REPLY_TO").or(asker.map(str::as_bytes)),
         message_id: text("AMQP_MESSAGE_ID").or_else(|| text(property::UNIQUE_KEY)),
         timestamp: u64::try_from(record.born_time / 1000).ok(),
         message_type: text("AMQP_TYPE"),

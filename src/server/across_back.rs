@@ -17,9 +17,11 @@ use dassie_rocketmq::message::{
 };
 use serde_json::Value as Json;
 
-use super::across::{DEATHS, RESERVED_PREFIX, is_user_property};
+use super::across::{DEATHS, RESERVED_PREFIX, asker, is_user_property};
 use crate::broker::api::{Origin, Position, StoredMessage};
 
+/// Until when a reply is of use, as clients of RocketMQ want to know it; AMQP does not say. In ms.
+const REPLY_WITHIN_MS: &str = "30000";
 /// Header that counts earlier deliveries.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
@@ -34,6 +36,8 @@ pub(super) struct Place<'a> {
     pub(super) position: Position,
     /// This broker, as clients reach it.
     pub(super) store_host: SocketAddr,
+    /// Its cluster.
+    pub(super) cluster: &'a str,
 }
 
 /// Why there is no such view.
@@ -118,6 +122,14 @@ fn properties(
     let (exchange, key) = (String::from_utf8_lossy(exchange), String::from_utf8_lossy(key));
     let unique_key = unique_key(store_time, place);
     put(property::UNIQUE_KEY, &unique_key);
+    if let Some(reply_to) =
+        header.properties.reply_to().and_then(|to| str::from_utf8(to).ok()).filter(|to| !to.is_empty())
+    {
+        // What Apache's clients make a reply of, and where they send it.
+        put(property::REPLY_TO_CLIENT, &asker(reply_to));
+        put(property::CLUSTER, place.cluster);
+        put(property::TTL, REPLY_WITHIN_MS);
+    }
     // A tag expression could never name a key with its own separator.
     if !key.contains("||") {
         put(property::TAGS, &key);
@@ -277,8 +289,13 @@ mod tests {
     }
 
     fn view(message: &StoredMessage) -> (Vec<u8>, String) {
-        let place =
-            Place { topic: "T", queue_id: 2, position: 77, store_host: "127.0.0.1:10911".parse().unwrap() };
+        let place = Place {
+            topic: "T",
+            queue_id: 2,
+            position: 77,
+            store_host: "127.0.0.1:10911".parse().unwrap(),
+            cluster: "c",
+        };
         let view = rocketmq_view(message, &place).unwrap();
         let (prefix, suffix) = view.bytes.split_at(view.prefix_len as usize);
         let record = [prefix, &view.body.unwrap().concat(), suffix].concat();
@@ -316,7 +333,10 @@ mod tests {
         for (list, expected) in [
             (PropertyList { message_id: Some(b"m"), ..none() }, "AMQP_MESSAGE_ID=m KEYS=m"),
             (PropertyList { correlation_id: Some(b"c"), ..none() }, "CORRELATION_ID=c"),
-            (PropertyList { reply_to: Some(b"r"), ..none() }, "AMQP_REPLY_TO=r"),
+            (
+                PropertyList { reply_to: Some(b"r"), ..none() },
+                "REPLY_TO_CLIENT=amqp:r CLUSTER=c TTL=30000 AMQP_REPLY_TO=r",
+            ),
             (PropertyList { expiration: Some(b"5"), ..none() }, "AMQP_EXPIRATION=5"),
             (PropertyList { priority: Some(0), ..none() }, "_SYS_MSG_PRIORITY_=0"),
             (PropertyList { delivery_mode: Some(1), ..none() }, "AMQP_DELIVERY_MODE=1"),

@@ -19,10 +19,12 @@ use super::steps;
 use crate::broker::api::{Half, Message, Origin, QueueLimits, Semantics, Step, Stepped, StoredMessage};
 
 /// Knows the layouts of both worlds.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Layouts {
     /// Message queues of a topic that a publish to its exchange makes; `None`: topics are not made so.
     pub auto_topic_queues: Option<u32>,
+    /// Name of the RocketMQ cluster: replies go to a topic named after it.
+    pub cluster: String,
 }
 
 impl Semantics for Layouts {
@@ -104,7 +106,7 @@ impl Semantics for Layouts {
     }
 
     fn step(&self, message: &StoredMessage, step: &Step<'_>) -> Result<Stepped, Arc<str>> {
-        steps::step(message, step)
+        steps::step(message, step, &self.cluster)
     }
 
     fn half(&self, message: &StoredMessage) -> Option<Half> {
@@ -174,7 +176,7 @@ mod tests {
     use super::super::amqp::deliver::put_prefix;
     use super::*;
 
-    const LAYOUTS: Layouts = Layouts { auto_topic_queues: Some(4) };
+    const LAYOUTS: Layouts = Layouts { auto_topic_queues: Some(4), cluster: String::new() };
 
     #[test]
     fn a_publish_makes_topics_only_where_it_may_and_under_legal_names() {

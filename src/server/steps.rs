@@ -17,18 +17,23 @@ use super::across_back::{Place, rocketmq_view};
 use crate::broker::api::{Half, Message, Origin, SendBack, SendMessage, Step, Stepped, StoredMessage, Waits};
 
 /// See [`crate::broker::api::Semantics::step`].
-pub(super) fn step(message: &StoredMessage, step: &Step<'_>) -> Result<Stepped, Arc<str>> {
+pub(super) fn step(message: &StoredMessage, step: &Step<'_>, cluster: &str) -> Result<Stepped, Arc<str>> {
     if message.origin == Origin::Amqp {
         let Step::SentBack { back, topic, .. } = step else { return Err("no message of RocketMQ".into()) };
-        return step_record(&as_seen(message, back, topic)?, step);
+        return step_record(&as_seen(message, back, topic, cluster)?, step);
     }
     step_record(message, step)
 }
 
 /// A message of AMQP as the consumer saw it that sends it back.
-fn as_seen(message: &StoredMessage, back: &SendBack, topic: &str) -> Result<StoredMessage, Arc<str>> {
+fn as_seen(
+    message: &StoredMessage,
+    back: &SendBack,
+    topic: &str,
+    cluster: &str,
+) -> Result<StoredMessage, Arc<str>> {
     let id: MessageId = back.id.parse().map_err(|_| "the message's id is none")?;
-    let place = Place { topic, queue_id: 0, position: back.position, store_host: id.store_host };
+    let place = Place { topic, queue_id: 0, position: back.position, store_host: id.store_host, cluster };
     rocketmq_view(message, &place).map_err(|error| error.to_string().into())
 }
 
@@ -203,7 +208,7 @@ mod tests {
     }
 
     fn after(message: &StoredMessage, how: &Step<'_>) -> (Stepped, String, i32) {
-        let stepped = step(message, how).unwrap();
+        let stepped = step(message, how, "c").unwrap();
         let bytes = stepped.send.message.bytes.clone();
         let (decoded, used) = Decoded::decode(&bytes).unwrap();
         decoded.check_body().unwrap();

@@ -23,6 +23,7 @@ import interop.rocketmq.Received;
 import interop.rocketmq.Rocket;
 import java.io.IOException;
 import java.io.UncheckedIOException;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -31,7 +32,9 @@ import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
 import java.util.stream.Stream;
+import org.apache.rocketmq.client.consumer.DefaultMQPullConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.PullResult;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.exception.MQBrokerException;
@@ -41,9 +44,11 @@ import org.apache.rocketmq.client.producer.LocalTransactionState;
 import org.apache.rocketmq.client.producer.SendResult;
 import org.apache.rocketmq.client.producer.TransactionListener;
 import org.apache.rocketmq.client.producer.TransactionMQProducer;
+import org.apache.rocketmq.common.compression.CompressionType;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageExt;
+import org.apache.rocketmq.common.message.MessageQueue;
 
 /** Both Java clients against one broker: see ../README.md for the environment and the output. */
 public final class Main {
@@ -69,6 +74,10 @@ public final class Main {
         scenario("delay-to-queue", Main::delayToQueue);
         scenario("dead-letters-both", Main::deadLettersBoth);
         scenario("amqp-retry", Main::amqpRetry);
+        scenario("queue-as-topic", Main::queueAsTopic);
+        scenario("lz4-and-zstd", Main::lz4AndZstd);
+        scenario("request-to-queue", Main::requestToQueue);
+        scenario("request-to-topic", Main::requestToTopic);
         Kit.scenario("across-restart", Kit.RESTART_SECONDS, closer -> restart(new Amqp(closer), closer));
         Kit.main();
     }
@@ -93,6 +102,102 @@ public final class Main {
         Map<String, String> headers = new TreeMap<>();
         properties.getHeaders().forEach((key, value) -> headers.put(key, String.valueOf(value)));
         return headers;
+    }
+
+    /** A durable queue is the topic AMQP-Q-<queue>: a send publishes to it, a pull looks and settles nothing. */
+    private static void queueAsTopic(Amqp amqp, Closer closer) throws Exception {
+        Channel channel = amqp.channel();
+        String queue = amqp.name("looked.at");
+        channel.queueDeclare(queue, true, false, false, null);
+        String topic = "AMQP-Q-" + queue.replace(".", "|2E");
+        DefaultMQProducer producer = producer(closer);
+        waitUntil(() -> Rocket.queues(producer, topic).size() == 1, () -> "the route of the queue");
+        Message sent = new Message(topic, "T", bytes("sent"));
+        sent.putUserProperty("colour", "red");
+        sendOk(producer, sent);
+        publish(channel, "", queue, "published");
+        MessageQueue only = Rocket.queues(producer, topic).get(0);
+        DefaultMQPullConsumer consumer = Rocket.pullConsumer(closer, Kit.uniqueName("group"));
+        for (int look = 0; look < 2; look++) {
+            PullResult found = consumer.pull(only, "*", consumer.minOffset(only), 32);
+            equal(found.getMsgFoundList().stream().map(message -> Rocket.text(message.getBody())).toList(), List.of("sent", "published"), "bodies looked at");
+            equal(found.getNextBeginOffset(), consumer.maxOffset(only), "where to go on");
+        }
+        equal(channel.messageCount(queue), 2L, "messages in the queue after the looks");
+        GetResponse first = channel.basicGet(queue, false);
+        equal(List.of(new String(first.getBody(), StandardCharsets.UTF_8), first.getEnvelope().getExchange(), first.getEnvelope().getRoutingKey(),
+            headers(first.getProps()).get("colour")), List.of("sent", "", queue, "red"), "what was sent, as AMQP sees it");
+        channel.basicAck(first.getEnvelope().getDeliveryTag(), false);
+        waitUntil(() -> minOffset(consumer, only) == 1, () -> "the consumed head to go");
+        PullResult left = consumer.pull(only, "*", 1, 32);
+        equal(left.getMsgFoundList().stream().map(message -> Rocket.text(message.getBody())).toList(), List.of("published"), "what is left");
+        channel.queueDelete(queue);
+        try {
+            producer.send(new Message(topic, bytes("to nobody")));
+            throw new AssertionError("a send to a queue that is gone was taken");
+        } catch (MQBrokerException | MQClientException e) {
+            check(String.valueOf(e).contains("17") || String.valueOf(e).contains("No route"), "no refusal: " + e);
+        }
+    }
+
+    private static long minOffset(DefaultMQPullConsumer consumer, MessageQueue queue) {
+        try {
+            return consumer.minOffset(queue);
+        } catch (MQClientException e) {
+            throw new IllegalStateException(e);
+        }
+    }
+
+    /** Bodies that a 5.x producer packed by other means than zlib are open for AMQP, too. */
+    private static void lz4AndZstd(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer first = producer(closer);
+        String topic = newTopic(first, "packed");
+        Channel channel = amqp.channel();
+        Inbox inbox = Inbox.autoAck(channel, boundQueue(amqp, channel, topic, "#"));
+        byte[] body = bytes("rock ".repeat(20_000));
+        int came = 0;
+        for (CompressionType type : List.of(CompressionType.LZ4, CompressionType.ZSTD, CompressionType.ZLIB)) {
+            DefaultMQProducer producer = Rocket.newProducer();
+            producer.setCompressType(type);
+            sendOk(Rocket.started(closer, producer), new Message(topic, body));
+            Inbox.Message got = inbox.await(++came).get(came - 1);
+            check(Arrays.equals(got.body(), body), type + ": the body came different");
+            equal(got.properties().getContentEncoding(), null, "content-encoding");
+        }
+    }
+
+    /** A RocketMQ producer asks, an AMQP consumer of a bound queue answers as it answers anybody. */
+    private static void requestToQueue(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer producer = producer(closer);
+        String topic = newTopic(producer, "requests");
+        Channel channel = amqp.channel();
+        channel.basicConsume(boundQueue(amqp, channel, topic, "#"), true, (tag, delivery) -> {
+            AMQP.BasicProperties asked = delivery.getProperties();
+            AMQP.BasicProperties properties = new AMQP.BasicProperties.Builder().correlationId(asked.getCorrelationId()).headers(Map.of("lang", "en")).build();
+            channel.basicPublish("", asked.getReplyTo(), properties, bytes("answer to " + new String(delivery.getBody(), StandardCharsets.UTF_8)));
+        }, tag -> { });
+        for (String text : List.of("one", "two")) {
+            Message answer = producer.request(new Message(topic, "T", bytes(text)), 20_000);
+            equal(Rocket.text(answer.getBody()), "answer to " + text, "the answer");
+            equal(answer.getUserProperty("lang"), "en", "a header of the answer");
+        }
+    }
+
+    /** An AMQP client asks through the topic's exchange, a RocketMQ consumer answers as it answers anybody. */
+    private static void requestToTopic(Amqp amqp, Closer closer) throws Exception {
+        DefaultMQProducer answering = producer(closer);
+        String topic = newTopic(answering, "requests");
+        List<MessageExt> asked = Rocket.answer(closer, topic, answering, body -> "answer to " + body);
+        Channel channel = amqp.channel();
+        String queue = channel.queueDeclare().getQueue();
+        for (String replyTo : List.of(queue, "amq.rabbitmq.reply-to")) {
+            Inbox inbox = Inbox.autoAck(channel, replyTo);
+            AMQP.BasicProperties properties = new AMQP.BasicProperties.Builder().correlationId("c-" + replyTo).replyTo(replyTo).build();
+            channel.basicPublish(exchangeOf(topic), "T", properties, bytes("question"));
+            Inbox.Message answer = inbox.await(1).get(0);
+            equal(List.of(answer.text(), answer.properties().getCorrelationId()), List.of("answer to question", "c-" + replyTo), "the answer");
+        }
+        equal(asked.size(), 2, "requests");
     }
 
     private static void topicToQueue(Amqp amqp, Closer closer) throws Exception {

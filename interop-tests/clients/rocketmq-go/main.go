@@ -276,6 +276,7 @@ func registerTopics() {
 		}
 		sendOk(newProducer(c), message(topic, "unsigned"))
 	})
+	lacks("request-reply", "proven by the Java clients")
 	for _, name := range []string{"query-by-key", "topic-config", "group-figures", "reset-offset", "group-config", "group-tools", "key-values"} {
 		lacks(name, "this client has no such calls")
 	}

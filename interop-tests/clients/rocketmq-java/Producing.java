@@ -33,7 +33,9 @@ import org.apache.rocketmq.client.producer.SendCallback;
 import org.apache.rocketmq.client.producer.SendResult;
 import org.apache.rocketmq.client.producer.TransactionListener;
 import org.apache.rocketmq.client.producer.TransactionMQProducer;
+import org.apache.rocketmq.client.utils.MessageUtil;
 import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageAccessor;
 import org.apache.rocketmq.common.message.MessageClientExt;
 import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
@@ -57,6 +59,29 @@ final class Producing {
         scenario("delay-level", closer -> delayed(closer, message -> message.setDelayTimeLevel(1), 1000));
         scenario("timer-delay", closer -> delayed(closer, message -> Compat.delay(message, 1500), 1500));
         scenario("transaction", Producing::transaction);
+        scenario("request-reply", Producing::requestReply);
+    }
+
+    /** A producer asks, a consumer answers; an answer that nobody waits for is an error for who gives it. */
+    private static void requestReply(Closer closer) throws Exception {
+        DefaultMQProducer asking = producer(closer);
+        DefaultMQProducer answering = producer(closer);
+        String topic = newTopic(asking, "requests");
+        List<MessageExt> asked = Rocket.answer(closer, topic, answering, body -> "answer to " + body);
+        for (String text : List.of("one", "two", "x".repeat(20_000))) {
+            Message answer = asking.request(new Message(topic, "T", bytes(text)), 20_000);
+            equal(text(answer.getBody()), "answer to " + text, "the answer");
+        }
+        Message late = MessageUtil.createReplyMessage(asked.get(0), bytes("late"));
+        MessageAccessor.putProperty(late, "REPLY_TO_CLIENT", uniqueName("nobody"));
+        try {
+            answering.send(late);
+            throw new AssertionError("a reply to nobody was taken");
+        } catch (MQBrokerException e) {
+            equal(e.getResponseCode(), 1, "code: " + e.getErrorMessage());
+        } catch (MQClientException e) {
+            equal(e.getResponseCode(), 1, "code: " + e.getErrorMessage());
+        }
     }
 
     private static void sendSync(Closer closer) throws Exception {

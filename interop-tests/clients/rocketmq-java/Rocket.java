@@ -8,16 +8,22 @@ import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
+import java.util.concurrent.CopyOnWriteArrayList;
+import java.util.function.UnaryOperator;
 import org.apache.rocketmq.client.ClientConfig;
 import org.apache.rocketmq.client.consumer.DefaultLitePullConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPullConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
+import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.SendResult;
 import org.apache.rocketmq.client.producer.SendStatus;
+import org.apache.rocketmq.client.utils.MessageUtil;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
 
 /** Clients with the settings every scenario wants, topics of their own, and short ways to send. */
@@ -141,6 +147,30 @@ public final class Rocket {
         Received inbox = new Received();
         started(closer, newPushConsumer(Kit.uniqueName("group"), topic, tags, inbox));
         return inbox;
+    }
+
+    /** A consumer that answers every message through `producer`; gives what it was asked. */
+    public static List<MessageExt> answer(Closer closer, String topic, DefaultMQProducer producer, UnaryOperator<String> say) throws MQClientException {
+        List<MessageExt> asked = new CopyOnWriteArrayList<>();
+        DefaultMQPushConsumer consumer = at(new DefaultMQPushConsumer(Kit.uniqueName("group")));
+        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        consumer.subscribe(topic, "*");
+        consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
+            for (MessageExt message : messages) {
+                if (SEED.equals(message.getTags())) {
+                    continue;
+                }
+                asked.add(message);
+                try {
+                    ok(producer.send(MessageUtil.createReplyMessage(message, bytes(say.apply(text(message.getBody()))))));
+                } catch (Exception e) {
+                    throw new IllegalStateException("the reply to " + message.getMsgId() + " failed", e);
+                }
+            }
+            return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+        });
+        started(closer, consumer);
+        return asked;
     }
 
     public static DefaultMQPullConsumer pullConsumer(Closer closer, String group) throws MQClientException {

@@ -231,6 +231,11 @@ fn delay(load: &Load, dice: &Dice) {
 
 // ---- transactions
 
+/// Is there more to send, or to answer? A run that failed ends at once.
+fn owes(load: &Load, open: &Open, asked: Instant) -> bool {
+    load.is_consuming() && (load.is_publishing() || !open.is_empty() || asked.elapsed() < QUESTIONS)
+}
+
 /// What becomes of a transaction, whoever says it.
 fn commits(own: &str) -> bool {
     own.ends_with(['0', '2', '4', '6', '8'])
@@ -248,7 +253,7 @@ fn transact(load: &Load, dice: &Dice) {
     let mut number = 0_u32;
     let mut open = Open::new();
     let mut asked = Instant::now();
-    while load.is_publishing() || !open.is_empty() || asked.elapsed() < QUESTIONS {
+    while owes(load, &open, asked) {
         let mut lives = || -> Result<(), Error> {
             let mut client = connect(load)?;
             heartbeat(&mut client)?;
@@ -259,7 +264,7 @@ fn transact(load: &Load, dice: &Dice) {
                 end(&mut client, &own, place, false)?;
                 open.remove(&own);
             }
-            while load.is_publishing() || !open.is_empty() || asked.elapsed() < QUESTIONS {
+            while owes(load, &open, asked) {
                 if load.is_publishing() {
                     number += 1;
                     let own = format!("t/{number}");

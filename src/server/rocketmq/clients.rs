@@ -44,6 +44,13 @@ pub(super) struct Joins {
     producers: std::collections::BTreeSet<String>,
 }
 
+impl Joins {
+    /// Has this connection said that it is this client?
+    pub(super) fn speaks_for(&self, client: &str) -> bool {
+        self.clients.contains(client)
+    }
+}
+
 #[derive(Debug)]
 struct Join {
     asked: Asked,

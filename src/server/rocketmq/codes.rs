@@ -22,7 +22,6 @@ pub(super) const fn why_not(code: RequestCode) -> Option<&'static str> {
         317 => "ask by group (208)",
         321 | 353 | 354 | 355 => "it shows a storage engine that is not here",
         323 => "a transaction whose producers were asked too often has ended",
-        324 | 325 => "replies are not there yet",
         400 | 401 => "clients share the queues among themselves",
         513 => "static topics are not there",
         901..=904 | 906..=908 => "nodes replicate one log and know each other without it",

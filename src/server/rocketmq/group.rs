@@ -271,6 +271,13 @@ impl Groups {
         Some(View { members: members(found), manner: None, topics: Vec::new() })
     }
 
+    /// A client by its id, if it produces.
+    pub(super) fn client(&self, id: &str) -> Option<Member> {
+        let state = self.state();
+        let mut members = state.producers.values().flatten();
+        members.find(|((_, client), _)| client == id).map(|(_, member)| member.clone())
+    }
+
     /// Groups with members that want this topic, by name.
     pub(super) fn groups_of(&self, topic: &str) -> BTreeSet<String> {
         let state = self.state();

@@ -45,6 +45,7 @@ pub mod overview;
 mod pull;
 mod query;
 mod refuse;
+mod replies;
 mod route;
 mod send;
 mod session;

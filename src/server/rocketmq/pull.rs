@@ -236,8 +236,13 @@ pub(super) fn view(
     match message.origin {
         Origin::Rocketmq => Ok(Some(message)),
         Origin::Amqp => {
-            let place =
-                Place { topic, queue_id, position: delivery.position, store_host: session.front.store_host };
+            let place = Place {
+                topic,
+                queue_id,
+                position: delivery.position,
+                store_host: session.front.store_host,
+                cluster: &session.front.settings.cluster_name,
+            };
             let view = rocketmq_view(&message, &place);
             Ok(view
                 .inspect_err(|error| {
@@ -261,7 +266,8 @@ pub(super) fn one(
     let mut message = read(session, &delivery.message)?;
     if message.origin == Origin::Amqp {
         let store_host = session.front.store_host;
-        let place = Place { topic, queue_id, position: delivery.position, store_host };
+        let cluster = &session.front.settings.cluster_name;
+        let place = Place { topic, queue_id, position: delivery.position, store_host, cluster };
         message = rocketmq_view(&message, &place).map_err(std::io::Error::other)?;
     }
     let mut output = super::output::Output::default();

@@ -23,6 +23,8 @@ use crate::server::across::exchange_of;
 const WRITE: u32 = 2;
 /// Read and write.
 const READ_WRITE: u32 = 6;
+/// Behind the cluster's name, the topic of replies.
+const REPLY_SUFFIX: &str = "_REPLY_TOPIC";
 /// The same, and passed on to topics that are made from it.
 const INHERITED: u32 = 7;
 
@@ -74,13 +76,23 @@ fn promised(settings: &Settings, topic: &str) -> Option<[u32; 3]> {
     if topic == settings.broker_name {
         return Some([1, 1, INHERITED]);
     }
+    // Replies are sent to this one, and pass by it.
+    if topic.strip_suffix(REPLY_SUFFIX) == Some(&settings.cluster_name) {
+        return Some([1, 1, READ_WRITE]);
+    }
     let group = topic.strip_prefix(RETRY_PREFIX)?;
     check_group(group).ok().map(|()| [1, 1, READ_WRITE])
 }
 
-/// A topic that stands for an exchange is there with the exchange: its first send makes it.
+/// A topic that stands for an exchange is there with the exchange: its first send makes it. One that is a look at a queue is there with
+/// the queue.
 fn linked(session: &Session, topic: &str) -> Option<[u32; 3]> {
-    session.topology.exchange(0, &exchange_of(topic)?).map(|_| [1, 1, READ_WRITE])
+    let topology = &session.topology;
+    let found = match exchange_of(topic) {
+        Some(exchange) => topology.exchange(0, &exchange).is_some(),
+        None => topology.queue_behind(topic).is_some(),
+    };
+    found.then_some([1, 1, READ_WRITE])
 }
 
 fn addresses(session: &Session) -> BrokerAddresses {

@@ -20,18 +20,19 @@ use super::Front;
 use super::group_configs::retries_max;
 use super::offsets::signed;
 use super::refuse::{Refused, missing, name_refused, refused};
+use super::replies;
 use super::session::{Asked, Session, Wait};
 use crate::alarms::Raised;
 use crate::broker::api::{
     BindingSpec, Destination, Message, Op, Origin, Reply, Send, SendMessage as Enqueue, Waits,
 };
 use crate::limits;
-use crate::security::{Action, Resource, TOPIC_EXCHANGE_PREFIX, authorize};
+use crate::security::{Action, Resource, TOPIC_EXCHANGE_PREFIX, authorize, queue_of_topic};
 use crate::server::across::{exchange_of, is_foreign, routing_key};
 use crate::server::steps::shown_topic;
 
 /// Largest body of a send, of a batch as a whole too: Apache's `maxMessageSize`. Bytes.
-const BODY_MAX: usize = 4 * 1024 * 1024;
+pub(super) const BODY_MAX: usize = 4 * 1024 * 1024;
 /// Messages in one batch.
 const BATCH_MAX: usize = 10_000;
 /// A batch is one piece in the log, with the core's own overhead: so many bytes as stored. A larger one would be confirmed when
@@ -77,6 +78,9 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         );
         return Err(refused(ResponseCode::NoPermission, text));
     }
+    if let Some(queue) = queue_of_topic(topic) {
+        return replies::on_send(session, command, &header, &queue, asked);
+    }
     let is_batch =
         header.batch == Some(true) || command.head.request_code() == Some(RequestCode::SendBatchMessage);
     let link = link(session, topic)?;
@@ -92,7 +96,7 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
     let mut unique_key = None;
     let mut messages = Vec::new();
     let mut queue_id = u32::try_from(header.queue_id).ok();
-    let mut waits = None;
+    let (mut waits, mut expected) = (None, None);
     if is_batch {
         let batch = Batch::check(command.body, BATCH_MAX).map_err(illegal)?;
         for message in batch.iter() {
@@ -108,6 +112,7 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         if dead.is_none() {
             waits = waits_for(properties, &header, session.front.settings.delay_levels)?;
         }
+        expected = Some(properties);
         if waits.is_some() && queue_id.is_none() {
             // Its record says where it is for: the choice can not be left to the moment when it is due.
             queue_id =
@@ -119,6 +124,9 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         messages.push(made.0);
     }
     check_stored(&messages)?;
+    if let Some(properties) = expected {
+        replies::expect(session, properties)?;
+    }
     if session.principal.narrows_keys() {
         // To AMQP the topic is an exchange and the tag its routing key: one permission for both doors.
         let exchange = format!("{TOPIC_EXCHANGE_PREFIX}{topic}");
@@ -177,7 +185,7 @@ fn link(session: &Session, topic: &str) -> Result<Option<(String, Option<Binding
 }
 
 /// While an alarm is raised nothing is stored. Both codes make producers try again, and tell why in Apache's words.
-fn check_alarms(raised: Raised) -> Result<(), Refused> {
+pub(super) fn check_alarms(raised: Raised) -> Result<(), Refused> {
     if raised.disk {
         let text = "service not available now. It may be caused by one of the following reasons: the broker's disk is full, less than disk_free_limit is left";
         return Err(refused(ResponseCode::ServiceNotAvailable, text));
@@ -202,7 +210,7 @@ fn check_stored(messages: &[Enqueue]) -> Result<(), Refused> {
     Ok(())
 }
 
-fn illegal(error: impl std::fmt::Display) -> Refused {
+pub(super) fn illegal(error: impl std::fmt::Display) -> Refused {
     refused(ResponseCode::MessageIllegal, error.to_string())
 }
 
@@ -226,8 +234,8 @@ fn check(header: &SendMessage<'_>, body: &[u8]) -> Result<(), Refused> {
         let text = format!("Sending message to topic[{topic}] is forbidden.");
         return Err(refused(ResponseCode::NoPermission, text));
     }
-    if is_foreign(topic) && exchange_of(topic).is_none() {
-        return Err(missing(&format!("a queue of AMQP, or such an exchange, as a topic ({topic})")));
+    if is_foreign(topic) && exchange_of(topic).is_none() && queue_of_topic(topic).is_none() {
+        return Err(missing(&format!("such an exchange of AMQP as a topic ({topic})")));
     }
     if body.is_empty() {
         return Err(illegal("the message body is empty"));
@@ -286,10 +294,23 @@ fn refuse_wishes(properties: Properties<'_>) -> Result<(), Refused> {
             return Err(missing(&format!("{what} ({name})")));
         }
     }
-    match properties.get(property::MESSAGE_TYPE) {
-        Some("reply") => Err(missing("a reply message (MSG_TYPE)")),
-        _ => Ok(()),
+    Ok(())
+}
+
+/// A message as it is stored for a queue of AMQP, and its unique key.
+pub(super) fn made_for_queue(
+    front: &Front,
+    header: &SendMessage<'_>,
+    born_host: std::net::SocketAddr,
+    body: &[u8],
+) -> Result<(Message, String), Refused> {
+    let properties = Properties::check(header.properties.unwrap_or_default()).map_err(illegal)?;
+    if waits_for(properties, header, front.settings.delay_levels)?.is_some() {
+        return Err(missing("a delayed or transactional message for a queue of AMQP"));
     }
+    let maker = Maker { front, header, born_host, dead: false, waits: None, queue_id: 0 };
+    let (made, unique_key) = maker.make(header.flag, properties, body)?;
+    Ok((made.message, unique_key))
 }
 
 struct Maker<'a> {

@@ -100,6 +100,8 @@ enum Passed {
     Answer(Asked),
     /// A part of it: which gathering's, and which client was asked.
     Part(u64, String),
+    /// The way of a reply.
+    Reply(replies::Reply),
 }
 
 /// See the module.
@@ -137,6 +139,7 @@ pub(super) struct Session {
     asked: HashMap<u64, Passed>,
     /// Requests that several clients are asked.
     gatherings: HashMap<u64, tools::Gathering>,
+    pub(super) replies: replies::Replies,
     backlog: VecDeque<Event>,
     ending: bool,
 }
@@ -179,6 +182,7 @@ impl Session {
             asking: HashMap::new(),
             asked: HashMap::new(),
             gatherings: HashMap::new(),
+            replies: replies::Replies::default(),
             backlog: VecDeque::new(),
             ending: false,
         }
@@ -231,6 +235,9 @@ impl Session {
         match command.head.request_code() {
             Some(RequestCode::SendMessage | RequestCode::SendMessageV2 | RequestCode::SendBatchMessage) => {
                 send::on_send(self, command, asked)
+            }
+            Some(RequestCode::SendReplyMessage | RequestCode::SendReplyMessageV2) => {
+                replies::on_reply(self, command, asked)
             }
             Some(RequestCode::PullMessage | RequestCode::LitePullMessage) => {
                 pull::on_pull(self, command, asked)
@@ -391,14 +398,14 @@ impl Session {
                 Some(Event::Reply { request, result }) => self.on_reply(request, result),
                 Some(Event::CheckBack(delivery)) => transaction::ask(self, &delivery),
                 Some(Event::ShuttingDown) => self.ending = true,
-                // The rest is for consumers and publishers of AMQP, which this connection has none of.
-                Some(
-                    Event::Confirmed { .. }
-                    | Event::Returned { .. }
-                    | Event::PublishRefused { .. }
-                    | Event::Deliveries { .. }
-                    | Event::ReaderCancelled { .. },
-                ) => {}
+                Some(Event::Confirmed { first, last, accepted, .. }) => {
+                    replies::on_confirmed(self, &(first..=last), accepted);
+                }
+                Some(Event::Returned { publish, .. }) => replies::on_returned(self, publish.confirm),
+                Some(Event::PublishRefused { refusal, .. }) => replies::on_refused(self, &refusal),
+                Some(Event::Deliveries { deliveries, .. }) => replies::on_deliveries(self, &deliveries),
+                // It consumes from no queue.
+                Some(Event::ReaderCancelled { .. }) => {}
                 None => return,
             }
         }
@@ -524,6 +531,7 @@ impl Session {
                     self.answer(asked, &(), &body);
                 }
             }
+            Some(Passed::Reply(reply)) => replies::on_told(self, &reply, &answer),
             None => {}
         }
     }
@@ -588,6 +596,11 @@ impl Session {
     /// One of them is asked.
     pub(super) fn will_gather(&mut self, number: u64, client: String) -> (mpsc::Sender<Notice>, u64) {
         self.will_pass(Passed::Part(number, client))
+    }
+
+    /// Remembers a reply that another client is told.
+    pub(super) fn will_reply(&mut self, reply: replies::Reply) -> (mpsc::Sender<Notice>, u64) {
+        self.will_pass(Passed::Reply(reply))
     }
 
     fn will_pass(&mut self, passed: Passed) -> (mpsc::Sender<Notice>, u64) {

@@ -175,7 +175,7 @@ fn judge(header: &CreateTopic<'_>) -> Result<(Op, Settings), Refused> {
     }
     if is_foreign(topic) {
         let text = format!(
-            "topic[{topic}]: an exchange or a queue of AMQP is not supported as a topic by this broker yet"
+            "topic[{topic}]: it is there with the exchange or queue of AMQP that it stands for, and is not made"
         );
         return Err(invalid(text));
     }

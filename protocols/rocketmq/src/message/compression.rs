@@ -1,7 +1,8 @@
 //! Compressed bodies: what they are, and the only bounded way to open one.
 //!
 //! A broker never opens a body for a RocketMQ client, and never packs one: the Go client reads zlib only. Opening
-//! is for readers of another protocol. LZ4 and ZSTD are named and refused.
+//! is for readers of another protocol. Promises: a body that would be larger than the caller allows costs no more memory than
+//! that, and one window of its format.
 
 use super::SysFlag;
 use std::fmt;
@@ -66,26 +67,41 @@ impl std::error::Error for DecompressError {}
 
 /// Opens a body of a kind, at most `limit` bytes of it.
 pub fn decompress_bounded(kind: Compression, body: &[u8], limit: usize) -> Result<Vec<u8>, DecompressError> {
-    match kind {
-        #[cfg(feature = "compression")]
+    #[cfg(feature = "compression")]
+    return match kind {
         Compression::Zlib => inflate_bounded(body, limit),
-        _ => {
-            let _ = (body, limit);
-            Err(DecompressError::Unsupported(kind))
+        Compression::Lz4 => read_bounded(lz4_flex::frame::FrameDecoder::new(body), limit),
+        Compression::Zstd => {
+            let stream = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(body, ZSTD_WINDOW_MAX);
+            read_bounded(stream.map_err(|_| DecompressError::Corrupt)?, limit)
         }
+    };
+    #[cfg(not(feature = "compression"))]
+    {
+        let _ = (body, limit);
+        Err(DecompressError::Unsupported(kind))
     }
 }
+
+/// The largest window that every reader of ZSTD has to have (RFC 8878), bytes. What a producer packs at the levels that
+/// Apache's clients offer stays below it.
+#[cfg(feature = "compression")]
+const ZSTD_WINDOW_MAX: u64 = 8 * 1024 * 1024;
 
 /// Opens a zlib body, at most `limit` bytes of it. What follows the zlib stream is ignored, as Java does.
 #[cfg(feature = "compression")]
 pub fn inflate_bounded(body: &[u8], limit: usize) -> Result<Vec<u8>, DecompressError> {
+    read_bounded(flate2::read::ZlibDecoder::new(body), limit)
+}
+
+#[cfg(feature = "compression")]
+fn read_bounded(stream: impl std::io::Read, limit: usize) -> Result<Vec<u8>, DecompressError> {
     use std::io::Read;
 
     // One byte beyond the limit tells a body of exactly the limit from a longer one.
     let beyond = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     let mut opened = Vec::new();
-    let mut stream = flate2::read::ZlibDecoder::new(body).take(beyond);
-    stream.read_to_end(&mut opened).map_err(|_| DecompressError::Corrupt)?;
+    stream.take(beyond).read_to_end(&mut opened).map_err(|_| DecompressError::Corrupt)?;
     if opened.len() > limit { Err(DecompressError::TooLarge { limit }) } else { Ok(opened) }
 }
 
@@ -104,11 +120,41 @@ mod tests {
         assert_eq!(SysFlag(3 << 8).compression(), Ok(None));
     }
 
+    #[cfg(not(feature = "compression"))]
     #[test]
-    fn lz4_and_zstd_are_named_as_unsupported() {
-        for kind in [Compression::Lz4, Compression::Zstd] {
+    fn kinds_are_named_as_unsupported() {
+        for kind in [Compression::Lz4, Compression::Zstd, Compression::Zlib] {
             assert_eq!(decompress_bounded(kind, b"", 10), Err(DecompressError::Unsupported(kind)));
         }
+    }
+
+    /// As the compressors of the Java client 5.4.0 write them.
+    #[cfg(feature = "compression")]
+    #[test]
+    fn javas_lz4_and_zstd_bodies_are_opened() {
+        for (kind, hex) in [
+            (Compression::Lz4, "04224d186070730f0000006e68656c6c6f2006005068656c6c6f00000000"),
+            (Compression::Zstd, "28b52ffd00586400003068656c6c6f200100a94b11010000"),
+        ] {
+            let body = crate::golden::unhex(hex);
+            let opened = b"hello hello hello hello hello";
+            assert_eq!(decompress_bounded(kind, &body, 29).unwrap(), opened, "{kind:?}");
+            let too_large = Err(DecompressError::TooLarge { limit: 28 });
+            assert_eq!(decompress_bounded(kind, &body, 28), too_large, "{kind:?}");
+            for cut in 1..body.len() - 4 {
+                let read = decompress_bounded(kind, &body[..cut], 100);
+                assert_ne!(read.as_deref(), Ok(&opened[..]), "{kind:?} cut at {cut}");
+            }
+            assert_eq!(decompress_bounded(kind, b"junk", 100), Err(DecompressError::Corrupt), "{kind:?}");
+        }
+    }
+
+    /// A window of 2 GiB, as its header says.
+    #[cfg(feature = "compression")]
+    #[test]
+    fn a_window_beyond_every_readers_is_refused_before_it_is_made() {
+        let body = crate::golden::unhex("28b52ffd00a86400003068656c6c6f200100a94b11010000");
+        assert_eq!(decompress_bounded(Compression::Zstd, &body, 100), Err(DecompressError::Corrupt));
     }
 
     #[cfg(feature = "compression")]
@@ -134,5 +180,14 @@ mod tests {
         let bomb = packer.finish().unwrap();
         assert!(bomb.len() < 60_000);
         assert_eq!(inflate_bounded(&bomb, 1_000), Err(DecompressError::TooLarge { limit: 1_000 }));
+        // One block of ZSTD that repeats one byte 128 KiB often, a thousand times; the last bit of each header says when it ends.
+        let mut bomb = crate::golden::unhex("28b52ffd0058");
+        for block in 0..1_000_u32 {
+            let header = u32::from(block == 999) | 1 << 1 | (128 * 1024) << 3;
+            bomb.extend_from_slice(&header.to_le_bytes()[..3]);
+            bomb.push(0);
+        }
+        let opened = decompress_bounded(Compression::Zstd, &bomb, 1_000);
+        assert_eq!(opened, Err(DecompressError::TooLarge { limit: 1_000 }));
     }
 }

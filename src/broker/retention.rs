@@ -30,6 +30,11 @@ pub(crate) const HOME_PIECES: ConnectionId = ConnectionId::MAX;
 /// Bytes of a re-home record beside its message.
 const OVERHEAD: usize = 512;
 
+/// Whose names the settings ([`super::api::Op::PutSetting`]) of topics are that keep messages for a time of their own: the name is the
+/// topic's, the value hours as text, 0 for ever.
+pub const TOPIC_HOURS: &str = "topic.retention_hours";
+const HOUR_MS: u64 = 3_600_000;
+
 /// What is kept. 0 everywhere: for ever.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -67,6 +72,8 @@ pub(crate) struct Retention {
     next_look: Duration,
     /// Topics keep nothing before this segment, as of the last look.
     below: u64,
+    /// The same of the queues of topics with a time of their own.
+    own: BTreeMap<QueueUid, u64>,
     steps: VecDeque<Step>,
     large: Option<Large>,
     dying: BTreeMap<u64, Dying>,
@@ -175,14 +182,14 @@ impl Core {
         let mut wait = limits::RETENTION_LOOK_MS;
         if self.is_ready() {
             let settings = self.retention.settings.clone();
-            let mut below = self.aged(&settings, open);
+            let mut forced = 0;
             let mut empty = BTreeSet::new();
             // What is dead already goes by itself; the files of the pool stay.
             let needed = (existing.len() - dead.len() + spare.min(1)) as u64 * size;
             if settings.max_bytes > 0 && needed > settings.max_bytes {
                 wait = limits::RETENTION_HURRY_MS;
                 let excess = (needed - settings.max_bytes).div_ceil(size);
-                below = below.max(self.make_room_in(&shares, excess, &mut empty));
+                forced = self.make_room_in(&shares, excess, &mut empty);
             }
             let old = self.now().saturating_sub(limits::REHOME_AGE_MS);
             let (mut most, mut walk) = (limits::REHOME_SEGMENTS, limits::REHOME_WALK);
@@ -193,24 +200,48 @@ impl Core {
                     most -= 1;
                 }
             }
-            self.retention.below = below;
-            self.plan_steps(below, &empty);
+            let least = self.oversized(&settings, open).max(forced);
+            self.retention.below = self.aged(settings.topics_ms, open).max(least);
+            self.retention.own = self.own_times(open, least);
+            self.plan_steps(&empty);
         }
         self.retention.next_look = self.monotonic() + Duration::from_millis(wait);
     }
 
-    /// Topics keep nothing before this segment, by age and by size.
-    fn aged(&self, settings: &Settings, open: u64) -> u64 {
-        let mut below = 0;
-        if settings.topics_ms > 0 {
-            let expired = self.state.fills.last_until(self.now().saturating_sub(settings.topics_ms));
-            below = expired.map_or(0, |segment| segment + 1);
+    /// What is older than so many ms lies before this segment. 0: nothing is too old.
+    fn aged(&self, keep_ms: u64, open: u64) -> u64 {
+        if keep_ms == 0 {
+            return 0;
         }
-        if settings.topics_bytes > 0 {
-            let end = self.state.applied.map_or(0, |point| point.end);
-            below = below.max(end.saturating_sub(settings.topics_bytes) / self.state.segment_size);
+        let expired = self.state.fills.last_until(self.now().saturating_sub(keep_ms));
+        expired.map_or(0, |segment| segment + 1).min(open)
+    }
+
+    /// What is beyond the newest bytes that topics keep lies before this segment.
+    fn oversized(&self, settings: &Settings, open: u64) -> u64 {
+        if settings.topics_bytes == 0 {
+            return 0;
         }
-        below.min(open)
+        let end = self.state.applied.map_or(0, |point| point.end);
+        (end.saturating_sub(settings.topics_bytes) / self.state.segment_size).min(open)
+    }
+
+    /// Before which segment topics with a time of their own keep nothing; `least`: where no topic keeps anything.
+    fn own_times(&self, open: u64, least: u64) -> BTreeMap<QueueUid, u64> {
+        let topology = &self.state.topology;
+        let hours = |value: &Bytes| str::from_utf8(value).ok()?.parse::<u64>().ok();
+        let mut own = BTreeMap::new();
+        for (name, value) in topology.settings(TOPIC_HOURS) {
+            let (Some(topic), Some(hours)) = (topology.topic(name), hours(value)) else { continue };
+            let below = self.aged(hours.saturating_mul(HOUR_MS), open).max(least);
+            own.extend(topic.queues.iter().map(|uid| (*uid, below)));
+        }
+        own
+    }
+
+    /// Before which segment a topic's queue keeps nothing, as of the last look.
+    fn below(&self, queue: QueueUid) -> u64 {
+        self.retention.own.get(&queue).copied().unwrap_or(self.retention.below)
     }
 
     /// Chooses segments, oldest first, until so many will be free: those with topic messages alone are trimmed away, those with a
@@ -287,9 +318,10 @@ impl Core {
         shares
     }
 
-    fn plan_steps(&mut self, below: u64, empty: &BTreeSet<u64>) {
+    fn plan_steps(&mut self, empty: &BTreeSet<u64>) {
         let mut steps = Vec::new();
         for queue in self.state.queues.values() {
+            let below = self.below(queue.uid);
             let has = |s: &u64| queue.segments.binary_search_by_key(s, |(segment, _)| *segment).is_ok();
             if queue.kind == QueueKind::Topic && queue.segments.front().is_some_and(|(s, _)| *s < below) {
                 steps.push((queue.uid, 0, Step::Trim { queue: queue.uid, below }));
@@ -374,7 +406,7 @@ impl Core {
         let moved = queue.homes.iter().filter(|(_, home)| home.segment(size) == segment);
         let mut found: BTreeSet<Offset> = elsewhere.map(|(o, _)| *o).chain(moved.map(|(o, _)| *o)).collect();
         if kind == QueueKind::Topic {
-            let stays = (segment + 1).max(self.retention.below);
+            let stays = (segment + 1).max(self.below(uid));
             found.retain(|offset| self.born_in(uid, *offset).is_some_and(|born| born >= stays));
             return found.into_iter().collect();
         }

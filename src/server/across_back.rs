@@ -335,7 +335,7 @@ mod tests {
             (PropertyList { correlation_id: Some(b"c"), ..none() }, "CORRELATION_ID=c"),
             (
                 PropertyList { reply_to: Some(b"r"), ..none() },
-                "REPLY_TO_CLIENT=amqp:r CLUSTER=c TTL=30000 AMQP_REPLY_TO=r",
+                "AMQP_REPLY_TO=r CLUSTER=c REPLY_TO_CLIENT=amqp:r TTL=30000",
             ),
             (PropertyList { expiration: Some(b"5"), ..none() }, "AMQP_EXPIRATION=5"),
             (PropertyList { priority: Some(0), ..none() }, "_SYS_MSG_PRIORITY_=0"),

@@ -243,7 +243,9 @@ mod tests {
         // Its first topic and id stay.
         let second = SendBack { id: "X".into(), topic: Some("T".into()), ..back(1) };
         let foreign = SendBack { topic: Some("U".into()), ..back(1) };
-        assert!(step(&again, &Step::SentBack { back: &foreign, topic: "%RETRY%g", levels: 18 }).is_err());
+        assert!(
+            step(&again, &Step::SentBack { back: &foreign, topic: "%RETRY%g", levels: 18 }, "c").is_err()
+        );
         let (_, shown, _) = after(&again, &Step::SentBack { back: &second, topic: "%RETRY%g", levels: 18 });
         assert!(shown.contains("RETRY_TOPIC=T ") && shown.contains("000000000000004D"), "{shown}");
     }
@@ -282,8 +284,8 @@ mod tests {
 
     #[test]
     fn a_message_that_waits_for_nowhere_goes_nowhere() {
-        assert!(step(&stored("", 0), &Step::Due).is_err());
+        assert!(step(&stored("", 0), &Step::Due, "c").is_err());
         let broken = StoredMessage { bytes: Bytes::from_static(b"short"), ..stored("", 0) };
-        assert!(step(&broken, &Step::Due).is_err() && half(&broken).is_none());
+        assert!(step(&broken, &Step::Due, "c").is_err() && half(&broken).is_none());
     }
 }

@@ -73,7 +73,7 @@ final class Producing {
             equal(text(answer.getBody()), "answer to " + text, "the answer");
         }
         Message late = MessageUtil.createReplyMessage(asked.get(0), bytes("late"));
-        MessageAccessor.putProperty(late, "REPLY_TO_CLIENT", uniqueName("nobody"));
+        MessageAccessor.putProperty(late, "REPLY_TO_CLIENT", Kit.uniqueName("nobody"));
         try {
             answering.send(late);
             throw new AssertionError("a reply to nobody was taken");

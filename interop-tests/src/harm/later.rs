@@ -15,6 +15,7 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dassie_rocketmq::body::{Heartbeat, LockAnswer, LockQueues, MessageQueue, Producer, from_json, to_json};
+use dassie_rocketmq::command::Fields;
 use dassie_rocketmq::header::{
     CheckTransactionState, ConsumerSendBack, CreateTopic, EndTransaction, PullAnswer, PullMessage,
     SendAnswer, SendMessage, ShortNames, pull_flag,
@@ -30,10 +31,12 @@ use crate::sim::dice::Dice;
 use crate::wire::Error;
 
 /// How the broker is set: delays of the levels, and when transactions are asked about.
-pub(super) const SETTINGS: [&str; 3] = [
+pub(super) const SETTINGS: [&str; 4] = [
     "rocketmq.delay_levels=1s 2s 3s",
     "rocketmq.transaction_timeout=1",
     "rocketmq.transaction_check_interval=1",
+    // A question that a crash swallows counts, too: none is put aside here.
+    "rocketmq.transaction_check_max=1000",
 ];
 /// What the levels above mean, in ms.
 const LEVELS: [i64; 3] = [1_000, 2_000, 3_000];
@@ -51,6 +54,8 @@ const OWN: &str = "own";
 const BACKS: i32 = 3;
 /// So long is waited for questions about half messages of which nobody knows whether they are there.
 const QUESTIONS: Duration = Duration::from_secs(5);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Locks end after 60 s; a test of one begins well before.
 const LOCKED_FOR: Duration = Duration::from_secs(45);
 
@@ -172,9 +177,54 @@ fn goes_on(load: &Load, who: &str, error: &Error) {
     thread::sleep(Duration::from_millis(20));
 }
 
+/// A connection that minds what the broker asks while it is asked something.
+struct Minding {
+    client: Remoting,
+    /// A half message's own text, offset and position.
+    questions: Vec<(String, i64, i64)>,
+}
+
+impl Minding {
+    fn connect(load: &Load) -> Result<Self, Error> {
+        Ok(Self { client: connect(load)?, questions: Vec::new() })
+    }
+
+    /// Like [`Remoting::ask`], but no question is passed over.
+    fn ask<T>(
+        &mut self,
+        code: RequestCode,
+        fields: &impl Fields,
+        body: &[u8],
+        read: impl Fn(&Command<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let opaque = self.client.say(code, fields, body)?;
+        self.client.flush()?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            while let Some(command) = self.client.hear_all()? {
+                if command.head.is_response() && command.head.opaque == opaque {
+                    return read(&command);
+                }
+                self.questions.extend(question(&command)?);
+            }
+            self.client.receive(Duration::from_secs(1))?;
+        }
+        Err(Error::Gone(std::io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Hears what is asked within so long.
+    fn listen(&mut self, wait: Duration) -> Result<(), Error> {
+        self.client.receive(wait)?;
+        while let Some(command) = self.client.hear_all()? {
+            self.questions.extend(question(&command)?);
+        }
+        Ok(())
+    }
+}
+
 /// A send of one message: which, into which queue, with which properties.
 fn send(
-    client: &mut Remoting,
+    client: &mut Minding,
     own: &str,
     part: u16,
     sys_flag: i32,
@@ -208,7 +258,7 @@ fn delay(load: &Load, dice: &Dice) {
     let mut number = 0_u32;
     while load.is_publishing() {
         let mut lives = || -> Result<(), Error> {
-            let mut client = connect(load)?;
+            let mut client = Minding::connect(load)?;
             while load.is_publishing() {
                 number += 1;
                 let level = 1 + usize::try_from(dice.below(3)).expect("a small number");
@@ -255,7 +305,7 @@ fn transact(load: &Load, dice: &Dice) {
     let mut asked = Instant::now();
     while owes(load, &open, asked) {
         let mut lives = || -> Result<(), Error> {
-            let mut client = connect(load)?;
+            let mut client = Minding::connect(load)?;
             heartbeat(&mut client)?;
             // Nobody asks about what has ended, and whether it has the lost answer would have said.
             let tried: Vec<_> =
@@ -271,12 +321,8 @@ fn transact(load: &Load, dice: &Dice) {
                     half(load, dice, &mut client, &own, &mut open)?;
                     asked = Instant::now();
                 }
-                client.receive(Duration::from_millis(10))?;
-                let mut questions = Vec::new();
-                while let Some(command) = client.hear_all()? {
-                    questions.extend(question(&command)?);
-                }
-                for (own, offset, position) in questions {
+                client.listen(Duration::from_millis(10))?;
+                while let Some((own, offset, position)) = client.questions.pop() {
                     asked = Instant::now();
                     if let Some((_, tried)) = open.get_mut(&own) {
                         *tried = true;
@@ -293,7 +339,7 @@ fn transact(load: &Load, dice: &Dice) {
     }
 }
 
-fn heartbeat(client: &mut Remoting) -> Result<(), Error> {
+fn heartbeat(client: &mut Minding) -> Result<(), Error> {
     let beat = Heartbeat {
         client_id: "later-producer".to_owned(),
         producer_data_set: vec![Producer { group_name: PRODUCERS.to_owned() }],
@@ -304,7 +350,7 @@ fn heartbeat(client: &mut Remoting) -> Result<(), Error> {
 }
 
 /// Sends a half message, and ends two of three at once.
-fn half(load: &Load, dice: &Dice, client: &mut Remoting, own: &str, open: &mut Open) -> Result<(), Error> {
+fn half(load: &Load, dice: &Dice, client: &mut Minding, own: &str, open: &mut Open) -> Result<(), Error> {
     let part = u16::try_from(dice.below(PARTS.into())).expect("a small number");
     let properties = [(property::TRANSACTION_PREPARED, "true"), (property::PRODUCER_GROUP, PRODUCERS)];
     let prepared = SysFlag(0).with_transaction(TransactionState::Prepared).0;
@@ -325,7 +371,7 @@ fn half(load: &Load, dice: &Dice, client: &mut Remoting, own: &str, open: &mut O
 
 /// An end that comes a second time, because an answer was lost, is refused: then it has ended, too.
 fn end(
-    client: &mut Remoting,
+    client: &mut Minding,
     own: &str,
     (offset, position): (i64, i64),
     was_asked: bool,

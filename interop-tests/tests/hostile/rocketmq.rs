@@ -46,7 +46,7 @@ fn no_commands() -> Vec<(&'static str, Vec<u8>)> {
         ("codec 255", frame(255, b"{}", b"")),
         ("a header beyond its frame", vec![0, 0, 0, 10, 0, 0, 0, 7]),
         ("a header of 16 MiB", vec![0, 0xff, 0xff, 0xf0, 0, 0xff, 0xff, 0xe0]),
-        ("a header of 64 KiB and one", frame(0, &vec![b' '; 65_537], b"")),
+        ("a header of 128 KiB and one", frame(0, &vec![b' '; 131_073], b"")),
         ("HTTP", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec()),
         ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
         ("AMQP", b"AMQP\x00\x00\x09\x01".to_vec()),
@@ -89,6 +89,13 @@ fn requests() -> Vec<Answered> {
     const PULL_BELOW: &str = r#""consumerGroup":"g","topic":"bystander","queueId":"0","queueOffset":"-9223372036854775808","maxMsgNums":"-5","sysFlag":"4","commitOffset":"-7","suspendTimeoutMillis":"-9","subscription":"*","subVersion":"-1""#;
     const COMMIT: &str = r#""consumerGroup":"g","topic":"bystander","queueId":"0","commitOffset":"-1""#;
     const TRANSACTION: &str = r#""producerGroup":"g","tranStateTableOffset":"9223372036854775807","commitLogOffset":"9223372036854775807","commitOrRollback":"8","fromTransactionCheck":"false","msgId":"zz""#;
+    const HEAD: &str = r#""producerGroup":"g","defaultTopic":"TBW102","defaultTopicQueueNums":"4","queueId":"0","sysFlag":"0","bornTimestamp":"0","flag":"0""#;
+    let head = |rest: &str| -> &'static str { Box::leak(format!("{HEAD},{rest}").into_boxed_str()) };
+    let separators = head(r#""topic":"hostile","properties":"KEYSabc""#);
+    let no_value = head(r#""topic":"hostile","properties":"KEYS""#);
+    let no_queue = head(r#""topic":"AMQP-Q-none""#);
+    let no_level = head(r#""topic":"hostile","properties":"DELAY-x""#);
+    const SIGNED: &str = r#""topic":"bystander","queueId":"0","AccessKey":"nobody","Signature":"AAAA""#;
     let item = |size: i32, body: i32, rest: &[u8]| {
         [&size.to_be_bytes()[..], &[0; 12], &body.to_be_bytes(), rest].concat()
     };
@@ -117,6 +124,15 @@ fn requests() -> Vec<Answered> {
         ("a heartbeat that is no JSON", 34, "", b"nonsense".to_vec(), &[SYSTEM_ERROR]),
         ("a heartbeat 100,000 deep", 34, "", [br#"{"clientID":"c","x":"#.to_vec(), b"[".repeat(100_000)].concat(), &[SYSTEM_ERROR]),
         ("a lock of nonsense", 41, "", b"[[[[".to_vec(), &[SYSTEM_ERROR, NOT_SUPPORTED]),
+        ("a list of topics without names", 18, "", br#"{"topicConfigList":[{}]}"#.to_vec(), &[SYSTEM_ERROR]),
+        ("a list of topics that ends", 18, "", br#"{"topicConfigList":[{"#.to_vec(), &[SYSTEM_ERROR]),
+        ("a reply to nobody", 324, SEND, b"x".to_vec(), &[SYSTEM_ERROR]),
+        ("a signature of nobody", 30, SIGNED, Vec::new(), &[16]),
+        ("separators inside a value", 10, separators, b"x".to_vec(), &[0, ILLEGAL]),
+        ("a property without a value", 10, no_value, b"x".to_vec(), &[0, ILLEGAL]),
+        ("a queue that is none as a topic", 10, no_queue, b"x".to_vec(), &[17]),
+        ("a delay of no level", 10, no_level, b"x".to_vec(), &[ILLEGAL]),
+        ("a copy of offsets without groups", 314, "", Vec::new(), &[SYSTEM_ERROR]),
         ("the end of no transaction", 37, TRANSACTION, Vec::new(), &[SYSTEM_ERROR, NOT_SUPPORTED]),
     ]
 }

@@ -17,8 +17,9 @@ use std::fmt;
 /// The largest frame served by default, its length field included, as in Apache's server.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
 
-/// The largest header accepted. Apache's bound is that of the 24-bit field; real headers are below 40 KiB.
-pub const MAX_HEADER: usize = 64 * 1024;
+/// The largest header accepted. Apache's bound is that of the 24-bit field; real headers are below 40 KiB, and
+/// one whose properties are a few times too long is still told so.
+pub const MAX_HEADER: usize = 128 * 1024;
 
 /// Bytes of a frame before its header.
 pub const PREAMBLE: usize = 8;

@@ -115,15 +115,10 @@ impl Value<'_> for i64 {
 }
 
 impl Value<'_> for bool {
-    const KIND: &'static str = "true or false";
+    const KIND: &'static str = "a text";
+    /// As Java reads it: what is not true is false. The C++ client sends "0".
     fn parse(text: &str) -> Option<Self> {
-        match text {
-            "true" => Some(true),
-            "false" => Some(false),
-            _ if text.eq_ignore_ascii_case("true") => Some(true),
-            _ if text.eq_ignore_ascii_case("false") => Some(false),
-            _ => None,
-        }
+        Some(text.eq_ignore_ascii_case("true"))
     }
     fn put(&self, name: &str, out: &mut FieldWriter<'_>) {
         out.text(name, if *self { "true" } else { "false" });
@@ -543,8 +538,6 @@ mod tests {
             let fields = format!(r#","topic":"T","queueId":"{ill}""#);
             assert_eq!(error(&fields), "the field queueId is not a 32-bit integer", "{ill}");
         }
-        let fields = r#","topic":"T","queueId":"1","setZeroIfNotFound":"1""#;
-        assert_eq!(error(fields), "the field setZeroIfNotFound is not true or false");
     }
 
     #[test]
@@ -588,8 +581,7 @@ mod tests {
                 json(&header).header::<SearchOffset<'_>>().ok().and_then(|search| search.boundary_type);
             assert_eq!(read, boundary, "{value}");
         }
-        let command =
-            json(r#"{"code":1,"extFields":{"oway":"TRUE","nsd":"False","lo":"false","bname":"b"}}"#);
+        let command = json(r#"{"code":1,"extFields":{"oway":"TRUE","nsd":"False","lo":"0","bname":"b"}}"#);
         let expected = Routing {
             namespace: None,
             namespaced: Some(false),

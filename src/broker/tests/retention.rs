@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::retention::Settings;
+use super::super::retention::{Settings, TOPIC_HOURS};
 use super::*;
 
 const HOUR: u64 = 3_600_000;
@@ -163,6 +163,50 @@ fn a_topic_loses_whole_old_segments_and_says_so() {
     assert!(min < max, "the open segment stays, however old it is");
     let mut recovered = disk.recover(&h);
     assert_eq!(recovered.digest(), h.core.digest());
+}
+
+#[test]
+fn a_topic_with_a_time_of_its_own_keeps_its_messages_shorter_or_longer_than_others() {
+    let to = |topic: &str, bytes: &Bytes| match to_topic(bytes, None) {
+        Op::Send(send) => Op::Send(Send { topic: topic.into(), ..send }),
+        _ => unreachable!(),
+    };
+    let set = |topic: &str, hours: Option<&'static str>| Op::PutSetting {
+        space: TOPIC_HOURS.into(),
+        name: topic.into(),
+        value: hours.map(|hours| Bytes::from_static(hours.as_bytes())),
+    };
+    let min = |h: &mut Harness, c: &mut Client, topic: &str| match h
+        .call(c, Op::QueueOffsets { topic: topic.into(), queue_id: 0 })
+    {
+        Ok(Reply::Offsets { min, .. }) => min,
+        other => panic!("{other:?}"),
+    };
+    let mut h = with(Settings { topics_ms: 72 * HOUR, ..Settings::default() });
+    let (mut c, mut disk) = (h.client(1), Disk::default());
+    for n in 0..30 {
+        h.advance(HOUR);
+        for topic in ["short", "usual", "long", "ever"] {
+            h.call(&mut c, to(topic, &body(n, 50_000))).unwrap();
+        }
+    }
+    for (topic, hours) in [("short", "12"), ("long", "1000"), ("ever", "0"), ("no topic", "1")] {
+        h.call(&mut c, set(topic, Some(hours))).unwrap();
+    }
+    settle(&mut h, &mut disk);
+    let all = |h: &mut Harness, c: &mut Client| ["short", "usual", "long", "ever"].map(|t| min(h, c, t));
+    let [short, rest @ ..] = all(&mut h, &mut c);
+    assert!(short > 10 && short < 20 && rest == [0, 0, 0], "{short} {rest:?}");
+    h.advance(60 * HOUR);
+    settle(&mut h, &mut disk);
+    let [short, usual, rest @ ..] = all(&mut h, &mut c);
+    assert!(short > 20 && usual > 4 && usual < short && rest == [0, 0], "{short} {usual} {rest:?}");
+    // As all others again.
+    h.call(&mut c, set("long", None)).unwrap();
+    settle(&mut h, &mut disk);
+    let [_, usual, long, ever] = all(&mut h, &mut c);
+    assert!(long == usual && ever == 0, "{usual} {long} {ever}");
+    assert_eq!(disk.recover(&h).digest(), h.core.digest());
 }
 
 #[test]

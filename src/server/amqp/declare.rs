@@ -20,6 +20,9 @@ use super::session::Session;
 use crate::broker::api::{BindingSpec, Destination, ExchangeKind, ExchangeSpec, Op, QueueKind, QueueSpec};
 use crate::security::{Action, Authorized, Resource};
 
+/// From where on a queue bound to a topic would get its messages.
+const START: &str = "x-start";
+
 impl Session {
     pub(super) fn exchange_declare(&mut self, number: u16, m: &ExchangeDeclare<'_>) -> Result<(), Exception> {
         let name: Arc<str> = names::strip_line_ends(m.exchange).into();
@@ -266,6 +269,14 @@ impl Session {
     ) -> Result<BindingSpec, Exception> {
         let exchange = self.topology.exchange(self.agreed.vhost, &source);
         let headers = exchange.is_some_and(|exchange| exchange.spec.kind == ExchangeKind::Headers);
+        if exchange.is_some_and(|exchange| exchange.spec.kind == ExchangeKind::RocketmqTopic)
+            && arguments.get(START).is_some()
+        {
+            // A binding that takes later messages only would look like one that took the earlier ones, too.
+            return Err(precondition(format_args!(
+                "binding argument '{START}' of exchange '{source}' is not supported yet"
+            )));
+        }
         let place = Place { kind: "exchange", name: &source, vhost: &self.agreed.vhost_name };
         arguments::binding(arguments, headers, place)?;
         let arguments = Bytes::copy_from_slice(arguments.as_bytes());

@@ -45,9 +45,13 @@ pub(super) struct Joins {
 }
 
 impl Joins {
-    /// Has this connection said that it is this client?
-    pub(super) fn speaks_for(&self, client: &str) -> bool {
-        self.clients.contains(client)
+    /// This connection says that it is this client; false: it says so of too many.
+    pub(super) fn speaks_for(&mut self, client: &str) -> bool {
+        if self.clients.contains(client) {
+            return true;
+        }
+        let has_room = self.clients.len() < CLIENTS_MAX && !client.is_empty() && client.len() <= 255;
+        has_room && self.clients.insert(client.to_owned())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who a request speaks as: a user that signed it, as Apache's ACL does, or the one for requests without credentials.
 //!
-//! Owns: which bytes a signature covers. Promises: a request with an access key is that user's or nobody's; one without speaks as
+//! Owns: which bytes a signature covers. Promises: where users sign, a request with an access key is that user's or nobody's; one without speaks as
 //! `rocketmq.anonymous_user`, whatever came before it on the connection.
 //! Does not know: what a user may do.
 
@@ -18,8 +18,10 @@ const UNSIGNED: &str = "_UNIQUE_KEY_QUERY";
 
 /// Makes the session speak as whoever this request is from.
 pub(super) fn check(session: &mut Session, command: &Command<'_>) -> Result<(), Refused> {
-    // The C++ client sends both fields blank when it was given none.
-    let Some(name) = command.ext.get_nonblank(ACCESS_KEY) else {
+    // The C++ client sends both fields blank when it was given none. Where nobody has a secret, signatures are not looked at, as with
+    // Apache's ACL switched off: some clients always sign.
+    let signer = command.ext.get_nonblank(ACCESS_KEY).filter(|_| session.front.realm.has_signers());
+    let Some(name) = signer else {
         session.speak_as(None);
         return Ok(());
     };

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use dassie_rocketmq::header::{PushReply, SendAnswer, SendMessage};
-use dassie_rocketmq::message::{Properties, PropertiesText, Record, check_topic, property};
+use dassie_rocketmq::message::{Properties, PropertiesText, Record, check_group, check_topic, property};
 use dassie_rocketmq::{Command, RequestCode, ResponseCode};
 
 use super::group::{Answer, Notice, Push};
@@ -220,18 +220,20 @@ fn answer_reply(session: &mut Session, reply: &Reply) {
 
 // ---- from AMQP
 
-/// A message that this connection's client wants an answer to is about to be sent: AMQP can give it from now on.
-pub(super) fn expect(session: &mut Session, properties: Properties<'_>) -> Result<(), Refused> {
+/// A message that this connection's client wants an answer to is about to be sent: it can be given from now on. Clients ask before
+/// their first heartbeat says who they are; with Apache the answer finds nobody then.
+pub(super) fn expect(session: &mut Session, group: &str, properties: Properties<'_>) -> Result<(), Refused> {
     let (Some(client), Some(_)) =
         (properties.get(property::REPLY_TO_CLIENT), properties.get(property::CORRELATION_ID))
     else {
         return Ok(());
     };
-    if session.replies.clients.contains(client)
-        || session.replies.clients.len() >= CLIENTS_MAX
-        || !session.joins.speaks_for(client)
-    {
+    let known = session.replies.clients.contains(client);
+    if known || session.replies.clients.len() >= CLIENTS_MAX || !session.joins.speaks_for(client) {
         return Ok(());
+    }
+    if check_group(group).is_ok() {
+        session.front.groups.produce(group, client, &session.member);
     }
     let Some(key) = reply_key(client) else { return Ok(()) };
     session.replies.clients.insert(client.to_owned());

@@ -125,7 +125,7 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
     }
     check_stored(&messages)?;
     if let Some(properties) = expected {
-        replies::expect(session, properties)?;
+        replies::expect(session, header.producer_group, properties)?;
     }
     if session.principal.narrows_keys() {
         // To AMQP the topic is an exchange and the tag its routing key: one permission for both doors.
@@ -464,7 +464,7 @@ mod tests {
         for topic in ["SCHEDULE_TOPIC_XXXX", "RMQ_SYS_TRANS_HALF_TOPIC"] {
             assert_eq!(code(topic), ResponseCode::NoPermission);
         }
-        for topic in ["AMQP-X-", "AMQP-Q-q"] {
+        for topic in ["AMQP-X-", "AMQP-Q-", "AMQP-Q-a|2"] {
             assert_eq!(code(topic), ResponseCode::MessageIllegal);
         }
     }

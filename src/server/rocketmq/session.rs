@@ -24,8 +24,8 @@ use super::group::{Answer, Member, Notice, Push};
 use super::output::Output;
 use super::refuse::{Refused, refused, unsupported};
 use super::{
-    back, credentials, figures, group_configs, key_values, lock, offsets, pull, query, route, send, tools,
-    topics, transaction,
+    back, credentials, figures, group_configs, key_values, lock, offsets, pull, query, replies, route, send,
+    tools, topics, transaction,
 };
 use crate::broker::api::{Event, Op, Refusal, Reply, Verb};
 use crate::broker::message::{Batches, Cache};

@@ -17,6 +17,7 @@ use super::key_values::{ORDERS, space};
 use super::refuse::{Refused, name_refused, refused};
 use super::session::{Asked, Session, Wait};
 use crate::broker::api::Op;
+use crate::broker::retention::TOPIC_HOURS;
 use crate::broker::topology::{Topic, Topology};
 use crate::security::{Action, Resource, authorize};
 use crate::server::across::is_foreign;
@@ -24,7 +25,11 @@ use crate::server::across::is_foreign;
 /// What kind of messages a topic is meant for. Every topic takes all kinds, as with Apache for clients like these: it is for people.
 const MESSAGE_TYPE: &str = "message.type";
 const MESSAGE_TYPES: [&str; 6] = ["UNSPECIFIED", "NORMAL", "FIFO", "DELAY", "TRANSACTION", "MIXED"];
-/// Where that stands.
+/// For how many hours the topic keeps messages, if not for as long as others: this broker's own attribute.
+const HOURS: &str = "retention.hours";
+/// The longest such time: ten years.
+const HOURS_MAX: u64 = 87_600;
+/// Where the type of messages stands.
 const TYPES: &str = "rocketmq.message_type";
 /// Where it stands that a topic is ordered.
 const ORDERED: &str = "rocketmq.ordered";
@@ -80,6 +85,8 @@ fn create(
     let resource = Resource::Topic(topic);
     let mut wanted = vec![(ORDERED, settings.ordered.then(|| Bytes::from_static(b"true")))];
     wanted.extend(settings.message_type.map(|value| (TYPES, value.map(Bytes::from_static))));
+    let hours = |hours: u64| Bytes::from(hours.to_string());
+    wanted.extend(settings.hours.map(|value| (TOPIC_HOURS, value.map(hours))));
     for (space, value) in wanted {
         if session.topology.setting(space, topic) != value.as_ref() {
             let op = Op::PutSetting { space: space.into(), name: topic.into(), value };
@@ -96,6 +103,8 @@ struct Settings {
     ordered: bool,
     /// `None`: it stays as it is; `Some(None)`: it is dropped.
     message_type: Option<Option<&'static [u8]>>,
+    /// Likewise; 0: for ever.
+    hours: Option<Option<u64>>,
 }
 
 fn is_ordered(topology: &Topology, topic: &str) -> bool {
@@ -112,7 +121,7 @@ pub(super) fn on_delete(session: &mut Session, command: &Command<'_>, asked: Ask
     if is_system_topic(topic) {
         return Err(invalid(format!("The topic[{topic}] is conflict with system topic.")));
     }
-    for space in [ORDERED.to_owned(), TYPES.to_owned(), space(ORDERS)] {
+    for space in [ORDERED.to_owned(), TYPES.to_owned(), TOPIC_HOURS.to_owned(), space(ORDERS)] {
         if session.topology.setting(&space, topic).is_some() {
             let op = Op::PutSetting { space: space.into(), name: topic.into(), value: None };
             session.tell(Action::Configure, Resource::Topic(topic), op)?;
@@ -126,8 +135,10 @@ pub(super) fn on_delete(session: &mut Session, command: &Command<'_>, asked: Ask
 fn config(topology: &Topology, topic: &Topic) -> TopicConfig {
     let [read_queue_nums, write_queue_nums, perm] = [topic.read_queues, topic.write_queues, topic.permission]
         .map(|count| i32::try_from(count).unwrap_or(i32::MAX));
-    let kept = topology.setting(TYPES, &topic.name);
-    let kept = kept.map(|kind| String::from_utf8_lossy(kind).into_owned());
+    let kept = [(MESSAGE_TYPE, TYPES), (HOURS, TOPIC_HOURS)].into_iter().filter_map(|(attribute, space)| {
+        let value = topology.setting(space, &topic.name)?;
+        Some((attribute.to_owned(), String::from_utf8_lossy(value).into_owned()))
+    });
     TopicConfig {
         topic_name: topic.name.to_string(),
         read_queue_nums,
@@ -136,7 +147,7 @@ fn config(topology: &Topology, topic: &Topic) -> TopicConfig {
         topic_filter_type: "SINGLE_TAG".to_owned(),
         topic_sys_flag: 0,
         order: is_ordered(topology, &topic.name),
-        attributes: kept.map(|kind| (MESSAGE_TYPE.to_owned(), kind)).into_iter().collect(),
+        attributes: kept.collect(),
     }
 }
 
@@ -192,22 +203,25 @@ fn judge(header: &CreateTopic<'_>) -> Result<(Op, Settings), Refused> {
         permission.ok_or_else(|| invalid(format!("topic[{topic}]: perm {} is unknown", header.perm)))?;
     let settings = Settings {
         ordered: header.order == Some(true),
-        message_type: message_type(header.attributes.unwrap_or_default()).map_err(invalid)?,
+        ..attributes(header.attributes.unwrap_or_default()).map_err(invalid)?
     };
     Ok((Op::CreateTopic { topic: topic.into(), write_queues, read_queues, permission }, settings))
 }
 
-/// What `+message.type=KIND` or `-message.type` ask for; any other attribute is refused by name.
-fn message_type(attributes: &str) -> Result<Option<Option<&'static [u8]>>, String> {
-    let mut asked = None;
-    for attribute in attributes.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+/// What `+name=value` and `-name` ask for; an attribute without effect is refused by name.
+fn attributes(text: &str) -> Result<Settings, String> {
+    let mut asked = Settings::default();
+    for attribute in text.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         let (name, value) = attribute.split_once('=').unwrap_or((attribute, ""));
         let kind = MESSAGE_TYPES.iter().find(|kind| **kind == value).map(|kind| kind.as_bytes());
-        asked = match (name.split_at_checked(1), kind) {
-            (Some(("+", MESSAGE_TYPE)), Some(kind)) => Some(Some(kind)),
-            (Some(("-", MESSAGE_TYPE)), _) => Some(None),
+        let hours = value.parse().ok().filter(|hours| *hours <= HOURS_MAX);
+        match (name.split_at_checked(1), kind, hours) {
+            (Some(("+", MESSAGE_TYPE)), Some(kind), _) => asked.message_type = Some(Some(kind)),
+            (Some(("-", MESSAGE_TYPE)), ..) => asked.message_type = Some(None),
+            (Some(("+", HOURS)), _, Some(hours)) => asked.hours = Some(Some(hours)),
+            (Some(("-", HOURS)), ..) => asked.hours = Some(None),
             _ => return Err(format!("the topic attribute {attribute} is not supported by this broker yet")),
-        };
+        }
     }
     Ok(asked)
 }
@@ -233,9 +247,15 @@ mod tests {
         let asked = Some("+message.type=TRANSACTION");
         let (made, settings) =
             judge(&CreateTopic { attributes: asked, order: Some(true), ..header() }).unwrap();
-        assert_eq!(settings, Settings { ordered: true, message_type: Some(Some(b"TRANSACTION")) });
-        assert_eq!(message_type("-message.type,"), Ok(Some(None)));
-        assert_eq!(message_type(""), Ok(None));
+        let expected = Settings { ordered: true, message_type: Some(Some(b"TRANSACTION")), hours: None };
+        assert_eq!(settings, expected);
+        let hours = attributes("-message.type,+retention.hours=24").unwrap();
+        assert_eq!((hours.message_type, hours.hours), (Some(None), Some(Some(24))));
+        assert_eq!(attributes("-retention.hours").unwrap().hours, Some(None));
+        assert_eq!(attributes(""), Ok(Settings::default()));
+        assert!(
+            attributes("+retention.hours=-1").is_err() && attributes("+retention.hours=99999999").is_err()
+        );
         assert!(matches!(made, Op::CreateTopic { write_queues: 4, read_queues: 8, permission: 6, .. }));
     }
 

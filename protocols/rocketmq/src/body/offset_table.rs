@@ -178,10 +178,9 @@ fn next_json<T: DeserializeOwned>(lexer: &mut Lexer<'_>) -> Result<T, BodyError>
 mod tests {
     #[test]
     fn what_clients_answered_stands_under_their_ids() {
-        let queue = super::MessageQueue { topic: "T".into(), broker_name: "b".into(), queue_id: 1 };
-        let table = super::OffsetTable(vec![(queue, 7)]);
-        let body =
-            super::OffsetTable::to_statuses_body([("c@1", &table), ("d", &super::OffsetTable::default())]);
+        let queue = MessageQueue { topic: "T".into(), broker_name: "b".into(), queue_id: 1 };
+        let table = OffsetTable(vec![(queue, 7)]);
+        let body = OffsetTable::to_statuses_body([("c@1", &table), ("d", &OffsetTable::default())]);
         assert_eq!(
             String::from_utf8(body).unwrap(),
             concat!(

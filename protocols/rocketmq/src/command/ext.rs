@@ -129,7 +129,7 @@ impl<'a> ExtFields<'a> {
         &mut self,
         write: impl FnOnce(&mut String) -> Result<(), E>,
     ) -> Result<Text<'a>, E> {
-        // A header has at most 64 KiB and unescaping never lengthens it: 32 bits hold every place.
+        // A header has at most 128 KiB and unescaping never lengthens it: 32 bits hold every place.
         let place = |copied: &String| u32::try_from(copied.len()).unwrap_or(u32::MAX);
         let start = place(&self.copied);
         write(&mut self.copied)?;

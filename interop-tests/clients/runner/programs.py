@@ -107,6 +107,8 @@ def all_programs():
         # The two lines differ in a few package names and signatures only: one small file each.
         sources = ["java-kit", "rocketmq-java", f"rocketmq-java/v{version.split('.')[0]}"]
         programs.append(_java(f"rocketmq-java-{version}", "rocketmq", "rocketmq", sources, "interop.rocketmq.Main"))
+    programs.append(Python("librocketmq", "rocketmq", "rocketmq", ["librocketmq"],
+                           [str(CACHE / "librocketmq/bin/python"), str(CLIENTS / "librocketmq/main.py")]))
     programs.append(Go("rocketmq-go", "rocketmq", "rocketmq", ["rocketmq-go"], [str(CACHE / "rocketmq-go")]))
     # Built from the sources of both clients: it shares their helpers.
     sources = ["java-kit", "rabbitmq-java", "rocketmq-java", "rocketmq-java/v5", "across"]

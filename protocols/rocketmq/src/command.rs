@@ -479,7 +479,7 @@ mod tests {
     fn what_exceeds_header_or_frame_is_not_written() {
         let head = Head::request(RequestCode::HeartBeat, Language::Rust, 409, 1);
         let mut out = Vec::new();
-        let long = "x".repeat(70_000);
+        let long = "x".repeat(140_000);
         for codec in [HeaderCodec::Json, HeaderCodec::Binary] {
             let result = encode(&mut out, codec, &head, [("a", long.as_str())].as_slice(), b"");
             assert!(matches!(result, Err(EncodeError::HeaderTooLarge { .. })), "{result:?}");

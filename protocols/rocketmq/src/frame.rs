@@ -235,8 +235,8 @@ mod tests {
     #[test]
     fn a_header_above_its_limit_is_refused_before_the_rest_arrives() {
         assert_eq!(
-            split(&[0, 0x10, 0, 0, 0, 1, 0, 1], MAX_FRAME),
-            Err(FrameError::HeaderTooLarge { header: 0x1_0001 })
+            split(&[0, 0x10, 0, 0, 0, 2, 0, 1], MAX_FRAME),
+            Err(FrameError::HeaderTooLarge { header: 0x2_0001 })
         );
     }
 

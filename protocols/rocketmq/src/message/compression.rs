@@ -70,6 +70,8 @@ pub fn decompress_bounded(kind: Compression, body: &[u8], limit: usize) -> Resul
     #[cfg(feature = "compression")]
     return match kind {
         Compression::Zlib => inflate_bounded(body, limit),
+        // A stream that does not begin as a frame is read as one that has ended.
+        Compression::Lz4 if !body.starts_with(&LZ4_MAGIC) => Err(DecompressError::Corrupt),
         Compression::Lz4 => read_bounded(lz4_flex::frame::FrameDecoder::new(body), limit),
         Compression::Zstd => {
             let stream = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(body, ZSTD_WINDOW_MAX);
@@ -83,6 +85,9 @@ pub fn decompress_bounded(kind: Compression, body: &[u8], limit: usize) -> Resul
     }
 }
 
+/// How an LZ4 frame begins.
+#[cfg(feature = "compression")]
+const LZ4_MAGIC: [u8; 4] = [0x04, 0x22, 0x4D, 0x18];
 /// The largest window that every reader of ZSTD has to have (RFC 8878), bytes. What a producer packs at the levels that
 /// Apache's clients offer stays below it.
 #[cfg(feature = "compression")]

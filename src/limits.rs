@@ -193,3 +193,20 @@ pub const PEER_COMPLAINT_MS: u64 = 1_000;
 pub const PEER_BACKOFF_MIN_MS: u64 = 20;
 /// Longest such wait, ms.
 pub const PEER_BACKOFF_MAX_MS: u64 = 1_000;
+
+// Copies to nodes that are far behind
+
+/// Log that is kept below the newest checkpoint for members that lack it. Bytes.
+pub const KEEP_LOG: u64 = 1024 * 1024 * 1024;
+/// A copy is given up when nothing of it moves for so long, ms.
+pub const COPY_PATIENCE_MS: u64 = 30_000;
+/// Time for the receiver to verify a copy, ms.
+pub const COPY_VERIFY_MS: u64 = 600_000;
+/// Time to hear why a peer has closed a copy, ms.
+pub const COPY_LAST_WORDS_MS: u64 = 1_000;
+/// Wait before a copy that failed, or whose receiver starts again, is offered once more, ms.
+pub const COPY_RETRY_MS: u64 = 1_000;
+/// So long after a copy the log behind it is kept: its receiver starts again meanwhile. ms.
+pub const COPY_HOLD_MS: u64 = 60_000;
+/// Offers of copies that wait for the one before them to be given up.
+pub const COPIES_WAITING: usize = 4;

@@ -176,6 +176,8 @@ pub(crate) struct Overlay {
     /// Last sequence of this node's session that stands in a decided batch.
     pub(crate) previous: u64,
     pub(crate) builder: BatchBuilder,
+    /// The state's ordinal when the first record of the open batch was decided.
+    pub(crate) opened: u64,
     /// Closed, not proposed yet.
     pub(crate) closed: VecDeque<Proposal>,
     /// Proposed, not applied yet.
@@ -332,6 +334,15 @@ impl Core {
         let (state, pages) = State::load(segment_size, point, objects)
             .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, format!("checkpoint: {e}")))?;
         Ok((Recovered(state), pages))
+    }
+
+    /// The index pages that a checkpoint's objects name, with their owners.
+    ///
+    /// # Errors
+    /// As [`Core::recovered`].
+    pub fn used_pages(objects: &BTreeMap<Bytes, Bytes>) -> std::io::Result<Vec<(u64, u64)>> {
+        super::state::used_pages(objects)
+            .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, format!("checkpoint: {e}")))
     }
 
     /// A core on a recovered state. `state` is what the last checkpoint held; the log is replayed through [`Core::apply`].
@@ -600,6 +611,9 @@ impl Core {
         }
         let session = self.session;
         let Some(overlay) = self.overlay.as_mut() else { return };
+        if overlay.builder.is_empty() {
+            overlay.opened = self.state.ordinal;
+        }
         let version = overlay.topology.version;
         let start = overlay.builder.begin(session, overlay.previous, sequence, version, kind, 0);
         overlay.previous = sequence;
@@ -624,7 +638,8 @@ impl Core {
         let log_time = self.now();
         let Some(overlay) = self.overlay.as_mut() else { return };
         let builder = std::mem::replace(&mut overlay.builder, BatchBuilder::new());
-        let head = PayloadHead { term: overlay.term, ordinal: overlay.ordinal, log_time };
+        let lag = u32::try_from(overlay.ordinal - overlay.opened).unwrap_or(u32::MAX);
+        let head = PayloadHead { term: overlay.term, ordinal: overlay.ordinal, log_time, lag };
         overlay.closed.push_back(Proposal {
             term: overlay.term,
             ordinal: overlay.ordinal,
@@ -746,6 +761,7 @@ impl Core {
             locks: self.state.locks.clone(),
             previous: last.unwrap_or(0),
             builder: BatchBuilder::new(),
+            opened: self.state.ordinal,
             closed: VecDeque::new(),
             in_flight: 0,
         });

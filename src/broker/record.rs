@@ -70,6 +70,8 @@ pub(crate) struct PayloadHead {
     pub(crate) ordinal: u64,
     /// ms since 1970.
     pub(crate) log_time: u64,
+    /// Batches of the term before this one that the leader had not applied when it decided the first record here.
+    pub(crate) lag: u32,
 }
 
 /// What stands before a section's records.
@@ -191,7 +193,7 @@ impl BatchBuilder {
         place.put_u8(PAYLOAD_VERSION);
         place.put_u8(0);
         place.put_u16_le(self.sections);
-        place.put_u32_le(0);
+        place.put_u32_le(head.lag);
         place.put_u64_le(head.term);
         place.put_u64_le(head.ordinal);
         place.put_u64_le(head.log_time);
@@ -320,8 +322,8 @@ pub(crate) fn parse(payload: &[u8]) -> Result<(PayloadHead, Vec<Section<'_>>), M
     }
     cursor.u8()?;
     let count = cursor.u16()?;
-    cursor.u32()?;
-    let head = PayloadHead { term: cursor.u64()?, ordinal: cursor.u64()?, log_time: cursor.u64()? };
+    let lag = cursor.u32()?;
+    let head = PayloadHead { term: cursor.u64()?, ordinal: cursor.u64()?, log_time: cursor.u64()?, lag };
     let mut sections = Vec::with_capacity(usize::from(count));
     for _ in 0..count {
         sections.push(parse_section(&mut cursor, payload)?);
@@ -393,7 +395,7 @@ mod tests {
             builder.body().put_slice(body.as_bytes());
             builder.end(start);
         }
-        let head = PayloadHead { term: 2, ordinal: 3, log_time: 4 };
+        let head = PayloadHead { term: 2, ordinal: 3, log_time: 4, lag: 2 };
         let bytes = builder.close(head);
         let (read, sections) = parse(&bytes).unwrap();
         assert_eq!(read, head);
@@ -411,7 +413,7 @@ mod tests {
         let start = builder.begin(1, 0, 1, 0, Kind::Settlement, 0);
         builder.body().put_u64_le(1);
         builder.end(start);
-        let bytes = builder.close(PayloadHead { term: 1, ordinal: 0, log_time: 1 });
+        let bytes = builder.close(PayloadHead { term: 1, ordinal: 0, log_time: 1, lag: 0 });
         assert!(parse(&bytes).is_ok());
         for cut in 0..bytes.len() {
             assert!(parse(&bytes[..cut]).is_err(), "cut at {cut}");

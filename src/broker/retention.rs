@@ -9,7 +9,7 @@
 //! Owns: the decision what goes, and when an empty segment may. Promises: ages are log time (D21) and nothing but ages, counts and
 //! places is looked at, never a message; a topic loses its oldest messages only, a message that an AMQP queue holds is never given
 //! up; a turn's work is bounded; who does not lead decides nothing; a segment goes only when all that was decided while something
-//! lived there is applied.
+//! lived there is applied, on followers too: each batch says how far its leader was.
 //! Does not know: files, the wall clock, which protocol asks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -58,7 +58,7 @@ pub struct Space {
 /// What a look at the segments came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tended {
-    /// Segments (numbers) whose files can go.
+    /// Segments (numbers, ascending) that nothing will ask for again: their files can go as soon as the log does not need them.
     pub retire: Vec<u64>,
     /// A checkpoint would let some go.
     pub checkpoint: bool,
@@ -108,8 +108,9 @@ struct Large {
 #[derive(Debug, Clone, Copy)]
 struct Dying {
     since: Duration,
-    /// Term, and the ordinal of the batch that was open then.
-    decided: Option<(u64, u64)>,
+    /// Who leads: term, and the ordinal of the batch that was open then. Who follows: term, and the next ordinal to be applied.
+    noted: (u64, u64),
+    led: bool,
 }
 
 /// What a segment holds.
@@ -155,19 +156,24 @@ impl Core {
         {
             self.plan(existing, &dead, spare, open);
         }
-        let decided = self.overlay.as_ref().map(|overlay| (overlay.term, overlay.ordinal));
+        let (term, ordinal, decided_from) = (self.state.term, self.state.ordinal, self.state.leader_applied);
+        let (led, noted) = match &self.overlay {
+            Some(overlay) => (true, (overlay.term, overlay.ordinal)),
+            None => (false, (term, ordinal)),
+        };
         let before = std::mem::take(&mut self.retention.dying);
         self.retention.dying = dead
             .iter()
-            .map(|s| (*s, before.get(s).copied().unwrap_or(Dying { since: now, decided })))
+            .map(|s| (*s, before.get(s).copied().unwrap_or(Dying { since: now, noted, led })))
             .collect();
-        let (term, ordinal) = (self.state.term, self.state.ordinal);
-        let idle = self.overlay.as_ref().is_none_or(|o| o.builder.is_empty() && o.ordinal == ordinal);
+        let idle = self.overlay.as_ref().is_some_and(|o| o.builder.is_empty() && o.ordinal == ordinal);
         let ripe = |dying: &Dying| {
             let waited = now.saturating_sub(dying.since) >= Duration::from_millis(limits::RETIRE_AFTER_MS);
-            waited && (idle || dying.decided.is_none_or(|(of, open)| of != term || ordinal > open))
+            let (of, from) = dying.noted;
+            let decided = if dying.led { ordinal > from } else { decided_from >= from };
+            waited && (idle || of != term || decided)
         };
-        let retire = self.retention.dying.iter().filter(|(s, dying)| **s < below && ripe(dying));
+        let retire = self.retention.dying.iter().filter(|(_, dying)| ripe(dying));
         Tended { retire: retire.map(|(s, _)| *s).collect(), checkpoint: dead.iter().any(|s| *s >= below) }
     }
 

@@ -251,6 +251,8 @@ pub(crate) struct State {
     pub(crate) term: u64,
     /// Ordinal that the term's next batch must have.
     pub(crate) ordinal: u64,
+    /// All that comes from here on was decided when the leader had applied the term's batches before this ordinal. Not kept.
+    pub(crate) leader_applied: u64,
     pub(crate) log_time: u64,
     /// Latest store time of a message, ms since 1970: the next leader's stamps do not fall behind it.
     pub(crate) store_time: u64,
@@ -308,6 +310,7 @@ impl State {
             applied: None,
             term: 0,
             ordinal: 0,
+            leader_applied: 0,
             log_time: 0,
             store_time: 0,
             topology: Topology::new(),
@@ -349,6 +352,7 @@ impl State {
                 assert!(batch.point.term >= self.term, "terms never go back");
                 self.term = batch.point.term;
                 self.ordinal = 0;
+                self.leader_applied = 0;
                 out.term_start = Some((batch.point.term, batch.point.leader));
             }
             OUTCOMES => {
@@ -389,6 +393,7 @@ impl State {
             return Ok(());
         }
         self.ordinal += 1;
+        self.leader_applied = head.ordinal.saturating_sub(u64::from(head.lag));
         self.log_time = self.log_time.max(head.log_time);
         for section in &sections {
             if let Some(reason) = self.refuses(&section.head, section.records.first()) {
@@ -997,6 +1002,19 @@ impl State {
         live.into_iter().for_each(|segment| *counts.entry(segment).or_default() += 1);
         counts
     }
+}
+
+/// The index pages that the objects of a checkpoint name: (page, its owner).
+pub(crate) fn used_pages(objects: &BTreeMap<Bytes, Bytes>) -> Result<Vec<(u64, u64)>, Malformed> {
+    let mut pages = Vec::new();
+    for (key, value) in objects {
+        if key.first() == Some(&KEY_QUEUE) && key.len() == 9 {
+            let uid = (&key[1..]).get_u64();
+            let queue = QueueState::read(uid, value)?;
+            pages.extend(queue.index.disk_pages().map(|page| (u64::from(page), uid)));
+        }
+    }
+    Ok(pages)
 }
 
 fn canonical(topology: &Topology) -> Vec<Bytes> {

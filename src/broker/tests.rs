@@ -204,7 +204,7 @@ impl Harness {
         let start = builder.begin(500, 0, 1, version, Kind::Settlement, 0);
         put_ranges(builder.body(), queue, &[(0, settled)]);
         builder.end(start);
-        let head = PayloadHead { term: self.term, ordinal: 0, log_time: 1 };
+        let head = PayloadHead { term: self.term, ordinal: 0, log_time: 1, lag: 0 };
         self.commit_by(2, OUTCOMES, builder.close(head));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns: the library's core and its tasks, the order of proposals, the role, the log's completions. Promises: proposals reach
 //! the core in the order they were made and never block; what the log did not take is said by name; the log floor rises only
-//! to a durable checkpoint and never above what the slowest voter has; the first failure of the log is the last thing that
+//! to a durable checkpoint, and above what a member lacks only when that is more than is kept for it; the first failure of the log is the last thing that
 //! happens. Does not know: what is proposed, how peers are reached, who calls.
 //!
 //! Everything here is local to one thread with a `tokio::task::LocalSet`; the writer runs elsewhere.
@@ -25,11 +25,13 @@ use openraft::{Instant as _, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 
+use super::copy::Holds;
 use super::log_store::{LogStore, completion};
 use super::membership::{decode_record, encode_record};
 use super::peer::{Answer, Network, Peers, Question, Request};
 use super::state_machine::{Applied, StateMachine};
 use super::types::{Config, Node, Proposed, Refusal, Refusals, Refused, StoredMembership};
+use crate::limits;
 
 /// Time between two heartbeats. A follower answers one only when its accepted writes are synced, so it must be longer than a
 /// slow sync, and six of them must fit into the lease, so that a few lost ones cost no election.
@@ -132,6 +134,10 @@ struct Inner<D: Disk, A: Apply + 'static> {
     failure: Rc<Failure>,
     /// How long a majority's word holds.
     lease: Duration,
+    /// What copies under way need.
+    holds: Rc<Holds>,
+    /// See [`Replica::keep_log`].
+    keep: Cell<u64>,
 }
 
 /// The first failure, kept for everyone who asks.
@@ -188,7 +194,8 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         let empty = log.last().is_none() && log.vote().is_empty();
         let store = LogStore::new(log.clone(), node);
         let machine = StateMachine::new(apply, applied.clone());
-        let network = Network(Rc::new(peers));
+        let holds = Rc::<Holds>::default();
+        let network = Network { peers: Rc::new(peers), holds: holds.clone() };
         let raft = Raft::new(node, Arc::new(config(&timing)), network, store, machine).await;
         let raft = raft.map_err(|error| said(&failure, &error))?;
         let (role_sender, role) = watch::channel(Role::default());
@@ -196,7 +203,8 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         spawn_local(watch_role(raft.clone(), node, role_sender, failure.clone()));
         spawn_local(send_rest(outbox.clone()));
         let (refusals, lease) = (Rc::default(), timing.election.1);
-        let inner = Inner { raft, log, node, applied, refusals, outbox, role, failure, lease };
+        let keep = Cell::new(limits::KEEP_LOG);
+        let inner = Inner { raft, log, node, applied, refusals, outbox, role, failure, lease, holds, keep };
         let replica = Replica(Rc::new(inner));
         replica.begin(empty, birth, myself).await?;
         Ok(replica)
@@ -269,16 +277,23 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         self.0.applied.membership().membership().voter_ids().collect()
     }
 
-    /// A checkpoint at `point` is durable: raises the log floor to it, or to what the slowest voter has. Answers the floor's
-    /// index when it is durable; segments below it may then be retired. A follower of many keeps its floor: it does not know
-    /// what the others have, and could be the next to serve them.
+    /// How much log is kept below the newest checkpoint for members that lack it, bytes. Who lacks more gets the checkpoint.
+    pub fn keep_log(&self, bytes: u64) {
+        self.0.keep.set(bytes);
+    }
+
+    /// A checkpoint at `point` is durable: raises the log floor to it, but not above what a member lacks, unless that is more than
+    /// is kept ([`Replica::keep_log`]). Answers the floor's index when it is durable; segments below it may then be retired.
+    /// A follower of many keeps as much for whoever may ask it when it leads.
     ///
     /// # Errors
     /// When the replica has failed, or the floor did not rise within half a minute; the next checkpoint tries again.
     pub async fn checkpointed(&self, point: LogPoint) -> io::Result<Option<u64>> {
         self.0.applied.checkpointed(point);
         let floor = || self.0.log.floor().map(|floor| floor.index);
-        let Some(upto) = self.floor_limit().map(|limit| limit.min(point.index)) else { return Ok(floor()) };
+        let Some(upto) = self.floor_limit(point)?.map(|limit| limit.min(point.index)) else {
+            return Ok(floor());
+        };
         if floor().is_some_and(|floor| floor >= upto) {
             return Ok(floor());
         }
@@ -305,17 +320,37 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         Ok(())
     }
 
-    /// The highest index that every voter and learner has.
-    fn floor_limit(&self) -> Option<u64> {
-        let metrics = self.0.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let members = metrics.membership_config.membership();
-        let others: Vec<u64> = members.nodes().map(|(id, _)| *id).filter(|id| *id != self.0.node).collect();
-        if others.is_empty() {
-            return Some(u64::MAX);
+    /// How far the floor may rise when a checkpoint stands for `point`.
+    fn floor_limit(&self, point: LogPoint) -> io::Result<Option<u64>> {
+        let all_have = {
+            let metrics = self.0.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let members = metrics.membership_config.membership();
+            let others: Vec<u64> =
+                members.nodes().map(|(id, _)| *id).filter(|id| *id != self.0.node).collect();
+            if others.is_empty() {
+                return Ok(Some(u64::MAX));
+            }
+            let matched = metrics.replication.as_ref();
+            let has = |id: &u64| matched?.get(id)?.as_ref().map(|id| id.index());
+            others.iter().map(has).min().flatten()
+        };
+        let limit = all_have.max(self.too_old(point)?);
+        Ok(limit.map(|limit| self.0.holds.lowest().map_or(limit, |held| limit.min(held))))
+    }
+
+    /// The last entry that is too far below a checkpoint to be kept for anybody: whole segments.
+    fn too_old(&self, point: LogPoint) -> io::Result<Option<u64>> {
+        let Some(upto) = point.end.checked_sub(self.0.keep.get()) else { return Ok(None) };
+        let start = upto - upto % self.0.log.segment_size();
+        if self.0.log.floor().is_some_and(|floor| floor.end >= start) {
+            return Ok(None);
         }
-        let matched = metrics.replication.as_ref()?;
-        others.iter().map(|id| matched.get(id)?.as_ref().map(|id| id.index())).min().flatten()
+        match self.0.log.reader().batch(start) {
+            Ok(first) => Ok(first.point.index.checked_sub(1)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn raft(&self) -> &Raft<Config, StateMachine<A>> {

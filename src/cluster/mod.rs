@@ -5,6 +5,9 @@
 
 pub mod admin;
 pub mod calls;
+pub mod copy;
+#[cfg(test)]
+mod copy_tests;
 mod driver;
 pub mod formation;
 pub mod handshake;

@@ -23,9 +23,11 @@ use openraft::raft::{
 use openraft::type_config::alias::SnapshotOf;
 use openraft::vote::RaftLeaderId;
 
+use super::copy::Holds;
 use super::log_store::entry_of;
 use super::membership::log_id;
 use super::types::{Config, Entry, LeaderId, LogId, Node, Vote};
+use crate::limits;
 
 /// Who asks for the lead, or has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +147,14 @@ pub trait Peers: 'static {
         request: Request,
         patience: Duration,
     ) -> Result<Answer, NoAnswer>;
+
+    /// Brings a peer that lacks entries below the log floor the newest checkpoint and what belongs to it; `Ok` when it has that,
+    /// durably. May take minutes; dropped, it stops and can be taken up again.
+    async fn copy(&self, target: u64) -> Result<(), NoAnswer> {
+        Err(NoAnswer::Unreachable(format!(
+            "node {target} lacks entries below the log floor, and has no way to a copy"
+        )))
+    }
 }
 
 /// For a node that stands alone.
@@ -283,11 +293,15 @@ impl From<VoteResponse<Config>> for Answer {
 }
 
 /// Makes the library's clients.
-pub(crate) struct Network<P>(pub(crate) Rc<P>);
+pub(crate) struct Network<P> {
+    pub(crate) peers: Rc<P>,
+    pub(crate) holds: Rc<Holds>,
+}
 
 /// The library's client to one peer.
 pub(crate) struct Client<P> {
     peers: Rc<P>,
+    holds: Rc<Holds>,
     target: u64,
     node: Node,
 }
@@ -296,7 +310,7 @@ impl<P: Peers> RaftNetworkFactory<Config> for Network<P> {
     type Network = Client<P>;
 
     async fn new_client(&mut self, target: u64, node: &Node) -> Client<P> {
-        Client { peers: self.0.clone(), target, node: node.clone() }
+        Client { peers: self.peers.clone(), holds: self.holds.clone(), target, node: node.clone() }
     }
 }
 
@@ -415,16 +429,38 @@ impl<P: Peers> RaftNetworkV2<Config> for Client<P> {
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: SnapshotOf<Config, ()>,
-        _cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
+        vote: Vote,
+        snapshot: SnapshotOf<Config, ()>,
+        cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Config>, StreamingError<Config>> {
-        let reason = format!(
-            "node {} lacks entries below the log floor, and carrying a checkpoint is not supported",
-            self.target
-        );
-        Err(StreamingError::Unreachable(Unreachable::from_string(reason)))
+        let index = snapshot.meta.last_log_id.map_or(0, |id| id.index());
+        let held = self.holds.hold(self.target, index);
+        let mut cancel = std::pin::pin!(cancel);
+        let copied = tokio::select! {
+            closed = &mut cancel => return Err(closed.into()),
+            copied = self.peers.copy(self.target) => copied,
+        };
+        let reason = match copied {
+            Ok(()) => {
+                drop(held);
+                self.holds.release(self.target);
+                // What it has is at least this: the checkpoint that was carried is the same or a later one.
+                return Ok(SnapshotResponse::new(vote));
+            }
+            Err(NoAnswer::Unreachable(reason)) => {
+                held.in_vain();
+                reason
+            }
+            Err(NoAnswer::Lost(reason)) => reason,
+        };
+        // Asked again at once it would say the same.
+        tokio::select! {
+            closed = &mut cancel => Err(closed.into()),
+            () = tokio::time::sleep(Duration::from_millis(limits::COPY_RETRY_MS)) => {
+                Err(StreamingError::Unreachable(Unreachable::from_string(reason)))
+            }
+        }
     }
 
     async fn transfer_leader(

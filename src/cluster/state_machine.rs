@@ -4,9 +4,9 @@
 //! batch of every kind reaches [`Apply`] once and in order; a long replay lets the shard's other tasks have their turns.
 //! Does not know: what applying means, how a checkpoint is written.
 //!
-//! A snapshot here is metadata alone: the newest durable checkpoint, so that the log floor may rise to it. Its bytes are
-//! never handed to the library; carrying a checkpoint to another node is not part of this release, and no leader asks for
-//! it, because the floor stays at or below what every voter has.
+//! A snapshot here is metadata alone: the newest durable checkpoint, so that the log floor may rise to it. Its bytes are never handed
+//! to the library. A peer that lacks what is below the floor gets files ([`super::copy`]), puts them in the place of its store,
+//! and begins anew: the library there finds itself restarted behind the checkpoint, and never installs anything.
 
 use std::cell::RefCell;
 use std::io;
@@ -145,9 +145,7 @@ impl<A: Apply + 'static> RaftStateMachine<Config> for StateMachine<A> {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, _snapshot: ()) -> io::Result<()> {
-        let reason = format!(
-            "installing the snapshot {meta} is not supported: checkpoints are not carried to other nodes"
-        );
+        let reason = format!("the snapshot {meta}: a checkpoint comes as files, never through the library");
         Err(io::Error::new(io::ErrorKind::Unsupported, reason))
     }
 

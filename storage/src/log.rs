@@ -374,6 +374,11 @@ impl<D: Disk> Log<D> {
         MAX_PAYLOAD.min(segment - crate::format::HEADER)
     }
 
+    /// Bytes of a segment.
+    pub fn segment_size(&self) -> u64 {
+        self.inner.segment_size
+    }
+
     /// A reader for other threads.
     pub fn reader(&self) -> LogReader<D> {
         LogReader { segments: self.inner.segments.clone() }

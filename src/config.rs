@@ -170,6 +170,10 @@ pub struct Cluster {
     pub key: String,
     /// `cluster.tls.ca`
     pub ca: String,
+    /// `cluster.copy_rate`, bytes a second.
+    pub copy_rate: u64,
+    /// `cluster.keep_log`, bytes.
+    pub keep_log: u64,
 }
 
 impl Cluster {

@@ -28,9 +28,17 @@ pub struct Outgoing {
     /// The way to the others.
     pub transport: Arc<Transport>,
     /// Asks where checkpoints are written.
-    pub hold: std::sync::mpsc::Sender<HeldIn>,
+    pub hold: Arc<dyn Fn(HeldIn) + Send + Sync>,
     /// Bytes a second.
     pub rate: u64,
+}
+
+/// For a node that stands alone.
+#[must_use]
+pub fn nowhere() -> Box<Carry> {
+    Box::new(|_| {
+        Box::pin(std::future::ready(Err(NoAnswer::Unreachable("this node stands alone".to_owned()))))
+    })
 }
 
 fn spawn(name: &'static str, run: impl FnOnce(tokio::runtime::Runtime) + Send + 'static) -> io::Result<()> {
@@ -56,7 +64,7 @@ impl Outgoing {
         let unreachable = |why: &dyn std::fmt::Display| NoAnswer::Unreachable(why.to_string());
         let stream = self.transport.connect(target, Purpose::Copy).await.map_err(|e| unreachable(&e))?;
         let (held_in, held) = oneshot::channel();
-        self.hold.send(held_in).map_err(|_| unreachable(&"this node ends"))?;
+        (self.hold)(held_in);
         let held = held.await.map_err(|_| unreachable(&"no checkpoint can be held now"))?;
         let Some(source) = held.map_err(|e| unreachable(&e))? else {
             return Err(unreachable(&"there is no checkpoint yet"));
@@ -74,7 +82,9 @@ impl Outgoing {
                 Ok(Carried::Ready)
             }
             Err(error) => {
-                tracing::warn!("node {target} lacks what is below the log floor; its copy was interrupted: {error}");
+                tracing::warn!(
+                    "node {target} lacks what is below the log floor; its copy was interrupted: {error}"
+                );
                 Err(NoAnswer::Lost(error.to_string()))
             }
         }
@@ -119,7 +129,9 @@ impl Whole {
         }
         match block_on(target.commit()) {
             Ok(()) => tracing::info!("this node's store becomes the copy up to entry {}", point.index),
-            Err(error) => tracing::warn!("the copy up to entry {} can not be put in place: {error}", point.index),
+            Err(error) => {
+                tracing::warn!("the copy up to entry {} can not be put in place: {error}", point.index)
+            }
         }
     }
 }

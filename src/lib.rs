@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod copies;
 pub mod data_dir;
 pub mod limits;
 pub mod logging;

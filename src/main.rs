@@ -59,7 +59,12 @@ fn start() -> Result<(), Failure> {
         Invocation::Run(config) => {
             logging::init(config.log_level, config.log_format);
             let runtime = connections().map_err(Failure::new)?;
-            runtime.block_on(run(&config, &clock))
+            let ended = runtime.block_on(run(&config, &clock))?;
+            drop(runtime);
+            match ended {
+                Ended::ForGood => Ok(()),
+                Ended::ToStartAgain => Err(Failure::new(process::start_again())),
+            }
         }
     }
 }
@@ -100,7 +105,15 @@ fn identity(config: &Config, clock: &SystemClock) -> Identity {
     }
 }
 
-async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
+/// How a run ended that did not fail.
+enum Ended {
+    /// Somebody asked for it.
+    ForGood,
+    /// The store is another one from here on.
+    ToStartAgain,
+}
+
+async fn run(config: &Config, clock: &SystemClock) -> Result<Ended, Failure> {
     let mut asked = pin!(process::termination().map_err(Failure::new)?);
     let hangups = process::hangups().map_err(Failure::new)?;
     tracing::info!("dassie {} with data in {}", env!("CARGO_PKG_VERSION"), config.data_dir);
@@ -200,7 +213,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         joined = member::join(config, identity, opened, peers, shared_clock, &mut servers, &stop) => joined?,
         signal = &mut asked => {
             tracing::info!("{signal}: ending, before this node has joined a cluster");
-            return Ok(());
+            return Ok(Ended::ForGood);
         }
     };
     let Joined { store, membership, keeper } = joined;
@@ -230,6 +243,8 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
         metrics: Arc::clone(&metrics),
         alarms: Arc::clone(&alarms),
         keeper,
+        copy_rate: config.cluster.copy_rate,
+        keep_log: config.cluster.keep_log,
         incarnation: random(),
     })
     .await
@@ -248,7 +263,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
             signal = &mut asked => {
                 tracing::info!("{signal}: ending, before the cluster was formed");
                 tokio::task::spawn_blocking(move || node.stop()).await.map_err(Failure::log)?;
-                return Ok(());
+                return Ok(Ended::ForGood);
             }
         }
         let (shard, import_stop) = (node.shard.clone(), stop.clone());
@@ -307,8 +322,13 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     let broker = management::Broker { shard: node.shard.clone(), front, listeners: ports };
     let _ = management.broker.set(broker);
     tracing::info!("ready in {} ms", clock.monotonic().as_millis());
-    let signal = asked.await;
-    tracing::info!("{signal}: ending");
+    let ended = tokio::select! {
+        signal = asked => {
+            tracing::info!("{signal}: ending");
+            Ended::ForGood
+        }
+        Ok(_) = node.again.wait_for(|again| *again) => Ended::ToStartAgain,
+    };
     ready.down("the broker is ending");
     if let Some(membership) = &membership {
         membership.hand_over().await;
@@ -320,7 +340,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<(), Failure> {
     }
     tokio::task::spawn_blocking(move || node.stop()).await.map_err(Failure::log)?;
     tracing::info!("ended");
-    Ok(())
+    Ok(ended)
 }
 
 /// Listens, and adds where to `ports`.

@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dassie_storage::{
-    CheckpointStore, Disk, Flush, FullSpeed, Log, LogPoint, NewPage, Options, PageReader, PageStore,
-    ProposalId, RealDisk, ReplicatedLog, Spill, Syncer, block_on, read_floor,
+    CheckpointStore, CopySource, Disk, Flush, FullSpeed, Log, LogPoint, LogReader, NewPage, Options,
+    PageReader, PageStore, ProposalId, RealDisk, ReplicatedLog, Spill, Syncer, block_on, read_floor,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -24,8 +24,10 @@ use crate::broker::retention;
 use crate::broker::shard::{CheckpointJob, Seams, ShardLoop};
 use crate::clock::Clock;
 use crate::cluster::calls::Calls;
+use crate::cluster::copy::{Copying, Receiver};
 use crate::cluster::keeper::Keeper;
 use crate::cluster::{self, Birth, Replica, Start, Timing, seed_thread};
+use crate::copies::{self, Dead, HeldIn, Incoming, Outgoing, Whole};
 use crate::data_dir::DataDir;
 use crate::limits;
 use crate::metrics::Metrics;
@@ -58,6 +60,10 @@ pub struct NodeParts {
     pub alarms: Arc<Alarms>,
     /// What joins it to the other nodes; `None`: it stands alone.
     pub keeper: Option<Keeper>,
+    /// Bytes a second of a copy to a node that is far behind.
+    pub copy_rate: u64,
+    /// Bytes of log below the newest checkpoint that are kept for nodes that lack them.
+    pub keep_log: u64,
     /// A random number, never 0: names this incarnation, and seeds election timeouts.
     pub incarnation: u64,
 }
@@ -68,6 +74,8 @@ pub struct Node {
     pub shard: Shard,
     /// True while the shard serves.
     pub ready: watch::Receiver<bool>,
+    /// True when the node must end and start again: a copy of the leader's store has come in whole.
+    pub again: watch::Receiver<bool>,
     stop: watch::Sender<bool>,
     thread: JoinHandle<()>,
 }
@@ -81,12 +89,13 @@ impl Node {
         let (opened, wait) = oneshot::channel();
         let (stop, stopped) = watch::channel(false);
         let (ready, ready_out) = watch::channel(false);
+        let (again, again_out) = watch::channel(false);
         let awake = Arc::new(Awake::default());
         tokio::spawn(Arc::clone(&awake).keep_a_worker_awake(Arc::clone(&parts.clock)));
-        let thread = spawn("shard", move || run_shard(parts, awake, opened, stopped, ready))?;
+        let thread = spawn("shard", move || run_shard(parts, awake, opened, stopped, ready, again))?;
         let shard =
             wait.await.map_err(|_| std::io::Error::other("the shard's thread ended while it started"))??;
-        Ok(Self { shard, ready: ready_out, stop, thread })
+        Ok(Self { shard, ready: ready_out, again: again_out, stop, thread })
     }
 
     /// Ends the node: the log is closed cleanly. Blocks until its threads have ended.
@@ -113,6 +122,7 @@ fn run_shard(
     opened: Opened,
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
+    again: watch::Sender<bool>,
 ) {
     let (before, after) = (Arc::clone(&awake), Arc::clone(&awake));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -129,7 +139,7 @@ fn run_shard(
     runtime.block_on(awake.notice(local.run_until(async move {
         seed_thread(parts.incarnation);
         let keeper = parts.keeper.take();
-        match open(&parts, keeper, stop, ready, &helped).await {
+        match open(&parts, keeper, stop, ready, again, &helped).await {
             Ok((shard, running)) => {
                 drop(opened.send(Ok(shard)));
                 running.await;
@@ -156,6 +166,7 @@ async fn open(
     keeper: Option<Keeper>,
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
+    again: watch::Sender<bool>,
     awake: &Arc<Awake>,
 ) -> std::io::Result<(Shard, impl Future<Output = ()> + use<>)> {
     let (disk, genesis) = (parts.store.disk.clone(), parts.store.genesis);
@@ -206,6 +217,22 @@ async fn open(
     .with_retention(parts.retention.clone());
     let shard_loop = ShardLoop::new(core, inputs, genesis.segment_size, CHECKPOINT_BYTES);
     let calls = keeper.as_ref().map(|keeper| Calls::new(Arc::clone(&keeper.transport)));
+    let (jobs, todo) = std::sync::mpsc::channel();
+    let whole = Arc::<Whole>::default();
+    let carry = match &keeper {
+        Some(keeper) => {
+            let to = Receiver {
+                disk,
+                genesis,
+                log: log.reader.clone(),
+                used: Box::new(|_, objects| Core::used_pages(&objects)),
+            };
+            Incoming { to, whole: Arc::clone(&whole), again }.begin(&keeper.transport)?;
+            let (transport, hold) = (Arc::clone(&keeper.transport), hold_through(jobs.clone()));
+            Outgoing { transport, hold, rate: parts.copy_rate }.carry()
+        }
+        None => copies::nowhere(),
+    };
     let replica = Replica::start(Start {
         node: genesis.node,
         myself: cluster::Node {
@@ -215,11 +242,12 @@ async fn open(
         log: log.log.clone(),
         apply: shard_loop.applier(),
         membership,
-        peers: calls.clone(),
+        peers: Copying { peers: calls.clone(), carry },
         birth: if genesis.joins { Birth::Joins } else { Birth::Alone },
         timing: Timing::default(),
     })
     .await?;
+    replica.keep_log(parts.keep_log);
     match keeper.zip(calls) {
         Some((keeper, calls)) => keeper.attend(&replica, calls),
         None if replica.view().members.keys().any(|id| *id != genesis.node) || genesis.joins => {
@@ -231,7 +259,8 @@ async fn open(
     }
     let (refused_in, refused) = mpsc::unbounded_channel();
     tokio::task::spawn_local(watch_replica(replica.clone(), refused_in));
-    let seams = seams(&log.log, &replica, pages, checkpoints, refused, stop, ready, parts)?;
+    let closed = log.log.clone();
+    let seams = seams(&log.log, &replica, pages, checkpoints, (jobs, todo), refused, stop, ready, parts)?;
     Ok((shard, async move {
         shard_loop.run(seams).await;
         drop(alive);
@@ -239,6 +268,7 @@ async fn open(
             Ok(()) => tracing::info!("log closed"),
             Err(error) => process::die(&format!("closing the log: {error}")),
         }
+        whole.commit(&closed);
     }))
 }
 
@@ -280,17 +310,20 @@ fn seams<A: dassie_storage::Apply + 'static>(
     replica: &Replica<RealDisk, A>,
     pages: PageStore<RealDisk>,
     checkpoints: CheckpointStore<RealDisk>,
+    (jobs, todo): (std::sync::mpsc::Sender<Todo>, std::sync::mpsc::Receiver<Todo>),
     refused: mpsc::UnboundedReceiver<u64>,
     stop: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
     parts: &NodeParts,
 ) -> std::io::Result<Seams> {
     let pages = Arc::new(Mutex::new(pages));
-    let (jobs, todo) = std::sync::mpsc::channel();
     let (durable_in, durable) = mpsc::unbounded_channel();
     let maintained = Arc::clone(&pages);
-    let syncer = log.syncer();
-    spawn("maintenance", move || maintain(&maintained, checkpoints, &syncer, &todo, &durable_in))?;
+    let (syncer, reader, dead) = (log.syncer(), log.reader(), Arc::<Dead>::default());
+    let known_dead = Arc::clone(&dead);
+    spawn("maintenance", move || {
+        maintain(&maintained, checkpoints, &syncer, &reader, &known_dead, &todo, &durable_in);
+    })?;
     let (proposer, leader, members, floor) =
         (replica.clone(), replica.clone(), replica.clone(), replica.clone());
     let (backlog, retire, listed, observed) = (log.clone(), log.clone(), log.clone(), log.clone());
@@ -317,7 +350,7 @@ fn seams<A: dassie_storage::Apply + 'static>(
                 Err(error) => process::die(&format!("index pages: {error}")),
             }
         }),
-        write_checkpoint: Box::new(move |job| drop(jobs.send(job))),
+        write_checkpoint: Box::new(move |job| drop(jobs.send(Todo::Write(job)))),
         checkpoints: durable,
         checkpointed: Box::new(move |point| {
             let floor = floor.clone();
@@ -331,7 +364,11 @@ fn seams<A: dassie_storage::Apply + 'static>(
             let segments = listed.segments().into_iter().map(|start| start / segment_size).collect();
             (segments, listed.spare_files())
         }),
-        retire: Box::new(move |segments| retire_below(&retire, &segments, segment_size)),
+        retire: Box::new(move |segments| {
+            let starts: Vec<u64> = segments.into_iter().map(|segment| segment * segment_size).collect();
+            dead.are(starts.iter().copied());
+            retire_below(&retire, &starts);
+        }),
         stop,
         ready,
         observe: Box::new(move |core| observe(core, &observed, &metrics)),
@@ -339,9 +376,9 @@ fn seams<A: dassie_storage::Apply + 'static>(
 }
 
 /// Segments that hold nothing alive go, as far as the durable floor allows; the rest is asked for again.
-fn retire_below<D: Disk>(log: &Log<D>, dead: &[u64], segment_size: u64) {
+fn retire_below<D: Disk>(log: &Log<D>, dead: &[u64]) {
     for segment in dead {
-        if log.retire(&[segment * segment_size]).is_err() {
+        if log.retire(&[*segment]).is_err() {
             return;
         }
     }
@@ -368,15 +405,39 @@ fn flush_now_and_then(syncer: &Syncer<RealDisk>, every: Duration, gone: &std::sy
     }
 }
 
-/// The maintenance thread: writes checkpoints, merges them.
+/// What the maintenance thread is asked for.
+enum Todo {
+    /// Write a checkpoint.
+    Write(CheckpointJob),
+    /// Hold the newest one for a copy.
+    Hold(HeldIn),
+}
+
+/// Where copies ask for what they carry.
+fn hold_through(jobs: std::sync::mpsc::Sender<Todo>) -> Arc<dyn Fn(HeldIn) + Send + Sync> {
+    Arc::new(move |held| drop(jobs.send(Todo::Hold(held))))
+}
+
+/// The maintenance thread: writes checkpoints, merges them, holds them for copies.
 fn maintain(
     pages: &Mutex<PageStore<RealDisk>>,
     mut checkpoints: CheckpointStore<RealDisk>,
     syncer: &Syncer<RealDisk>,
-    todo: &std::sync::mpsc::Receiver<CheckpointJob>,
+    log: &LogReader<RealDisk>,
+    dead: &Dead,
+    todo: &std::sync::mpsc::Receiver<Todo>,
     durable: &mpsc::UnboundedSender<LogPoint>,
 ) {
-    while let Ok(job) = todo.recv() {
+    while let Ok(asked) = todo.recv() {
+        let job = match asked {
+            Todo::Write(job) => job,
+            Todo::Hold(held) => {
+                let pages = lock(pages);
+                let source = CopySource::open(&checkpoints, &pages, log, |start| dead.lacks(start));
+                let _ = held.send(block_on(source));
+                continue;
+            }
+        };
         let point = job.point;
         // A checkpoint stands for nothing that a power cut could still take away.
         ended("maintenance", block_on(syncer.sync_to(point.end)));

@@ -68,6 +68,20 @@ pub fn die(why: &str) -> ! {
     std::process::exit(i32::from(EXIT_LOG))
 }
 
+/// The program takes this process over anew, with the same arguments and environment: whoever watches the process sees no end. Files
+/// and sockets are closed. Returns only when that fails.
+#[must_use]
+pub fn start_again() -> io::Error {
+    use std::os::unix::process::CommandExt;
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    // Its own path says more in a list of processes; when that is another file by now, the one that runs still has this name.
+    let program = std::env::current_exe().ok().filter(|path| path.is_file());
+    let program = program.unwrap_or_else(|| "/proc/self/exe".into());
+    let error = std::process::Command::new(&program).arg0(name).args(words).exec();
+    io::Error::new(error.kind(), format!("starting {} again: {error}", program.display()))
+}
+
 /// SIGHUPs from now on: none of them ends the process any more.
 ///
 /// # Errors

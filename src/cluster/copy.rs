@@ -72,8 +72,8 @@ impl Rate {
 impl Pace for Rate {
     async fn pause(&self, bytes: usize) {
         let now = Instant::now();
-        // Time that the peer or the disk took is not made up for.
-        let from = self.next.get().map_or(now, |next| next.max(now));
+        // Time that the peer or the disk took is not made up for, but for what timers are late.
+        let from = self.next.get().map_or(now, |next| next.max(now - Duration::from_millis(20)));
         let micros = (bytes as u64).saturating_mul(1_000_000) / self.bytes_per_second;
         self.next.set(Some(from + Duration::from_micros(micros)));
         sleep_until(from).await;

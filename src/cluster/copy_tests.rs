@@ -164,7 +164,7 @@ impl World {
         });
         let replica = Replica::start(Start {
             node: id,
-            address: String::new(),
+            myself: Node::default(),
             log: log.clone(),
             apply: sum.clone(),
             membership,

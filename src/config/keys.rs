@@ -384,6 +384,18 @@ pub const KEYS: &[Key] = &[
         kind: Kind::File(|d| &mut d.config.cluster.ca),
     },
     Key {
+        name: "cluster.copy_rate",
+        default: "64MiB",
+        meaning: "A node that lacks more of the log than the others have kept gets a copy of the leader's store, at so many bytes a second: more is sooner done and leaves clients less of disk and network.",
+        kind: Kind::Size { min: 1 << 20, max: PIB, step: 1, place: |d| &mut d.config.cluster.copy_rate },
+    },
+    Key {
+        name: "cluster.keep_log",
+        default: "1GiB",
+        meaning: "So much of the log below the newest checkpoint is kept for nodes that lack it, whatever it holds. One that lacks more gets a copy of the store, so a dead node does not fill the disks of the others.",
+        kind: Kind::Size { min: 1 << 20, max: PIB, step: 1, place: |d| &mut d.config.cluster.keep_log },
+    },
+    Key {
         name: "definitions.file",
         default: "",
         meaning: "Definitions in RabbitMQ's JSON (`rabbitmqctl export_definitions`): users with their password hashes, vhosts, permissions, topic permissions, limits, exchanges, queues, bindings. Users are read again on SIGHUP.",

@@ -213,7 +213,7 @@ impl Drop for Broker {
 }
 
 /// Below the ephemeral range: no client's own socket takes it while the broker is down.
-fn free_port(dice: &Dice) -> Result<SocketAddr, String> {
+pub(super) fn free_port(dice: &Dice) -> Result<SocketAddr, String> {
     for _ in 0..200 {
         let port = u16::try_from(20_000 + dice.below(12_000)).map_err(|error| error.to_string())?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));

@@ -12,8 +12,10 @@
 mod amqp;
 mod arguments;
 pub mod broker;
+pub mod cluster;
 pub mod file_system;
 mod later;
+pub mod links;
 mod load;
 mod rocketmq;
 mod tape;

@@ -2,7 +2,7 @@
 //! `cluster --broker PATH --faults N --out HISTORY [--protocol amqp|rocketmq|both] [--seconds-between LO..HI] [--seed N] [--through all|leader]`.
 //!
 //! By seed: the leader or a follower is killed, frozen, cut off in both directions or in one, made slow, or told to end; one after the other all
-//! are told to end; a follower stays away until the others have given up what it lacks. After each fault all three must come to the same
+//! are told to end; a follower stays away until the others have given up what it lacks; one node's disk is full (as root only). After each fault all three must come to the same
 //! entries; at the end their logs are compared byte by byte.
 //!
 //! Owns: the harm. Promises: see [`dassie_interop::harm`]. Exit status: 0 passed, 1 a promise is broken or a node failed, 2 no verdict.
@@ -50,10 +50,11 @@ enum Fault {
     Slow,
     RollingRestart,
     FollowerAway,
+    FullDisk,
 }
 
 /// Each of them comes up in the first round, in an order that the seed decides; then whatever the dice say.
-const FAULTS: [Fault; 11] = [
+const FAULTS: [Fault; 12] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::FreezeLeader,
@@ -65,6 +66,7 @@ const FAULTS: [Fault; 11] = [
     Fault::Slow,
     Fault::RollingRestart,
     Fault::FollowerAway,
+    Fault::FullDisk,
 ];
 
 #[derive(Default)]
@@ -158,13 +160,18 @@ fn faults(
     dice: &Dice,
     figures: &mut Figures,
 ) -> Result<(), String> {
-    let mut first: Vec<Fault> = FAULTS.to_vec();
+    let mut kinds: Vec<Fault> = FAULTS.to_vec();
+    if cluster.disk.is_none() {
+        println!("no file system can be made here: no full disk");
+        kinds.retain(|fault| *fault != Fault::FullDisk);
+    }
+    let mut first = kinds.clone();
     for done in 0..arguments.trial.times {
         let (low, high) = arguments.between;
         thread::sleep(Duration::from_millis(low + dice.below(high - low)));
         load.well()?;
         let fault = if first.is_empty() {
-            FAULTS[index(dice, FAULTS.len())]
+            kinds[index(dice, kinds.len())]
         } else {
             first.swap_remove(index(dice, first.len()))
         };
@@ -292,6 +299,17 @@ fn one(
                 cluster.desk.harmed[node].store(false, Ordering::SeqCst);
             }
             Ok(longest)
+        }
+        Fault::FullDisk => {
+            let Some(disk) = &cluster.disk else { return Ok(Duration::ZERO) };
+            disk.fill()?;
+            let full = Instant::now();
+            while full.elapsed() < time {
+                thread::sleep(Duration::from_millis(50));
+                load.well()?;
+            }
+            disk.empty()?;
+            watch(load, Duration::from_millis(500))
         }
         Fault::FollowerAway => {
             harm(cluster, follower);

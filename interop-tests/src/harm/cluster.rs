@@ -18,6 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::broker::{Broker, Ports};
+use super::file_system::FileSystem;
 use super::links::{Desk, Door, Links, NODES};
 use super::load::Load;
 use super::tape::Tape;
@@ -31,6 +32,9 @@ const LEVEL_WITHIN: Duration = Duration::from_secs(90);
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 /// Small segments and little log kept: nodes that were away for a while need a copy.
 const SETTINGS: [&str; 2] = ["storage.segment_size=4MiB", "cluster.keep_log=8MiB"];
+
+/// Of a file system of one node's own. It is sparse: it costs what is written.
+const DISK: u64 = 4 << 30;
 
 /// What a node says of the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,6 +57,8 @@ pub struct Cluster {
     /// Whom clients are led to.
     pub desk: Arc<Desk>,
     doors: [Door; 2],
+    /// The last node's file system, where the machine lets us make one.
+    pub disk: Option<FileSystem>,
 }
 
 impl Cluster {
@@ -92,13 +98,18 @@ impl Cluster {
             ];
             node.settings.extend(SETTINGS.map(str::to_owned));
         }
+        // Root only, with loop devices: without them one kind of fault is left out.
+        let disk = FileSystem::make(&directory.join(format!("node{NODES}")), DISK).ok();
+        if let (Some(disk), Some(node)) = (&disk, nodes.last_mut()) {
+            node.data = disk.root.join("data");
+        }
         let desk = Desk::new(through_all);
         let at = |port: fn(&Ports) -> std::net::SocketAddr| -> [_; NODES] {
             std::array::from_fn(|number| port(&nodes[number].ports))
         };
         let doors =
             [Door::new(at(|ports| ports.amqp), &desk)?, Door::new(at(|ports| ports.rocketmq), &desk)?];
-        Ok(Self { nodes, links, desk, doors })
+        Ok(Self { nodes, links, desk, doors, disk })
     }
 
     /// Where clients connect.
@@ -151,17 +162,17 @@ impl Cluster {
     /// One has ended; they are not level in time.
     pub fn level(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + LEVEL_WITHIN;
-        let mut goal: Option<u64> = None;
+        let mut goal = None;
         loop {
             for (number, node) in self.nodes.iter_mut().enumerate() {
                 node.alive().map_err(|error| format!("node {}: {error}", number + 1))?;
             }
             let all: Vec<Option<Said>> = (0..NODES).map(|number| self.ask(number)).collect();
             if let Some(all) = all.iter().cloned().collect::<Option<Vec<Said>>>() {
-                let goal = *goal
-                    .get_or_insert_with(|| all.iter().filter_map(|said| said.indices[1]).max().unwrap_or(0));
+                // A new cluster has nothing at first.
+                goal = goal.or_else(|| all.iter().filter_map(|said| said.indices[1]).max());
                 let one_leads = all.iter().filter(|said| said.leads).count() == 1;
-                if goal > 0 && one_leads && all.iter().all(|said| said.indices[2] >= Some(goal)) {
+                if goal.is_some() && one_leads && all.iter().all(|said| said.indices[2] >= goal) {
                     return Ok(());
                 }
             }

@@ -171,7 +171,8 @@ impl Load {
 
     /// What a client thread makes of the end of a connection.
     pub(super) fn ended(&self, who: &str, error: &Error) {
-        if !matches!(error, Error::Gone(_)) {
+        // 320: somebody told the broker to end.
+        if !matches!(error, Error::Gone(_) | Error::Refused(320, _)) {
             self.fail(format!("{who}: {error}"));
         }
         thread::sleep(Duration::from_millis(10));

@@ -33,8 +33,10 @@ const BUSY: Duration = Duration::from_millis(100);
 const CAUGHT_UP: u64 = 1 << 20;
 /// Who has answered so lately is there. ms.
 const AWAKE_MS: u64 = 2_000;
-/// How long a handing over of the lead may take before the node ends all the same.
-const HAND_OVER: Duration = Duration::from_secs(1);
+/// How long one of them has to take the lead.
+const HAND_OVER: Duration = Duration::from_millis(600);
+/// How many are asked to take the lead before the node ends all the same.
+const CANDIDATES: usize = 2;
 
 /// What somebody asks of this node's replica.
 pub enum Command {
@@ -63,6 +65,7 @@ impl Keeper {
     pub fn attend<D: Disk, A: Apply + 'static>(self, replica: &Replica<D, A>, calls: Calls) {
         let Keeper { transport, mut asked, mut commands, view } = self;
         let (answering, commanded) = (replica.clone(), replica.clone());
+        let ways = Arc::clone(&transport);
         spawn_local(async move {
             while let Some(Asked { request, answer, .. }) = asked.recv().await {
                 let replica = answering.clone();
@@ -80,7 +83,7 @@ impl Keeper {
             while let Some(command) = commands.recv().await {
                 match command {
                     Command::HandOver(done) => {
-                        hand_over(&commanded).await;
+                        hand_over(&commanded, &ways).await;
                         let _ = done.send(());
                     }
                     Command::Add(id, node, done) => {
@@ -97,26 +100,32 @@ impl Keeper {
     }
 }
 
-/// The lead goes to the voter that has the most, so that it has the rest soon.
-async fn hand_over<D: Disk, A: Apply + 'static>(replica: &Replica<D, A>) {
-    let view = replica.view();
-    let awake = |silent: Option<u64>| silent.is_some_and(|ms| ms < AWAKE_MS);
-    let others = view.members.iter();
-    let others = others.filter(|(id, one)| one.voter && awake(one.silent_ms) && **id != view.node);
-    let Some((next, _)) = others.max_by_key(|(_, member)| member.matched) else { return };
-    let leads = |role: &Role| matches!(role, Role::Leader { .. });
+/// The lead goes to the voter that has the most, so that it has the rest soon; when that one does not take it, to the next.
+async fn hand_over<D: Disk, A: Apply + 'static>(replica: &Replica<D, A>, transport: &Transport) {
     let mut role = replica.role();
-    if !leads(&role.borrow_and_update()) {
+    if !matches!(*role.borrow_and_update(), Role::Leader { .. }) {
         return;
     }
-    tracing::info!("handing the lead to node {next}");
-    let handing = async {
-        replica.transfer_lead(*next).await?;
-        role.wait_for(|role| matches!(role, Role::Follower { .. })).await.map_err(io::Error::other)?;
-        io::Result::Ok(())
+    let (view, links) = (replica.view(), transport.links());
+    let is_there = |id: u64, silent: Option<u64>| {
+        id != view.node
+            && silent.is_some_and(|ms| ms < AWAKE_MS)
+            && links.get(&id).is_some_and(Option::is_none)
     };
-    if !matches!(timeout(HAND_OVER, handing).await, Ok(Ok(()))) {
-        tracing::warn!("node {next} did not take the lead in time: the others will elect");
+    let others = view.members.iter().filter(|(id, one)| one.voter && is_there(**id, one.silent_ms));
+    let mut others: Vec<(u64, Option<u64>)> = others.map(|(id, one)| (*id, one.matched)).collect();
+    others.sort_by_key(|(_, matched)| std::cmp::Reverse(*matched));
+    for (next, _) in others.into_iter().take(CANDIDATES) {
+        tracing::info!("handing the lead to node {next}");
+        let handing = async {
+            replica.transfer_lead(next).await?;
+            role.wait_for(|role| matches!(role, Role::Follower { .. })).await.map_err(io::Error::other)?;
+            io::Result::Ok(())
+        };
+        if matches!(timeout(HAND_OVER, handing).await, Ok(Ok(()))) {
+            return;
+        }
+        tracing::warn!("node {next} did not take the lead in time");
     }
 }
 

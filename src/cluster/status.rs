@@ -81,6 +81,12 @@ fn trouble(
     if view.role == Role::Looking {
         trouble.push("no leader is known: nothing is confirmed".to_owned());
     }
+    let heard = view.members.iter().filter(|(id, one)| {
+        one.voter && (**id == view.node || one.silent_ms.is_some_and(|ms| ms <= SILENT_MS))
+    });
+    if matches!(view.role, Role::Leader { .. }) && heard.count() * 2 <= view.voters() {
+        trouble.push("a majority of the voters does not answer: nothing is confirmed".to_owned());
+    }
     if view.voters() == 2 {
         trouble.push(
             "two voters are not highly available: when either is down, nothing is confirmed".to_owned(),
@@ -106,12 +112,12 @@ mod tests {
 
     #[test]
     fn what_only_a_leader_knows_is_null_elsewhere_and_trouble_is_in_words() {
-        let member = |voter, lag_bytes| Member {
+        let member = |voter, lag_bytes: Option<u64>| Member {
             node: Node { address: "a:1".into(), store: [1; 16] },
             voter,
             matched: None,
             lag_bytes,
-            silent_ms: None,
+            silent_ms: lag_bytes.map(|_| 3_000),
         };
         let members = BTreeMap::from([
             (1, member(true, Some(0))),
@@ -121,7 +127,7 @@ mod tests {
         let role = Role::Leader { term: 4 };
         let view = View { node: 1, role, term: 4, members, ..View::default() };
         let card = Card { node: 1, name: "n".into(), address: "a:1".into(), replicates: None };
-        let links = BTreeMap::from([(2, None), (3, Some("node 3 at a:1: connection refused".to_owned()))]);
+        let links = BTreeMap::from([(3, Some("node 3 at a:1: connection refused".to_owned()))]);
         let status = status(&view, &card, &links, [1, 2, 3, 4]);
         assert_eq!(status["leader"], 1);
         let roles: Vec<&Value> = status["members"].as_array().unwrap().iter().map(|m| &m["role"]).collect();
@@ -130,11 +136,8 @@ mod tests {
         assert!(status["members"][2]["lag_bytes"].is_null());
         let trouble: Vec<&str> =
             status["trouble"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-        assert_eq!(trouble.len(), 3);
-        assert!(
-            trouble[0].contains("two voters")
-                && trouble[1].contains("refused")
-                && trouble[2].contains("node 4")
-        );
+        let words = ["a majority", "two voters", "3000 ms", "refused", "node 4"];
+        assert_eq!(trouble.len(), words.len(), "{trouble:?}");
+        assert!(trouble.iter().zip(words).all(|(line, word)| line.contains(word)), "{trouble:?}");
     }
 }

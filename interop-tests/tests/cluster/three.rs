@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -25,16 +26,21 @@ pub(crate) struct Three {
     pub(crate) peers: BTreeMap<u64, SocketAddr>,
     directory: PathBuf,
     dice: Dice,
+    _turn: MutexGuard<'static, ()>,
 }
+
+/// One test at a time: elections are timed, and nine processes on two processors are slow.
+static TURN: Mutex<()> = Mutex::new(());
 
 impl Three {
     /// Nothing runs yet.
     pub(crate) fn new(name: &str) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = env::temp_dir().join(format!("dassie-cluster-{name}-{}", std::process::id()));
         fs::create_dir(&directory).expect("a directory of its own");
         let dice = Dice::new(u64::from(std::process::id()) * 131 + name.len() as u64 * 31_337);
         let peers = (1..=3).map(|node| (node, free_port(&dice))).collect();
-        let mut three = Three { nodes: BTreeMap::new(), peers, directory, dice };
+        let mut three = Three { nodes: BTreeMap::new(), peers, directory, dice, _turn: turn };
         for node in 1..=3 {
             let broker = three.node(node, &format!("n{node}"), "dassie");
             three.nodes.insert(node, broker);

@@ -17,6 +17,8 @@ use crate::format::{
 };
 use crate::queue::lock;
 
+/// Batches read last from the segment that is being written are kept: so many.
+const LATELY_READ: usize = 4;
 /// One entry of the sparse index stands for at least so many bytes of log.
 const MARK_EVERY: u64 = 64 << 10;
 
@@ -147,6 +149,9 @@ pub(crate) struct Segments<F> {
     written: AtomicU64,
     /// End of what is synced.
     durable: AtomicU64,
+    /// Read from the segment that is being written, newest first. A thousand consumers that are as far behind share one copy; sealed
+    /// segments are maps, which are shared anyway.
+    lately_read: Mutex<VecDeque<Batch>>,
 }
 
 fn cost(batch: &Batch) -> usize {
@@ -177,6 +182,7 @@ impl<F: File> Segments<F> {
             committed: AtomicU64::new(0),
             written: AtomicU64::new(end),
             durable: AtomicU64::new(end),
+            lately_read: Mutex::default(),
         }
     }
 
@@ -233,6 +239,7 @@ impl<F: File> Segments<F> {
     /// The writer took back what lies behind `end`.
     pub(crate) fn cut(&self, end: u64) {
         self.write().cuts += 1;
+        lock(&self.lately_read).clear();
         self.durable.fetch_min(end, Ordering::AcqRel);
         self.written.fetch_min(end, Ordering::AcqRel);
     }
@@ -305,9 +312,12 @@ impl<F: File> Segments<F> {
         if position + len as u64 > self.written() {
             return Err(self.not_there(position));
         }
-        // Committed alone is not enough: a majority of others may be ahead of this disk, and its writer still busy here.
-        let sealed = segment.start + self.segment_size <= self.committed().min(self.durable());
-        segment.bytes(sealed, position - segment.start, len)
+        segment.bytes(self.is_sealed(segment), position - segment.start, len)
+    }
+
+    /// Committed alone is not enough: a majority of others may be ahead of this disk, and its writer still busy here.
+    fn is_sealed(&self, segment: &Segment<F>) -> bool {
+        segment.start + self.segment_size <= self.committed().min(self.durable())
     }
 
     fn header_in(&self, segment: &Segment<F>, position: u64) -> io::Result<Header> {
@@ -326,9 +336,28 @@ impl<F: File> Segments<F> {
         }
     }
 
+    /// The same from what was lately read, if it is there.
+    fn batch_again(&self, segment: &Segment<F>, cuts: u64, position: u64) -> io::Result<Batch> {
+        if self.is_sealed(segment) {
+            return self.batch_in(segment, position);
+        }
+        let read = |batch: &&Batch| batch.point.position == position;
+        if let Some(batch) = lock(&self.lately_read).iter().find(read) {
+            return Ok(batch.clone());
+        }
+        let batch = self.batch_in(segment, position)?;
+        let mut lately = lock(&self.lately_read);
+        // What the writer has taken back meanwhile must not be seen again.
+        if self.read().cuts == cuts {
+            lately.truncate(LATELY_READ - 1);
+            lately.push_front(batch.clone());
+        }
+        Ok(batch)
+    }
+
     /// The batch whose header stands at `position`.
     pub(crate) fn batch(&self, position: u64) -> io::Result<Batch> {
-        let segment = {
+        let (segment, cuts) = {
             let view = self.read();
             if view.tail.front().is_some_and(|first| first.point.position <= position) {
                 let at = view.tail.partition_point(|batch| batch.point.position < position);
@@ -337,10 +366,10 @@ impl<F: File> Segments<F> {
                     None => Err(self.not_there(position)),
                 };
             }
-            view.segments.get(&segment_of(position, self.segment_size)).cloned()
+            (view.segments.get(&segment_of(position, self.segment_size)).cloned(), view.cuts)
         };
         let Some(segment) = segment else { return Err(self.not_there(position)) };
-        self.batch_in(&segment, position)
+        self.batch_again(&segment, cuts, position)
     }
 
     /// The batch that the byte at `position` belongs to.

@@ -73,3 +73,41 @@ fn many_groups_from_one_thread_are_read_by_others_while_they_are_written() {
     assert!(opened.recovered.clean);
     assert_eq!(opened.recovered.walked, COUNT);
 }
+
+#[test]
+fn readers_that_are_behind_share_what_they_read_from_the_segment_that_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = RealDisk::open(dir.path()).unwrap();
+    let genesis = Genesis { segment_size: 1 << 20, ..genesis() };
+    run(genesis.create(&disk)).unwrap();
+    let options = Options { tail_bytes: 10_000, ..Options::default() };
+    let opened = run(Log::open(&disk, options, &genesis, None)).unwrap();
+    let (writer, preparer, log, reader) = (opened.writer, opened.preparer, opened.log, opened.reader);
+    let writer = thread::spawn(move || block_on(writer.run()));
+    let preparer = thread::spawn(move || block_on(preparer.run()));
+    let append = |index| {
+        let batch = NewBatch { term: 1, leader: 1, index, kind: 1, payload: payload(index, 500) };
+        let point = log.append([batch], Box::new(|result| result.unwrap())).unwrap();
+        while log.durable() < point.end {
+            block_on(log.completions()).unwrap();
+        }
+        point.position
+    };
+    let positions: Vec<u64> = (0..100).map(append).collect();
+    assert!(!reader.is_in_memory(positions[10]));
+    let place = |n: usize| {
+        let batch = reader.clone().batch(positions[n]).unwrap();
+        assert_eq!(batch.payload, payload(n as u64, 500));
+        batch.payload.as_ptr()
+    };
+    assert_eq!(place(10), place(10));
+    // A few are kept, not all.
+    let held = reader.batch(positions[10]).unwrap();
+    (11..20).for_each(|n| assert!(!place(n).is_null()));
+    assert_ne!(place(10), held.payload.as_ptr());
+    drop(held);
+    log.close(Box::new(|result| result.unwrap()));
+    while block_on(log.completions()).unwrap().is_some() {}
+    writer.join().unwrap().unwrap();
+    preparer.join().unwrap().unwrap();
+}

@@ -8,11 +8,11 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use dassie_storage::{CopySource, CopyTarget, Log, RealDisk, block_on};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::clock::Clock;
 use crate::cluster::copy::{Carried, Carry, Rate, Receiver, receive, send};
 use crate::cluster::peer::NoAnswer;
 use crate::cluster::stream::{PeerStream, Purpose};
@@ -31,6 +31,8 @@ pub struct Outgoing {
     pub hold: Arc<dyn Fn(HeldIn) + Send + Sync>,
     /// Bytes a second.
     pub rate: u64,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// For a node that stands alone.
@@ -69,11 +71,12 @@ impl Outgoing {
         let Some(source) = held.map_err(|e| unreachable(&e))? else {
             return Err(unreachable(&"there is no checkpoint yet"));
         };
-        let (index, bytes, began) = (source.offer().point.index, source.offer().bytes(), Instant::now());
+        let (index, bytes, began) =
+            (source.offer().point.index, source.offer().bytes(), self.clock.monotonic());
         match self.send(source, stream).await {
             Ok(Carried::Has) => Ok(Carried::Has),
             Ok(Carried::Ready) => {
-                let seconds = began.elapsed().as_secs_f64();
+                let seconds = self.clock.monotonic().saturating_sub(began).as_secs_f64();
                 tracing::info!(
                     "node {target} lacked what is below the log floor and has a copy now: up to entry {index}, {} MiB at most, \
                      in {seconds:.1} s; it starts again with it",

@@ -229,7 +229,8 @@ async fn open(
             };
             Incoming { to, whole: Arc::clone(&whole), again }.begin(&keeper.transport)?;
             let (transport, hold) = (Arc::clone(&keeper.transport), hold_through(jobs.clone()));
-            Outgoing { transport, hold, rate: parts.copy_rate }.carry()
+            let clock = Arc::clone(&parts.clock);
+            Outgoing { transport, hold, rate: parts.copy_rate, clock }.carry()
         }
         None => copies::nowhere(),
     };

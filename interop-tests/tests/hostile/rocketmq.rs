@@ -127,7 +127,7 @@ fn requests() -> Vec<Answered> {
         ("a list of topics without names", 18, "", br#"{"topicConfigList":[{}]}"#.to_vec(), &[SYSTEM_ERROR]),
         ("a list of topics that ends", 18, "", br#"{"topicConfigList":[{"#.to_vec(), &[SYSTEM_ERROR]),
         ("a reply to nobody", 324, SEND, b"x".to_vec(), &[SYSTEM_ERROR]),
-        ("a signature of nobody", 30, SIGNED, Vec::new(), &[16]),
+        ("a signature where nobody signs", 30, SIGNED, Vec::new(), &[0]),
         ("separators inside a value", 10, separators, b"x".to_vec(), &[0, ILLEGAL]),
         ("a property without a value", 10, no_value, b"x".to_vec(), &[0, ILLEGAL]),
         ("a queue that is none as a topic", 10, no_queue, b"x".to_vec(), &[17]),

@@ -2,7 +2,15 @@
 //!
 //! Owns: a session without socket and shard. Promises: nothing waits. Does not know: what the shard would answer.
 
-use crate::security::{Realm, users::Users};
+use crate::security::permissions::Rights;
+use crate::security::signature::SigningSecret;
+use crate::security::{
+    Realm,
+    users::{User, Users},
+};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::hmac;
 use std::sync::Arc;
 
 use super::super::codes::why_not;
@@ -360,6 +368,39 @@ fn what_several_consumers_hold_is_one_answer() {
     test.asks(223, 3, &[("topic", "T"), ("group", "nobody")], &[]);
     test.asks(309, 4, &[("consumerGroup", "G"), ("clientId", "z"), ("msgId", "0")], &[]);
     assert_eq!(test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(), [1, 1]);
+}
+
+#[test]
+fn a_signed_request_is_its_signers_and_one_signed_wrong_is_nobodys() {
+    // From afar `guest` may nothing: only who signs may.
+    let mut test = Test::new("192.0.2.1:5");
+    let mut users = Users::only_guest();
+    let vhosts = HashMap::from([("/".into(), Arc::new(Rights::all()))]);
+    let shop = User { secret: Some(SigningSecret::new("secret")), vhosts, ..User::default() };
+    users.users.insert("shop".into(), shop);
+    test.session.front.realm.load(users);
+    let sign = |secret: &str, text: &str| {
+        let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
+        STANDARD.encode(hmac::sign(&key, text.as_bytes()))
+    };
+    let right = sign("secret", "shopTBW102body");
+    for (signature, name, body, code) in [
+        (right.as_str(), "shop", &b"body"[..], 0),
+        (&sign("other", "shopTBW102body"), "shop", b"body", 16),
+        (&right, "shop", b"another body", 16),
+        (&right, "nobody", b"body", 16),
+        ("", "shop", b"body", 16),
+        // As the C++ client sends them when it has none.
+        ("", "", b"body", 16),
+        (&right, "shop", b"body", 0),
+    ] {
+        test.asks(105, 1, &[("topic", "TBW102"), ("AccessKey", name), ("Signature", signature)], body);
+        assert_eq!(
+            test.hears().iter().map(|(_, code, _)| *code).collect::<Vec<_>>(),
+            [code],
+            "{name} {signature}"
+        );
+    }
 }
 
 #[test]

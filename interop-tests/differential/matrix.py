@@ -289,7 +289,7 @@ def sequences():
     yield seq("consume exclusively, consume", call("basic.consume", {"exclusive": True}), call("basic.consume", {"consumer-tag": "b"}))
     yield seq("consume, consume exclusively", call("basic.consume"), call("basic.consume", {"consumer-tag": "b", "exclusive": True}))
     yield seq("consume, delete the queue", call("basic.consume", {"no-ack": True}), call("queue.delete"))
-    yield seq("consume, delete the queue if unused", call("basic.consume"), call("queue.delete", {"if-unused": True}))
+    yield seq("consume, delete the queue if unused", call("queue.purge"), call("basic.consume"), call("queue.delete", {"if-unused": True}))
     yield seq("delete the queue if empty", call("queue.delete", {"if-empty": True}))
     yield seq("delete the queue, get", call("queue.delete"), get)
     yield seq("delete the queue twice", call("queue.delete"), call("queue.delete"))

@@ -218,7 +218,7 @@ impl Membership {
     /// Waits until a cluster that was founded just now stands on all its nodes: what is confirmed before is on one disk only.
     pub async fn formed(&self) {
         let mut view = self.view.clone();
-        let all = view.wait_for(|view| view.voters() >= self.founded);
+        let all = view.wait_for(|view| self.founded == 0 || view.voters() >= self.founded && !view.changing);
         if tokio::time::timeout(FORMING, all).await.is_err() {
             tracing::warn!(
                 "the new cluster has not got all its nodes yet, and serves: what is confirmed is on fewer disks"

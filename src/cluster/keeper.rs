@@ -220,7 +220,10 @@ async fn step<D: Disk, A: Apply + 'static>(
 ) -> io::Result<bool> {
     let view = replica.view();
     let card = transport.card();
-    if view.changing {
+    if view.changing && !view.joint {
+        return Ok(true);
+    }
+    if view.joint {
         replica.promote(BTreeSet::new()).await?;
         return Ok(true);
     }

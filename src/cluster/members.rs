@@ -24,8 +24,10 @@ pub struct View {
     pub term: u64,
     /// All members, by number; with the newest change of them even before that is committed.
     pub members: BTreeMap<u64, Member>,
-    /// A change of the voters has begun and not ended.
+    /// A change of the membership has begun and is not committed: until then the members of before are needed, too.
     pub changing: bool,
+    /// Its first half is: the voters of before and of afterwards both decide.
+    pub joint: bool,
     /// Index of the last entry in this node's log.
     pub last: Option<u64>,
     /// Index of the last entry it knows as committed.
@@ -75,6 +77,7 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let joint = membership.get_joint_config().len() > 1;
         let end = self.log().last().map_or(0, |last| last.end);
         let leads = metrics.replication.is_some();
         let member = |id: u64, node: &Node| {
@@ -98,7 +101,9 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
             role: *self.role().borrow(),
             term: metrics.current_term,
             members: membership.nodes().map(|(id, node)| (*id, member(*id, node))).collect(),
-            changing: membership.get_joint_config().len() > 1,
+            changing: joint
+                || metrics.committed_membership_config.log_id() != metrics.membership_config.log_id(),
+            joint,
             last: metrics.last_log_index,
             committed: metrics.local_committed.map(|id| id.index()),
             applied: metrics.last_applied.map(|id| id.index()),

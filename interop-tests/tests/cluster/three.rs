@@ -143,8 +143,11 @@ pub(crate) fn cluster(broker: &Broker) -> Option<Value> {
     head.starts_with("HTTP/1.1 200").then(|| serde_json::from_str(body).ok())?
 }
 
-/// How many vote, as this status says.
+/// How many vote, as this status says; none while that changes: the voters of before can not be done without yet.
 pub(crate) fn voters(status: &Value) -> usize {
+    if status["changing"] == true {
+        return 0;
+    }
     let members = status["members"].as_array().map_or(&[][..], Vec::as_slice);
     members.iter().filter(|member| member["role"] == "leader" || member["role"] == "follower").count()
 }

@@ -175,6 +175,8 @@ pub const REHOMED_PER_QUEUE: usize = 65_536;
 
 // Peers
 
+/// Longest message between a front end and the leader: what one client may have handed over at once, many times. Bytes.
+pub const FRONT_MESSAGE_MAX: usize = 64 * 1024 * 1024;
 /// Longest frame between two nodes: one read of the log for a peer (4 MiB) with room for what stands around it. Bytes.
 pub const PEER_FRAME: usize = 8 * 1024 * 1024;
 /// Time for a connection between two nodes to be made, TLS and introduction together, ms.

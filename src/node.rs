@@ -325,8 +325,9 @@ fn seams<A: dassie_storage::Apply + 'static>(
     spawn("maintenance", move || {
         maintain(&maintained, checkpoints, &syncer, &reader, &known_dead, &todo, &durable_in);
     })?;
-    let (proposer, leader, members, floor) =
-        (replica.clone(), replica.clone(), replica.clone(), replica.clone());
+    let (proposer, leader, members, floor, others) =
+        (replica.clone(), replica.clone(), replica.clone(), replica.clone(), replica.clone());
+    let node = parts.store.genesis.node;
     let (backlog, retire, listed, observed) = (log.clone(), log.clone(), log.clone(), log.clone());
     let (metrics, alarms) = (Arc::clone(&parts.metrics), Arc::clone(&parts.alarms));
     let segment_size = parts.store.genesis.segment_size;
@@ -336,6 +337,7 @@ fn seams<A: dassie_storage::Apply + 'static>(
         }),
         refused,
         leads: Box::new(move || leader.leads()),
+        others: Box::new(move || others.voters().into_iter().filter(|voter| *voter != node).collect()),
         membership: Box::new(move || members.membership_record()),
         backlog_full: Box::new(move || {
             let backlog = backlog.backlog();

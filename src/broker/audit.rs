@@ -55,7 +55,7 @@ impl Core {
         let mut giving_back = 0;
         for pending in &self.pending {
             match &pending.work {
-                Work::Settled { queue, ranges } if *queue == uid && !pending.done => {
+                Work::Settled { queue, ranges, .. } if *queue == uid && !pending.done => {
                     offsets(ranges).for_each(|offset| put(offset, "settling"));
                 }
                 Work::Commit(commit) => {

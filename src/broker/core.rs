@@ -18,6 +18,8 @@ use super::api::{
     ChannelId, ConnectionId, Delivery, Event, Fetch, Op, QueueUid, ReaderId, Refusal, Reply, Semantics, Verb,
     channel_of,
 };
+use super::front::Front;
+use super::guests::{Guest, Guests};
 use super::index::Pages;
 use super::later::Later;
 use super::link::{Credit, Input, weight};
@@ -31,6 +33,7 @@ use super::topology::{Route, Topology};
 use crate::clock::{Clock, LogTime};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::security::Authorized;
 
 /// Fast maps for small keys made here, the same in every run; keys that clients choose freely use the seeded default.
 pub(crate) type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
@@ -89,7 +92,7 @@ impl Pages for PagesOf<'_> {
 /// One connection of this node.
 pub(crate) struct Connection {
     events: mpsc::UnboundedSender<Vec<Event>>,
-    credit: Arc<Credit>,
+    pub(crate) credit: Arc<Credit>,
     /// Events of this turn.
     pub(crate) outbox: Vec<Event>,
     /// Verbs that wait until what is in flight is applied.
@@ -110,7 +113,34 @@ pub(crate) struct Connection {
     /// Channels that a refusal ended and that are not closed yet.
     pub(crate) refused: BTreeSet<ChannelId>,
     /// The client is gone; kept until its last verbs are decided.
-    gone: bool,
+    pub(crate) gone: bool,
+    /// It is another node's.
+    pub(crate) guest: Option<Guest>,
+    /// The key of its last verb.
+    pub(crate) key: Option<Authorized>,
+}
+
+impl Connection {
+    /// A new one.
+    pub(crate) fn new(events: mpsc::UnboundedSender<Vec<Event>>, credit: Arc<Credit>) -> Self {
+        Connection {
+            events,
+            credit,
+            outbox: Vec::new(),
+            stalled: VecDeque::new(),
+            stalled_on: None,
+            last_publish: 0,
+            outstanding: 0,
+            readers: BTreeSet::new(),
+            windows: Map::default(),
+            served: 0,
+            owned: Vec::new(),
+            refused: BTreeSet::new(),
+            gone: false,
+            guest: None,
+            key: None,
+        }
+    }
 }
 
 /// What a verb in the log leads to.
@@ -120,8 +150,8 @@ pub(crate) enum Work {
     Verb { connection: ConnectionId, verb: Verb, weight: usize },
     /// Topology changes that the leader owes (auto-delete, exclusive queues).
     Internal(Vec<super::topology::Change>),
-    /// Settlements the leader made by itself (auto-ack).
-    Settled { queue: QueueUid, ranges: Vec<(u64, u64)> },
+    /// Settlements: a reader's, or made by the leader itself (auto-ack).
+    Settled { queue: QueueUid, ranges: Vec<(u64, u64)>, by: Option<ReaderKey> },
     /// Something that the records behind it need.
     Needed(Need),
     /// A piece of a large body of the verb that waits in `large`.
@@ -182,6 +212,8 @@ pub(crate) struct Overlay {
     pub(crate) closed: VecDeque<Proposal>,
     /// Proposed, not applied yet.
     pub(crate) in_flight: usize,
+    /// A guest's verb whose records are being written: sequence, front end, number.
+    pub(crate) origin: Option<(u64, u64, u64)>,
 }
 
 /// See the module.
@@ -202,7 +234,7 @@ pub struct Core {
     draining: Option<(u64, usize)>,
     /// The term whose first batch, this node's, was applied; it leads when consensus agrees.
     begun: Option<u64>,
-    session_open: bool,
+    pub(crate) session_open: bool,
     /// Nobody else can lead at this moment: what is applied here is all there is.
     leased: bool,
     /// Somebody else led since this node did.
@@ -259,6 +291,12 @@ pub struct Core {
     pub(crate) later: Later,
     /// What is kept.
     pub(crate) retention: Retention,
+    /// Connections of other nodes.
+    pub(crate) guests: Guests,
+    /// This node's side of the same.
+    pub(crate) front: Front,
+    /// The other voters.
+    pub(crate) others: Vec<u64>,
 }
 
 /// What the shard counts; read by metrics.
@@ -402,6 +440,9 @@ impl Core {
             auto_acked: Vec::new(),
             later: Later::default(),
             retention: Retention::default(),
+            guests: Guests::default(),
+            front: Front::new(),
+            others: Vec::new(),
         }
     }
 
@@ -482,22 +523,7 @@ impl Core {
     pub(crate) fn input(&mut self, input: Input) {
         match input {
             Input::Connected(id, events, credit) => {
-                let connection = Connection {
-                    events,
-                    credit,
-                    outbox: Vec::new(),
-                    stalled: VecDeque::new(),
-                    stalled_on: None,
-                    last_publish: 0,
-                    outstanding: 0,
-                    readers: BTreeSet::new(),
-                    windows: Map::default(),
-                    served: 0,
-                    owned: Vec::new(),
-                    refused: BTreeSet::new(),
-                    gone: false,
-                };
-                self.connections.insert(id, connection);
+                self.connections.insert(id, Connection::new(events, credit));
             }
             Input::Verbs(id, verbs) => {
                 for verb in verbs {
@@ -507,6 +533,11 @@ impl Core {
             Input::Disconnected(id) => {
                 let Some(connection) = self.connections.get_mut(&id) else { return };
                 connection.gone = true;
+                let here = connection.is_here();
+                if here && self.front.is_live() {
+                    return self.front_gone(id);
+                }
+                let Some(connection) = self.connections.get_mut(&id) else { return };
                 if connection.stalled.is_empty() && connection.stalled_on.is_none() && self.is_ready() {
                     self.disconnected(id);
                 } else {
@@ -514,12 +545,28 @@ impl Core {
                     self.stalled.insert(id);
                 }
             }
+            Input::Attached { stream, leads: true, frames, .. } => self.leader_attached(stream, frames),
+            Input::Attached { stream, node, leads: false, frames } => {
+                self.front_attached(stream, node, frames);
+            }
+            Input::Frame(stream, frame) => {
+                self.leader_frame(stream, &frame);
+                self.front_frame(stream, &frame);
+            }
+            Input::Detached(stream) => {
+                self.leader_detached(stream);
+                self.front_detached(stream);
+            }
         }
     }
 
     /// One verb: decided now, or kept until it can be.
-    fn verb(&mut self, id: ConnectionId, verb: Verb) {
+    pub(crate) fn verb(&mut self, id: ConnectionId, verb: Verb) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.key = Some(verb.key);
+        if connection.is_here() && self.front.is_live() {
+            return self.hand_over(id, verb);
+        }
         let urgent = matches!(verb.op, Op::Drained { .. });
         if !urgent
             && (self.overlay.is_none()
@@ -577,6 +624,7 @@ impl Core {
     pub(crate) fn number(&mut self, work: Work) -> u64 {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
+        self.name_origin(sequence, &work);
         self.pending.push_back(Pending {
             work,
             done: false,
@@ -586,6 +634,45 @@ impl Core {
             in_memory: None,
         });
         sequence
+    }
+
+    /// The number of the first verb that is not resolved.
+    pub(crate) fn first_pending(&self) -> u64 {
+        self.first_pending
+    }
+
+    /// So many numbers lead to nothing: their verbs wait elsewhere.
+    pub(crate) fn drop_numbers(&mut self, count: u64) {
+        self.first_pending += count;
+    }
+
+    /// If that is a guest's verb, its records shall say so.
+    pub(crate) fn name_origin(&mut self, sequence: u64, work: &Work) {
+        let origin = match work {
+            Work::Verb { connection, verb, .. } => self.origin_of(*connection, verb.number),
+            Work::Commit(commit) => self.origin_of(commit.connection(), commit.number()),
+            _ => None,
+        };
+        let Some((front, number)) = origin else { return };
+        self.put_origin();
+        if let Some(overlay) = self.overlay.as_mut() {
+            overlay.origin = Some((sequence, front, number));
+        }
+    }
+
+    /// Writes whose verb the last records are, in the same batch.
+    pub(crate) fn put_origin(&mut self) {
+        let session = self.session;
+        let Some(overlay) = self.overlay.as_mut() else { return };
+        let (previous, version) = (overlay.previous, overlay.topology.version);
+        let Some((sequence, front, number)) = overlay.origin.take_if(|(sequence, ..)| *sequence == previous)
+        else {
+            return;
+        };
+        let start = overlay.builder.begin(session, previous, sequence, version, Kind::Origin, 0);
+        bytes::BufMut::put_u64_le(overlay.builder.body(), front);
+        bytes::BufMut::put_u64_le(overlay.builder.body(), number);
+        overlay.builder.end(start);
     }
 
     /// The pending verb with that number.
@@ -605,7 +692,13 @@ impl Core {
         size_hint: usize,
         write: impl FnOnce(&mut bytes::BytesMut, usize),
     ) {
-        let Some(overlay) = self.overlay.as_ref() else { panic!("only a leader writes records") };
+        let Some(overlay) = self.overlay.as_mut() else { panic!("only a leader writes records") };
+        if overlay.origin.is_some_and(|(of, ..)| of != sequence) {
+            self.put_origin();
+        }
+        let Some(overlay) = self.overlay.as_mut() else { return };
+        // One that wrote nothing has nothing to be named.
+        overlay.origin.take_if(|(of, ..)| *of != sequence);
         if !overlay.builder.is_empty() && overlay.builder.len() + size_hint > self.batch_bytes {
             self.close_batch();
         }
@@ -634,6 +727,7 @@ impl Core {
     }
 
     fn close_batch(&mut self) {
+        self.put_origin();
         self.put_delivered_through();
         let log_time = self.now();
         let Some(overlay) = self.overlay.as_mut() else { return };
@@ -764,11 +858,13 @@ impl Core {
             opened: self.state.ordinal,
             closed: VecDeque::new(),
             in_flight: 0,
+            origin: None,
         });
         if !led_before {
             // In its own term it goes on with its own time: what passed since the last batch is not lost.
             let (monotonic, wall) = (self.clock.monotonic(), self.clock.wall_ms());
             self.log_time = LogTime::begin(self.state.log_time, monotonic, wall);
+            self.begin_grace();
         }
         self.turn();
         self.session_open = last.is_some();
@@ -819,6 +915,7 @@ impl Core {
     pub fn apply(&mut self, batch: &Batch) {
         let pages = PagesOf(&*self.pages);
         let applied = self.state.apply(batch, &pages);
+        self.origins_applied(&applied);
         self.counters.batches += 1;
         self.cache.remember(batch);
         self.log_time.observe(self.state.log_time);
@@ -836,12 +933,15 @@ impl Core {
             self.waiting_enqueued(enqueued.queue);
         }
         self.after_apply(&applied);
+        self.front_turn();
     }
 
     fn after_apply(&mut self, applied: &Applied) {
         self.counters.voided += applied.void_sections.len() as u64 + u64::from(applied.void.is_some());
         if let Some((term, leader)) = applied.term_start {
             self.stop_leading();
+            self.send_guests_away();
+            self.leave_leader(term);
             self.deposed |= leader != self.node;
             self.begun = (leader == self.node).then_some(term);
             return;
@@ -878,6 +978,9 @@ impl Core {
 
     /// Verbs that were decided but are not in the log are decided again, in their order, before anything new.
     fn decide_again(&mut self) {
+        if self.front.fronted {
+            self.stop_fronting();
+        }
         let last = self.state.sessions.get(&self.session).map_or(0, |s| s.last);
         let first = self.first_pending;
         let again: Vec<u64> = (first..first + self.pending.len() as u64).filter(|s| *s > last).collect();
@@ -930,7 +1033,7 @@ impl Core {
 
     /// Answers a verb whose records are committed and applied.
     fn resolved(&mut self, sequence: u64, pending: Pending) {
-        if let Work::Settled { queue, ranges } = &pending.work
+        if let Work::Settled { queue, ranges, .. } = &pending.work
             && let Some(runtime) = self.runtimes.get_mut(queue)
         {
             runtime.settling = runtime.settling.saturating_sub(ranges.iter().map(|(_, n)| n).sum());
@@ -1096,9 +1199,15 @@ impl Core {
         for id in std::mem::take(&mut self.flushes) {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             let events = std::mem::take(&mut connection.outbox);
+            if let Some(guest) = connection.guest {
+                self.guest_events(guest, events);
+                continue;
+            }
             // A task that ended has dropped its end; its Disconnected is on the way.
             let _ = connection.events.send(events);
         }
+        self.tell_fronts();
+        self.tell_leader();
     }
 
     /// Puts a queue on the work list.
@@ -1117,6 +1226,7 @@ impl Core {
         if !self.is_ready() {
             return false;
         }
+        self.welcome_fronts();
         let started = self.clock.monotonic();
         while let Some(uid) = self.work.pop_front() {
             if let Some(runtime) = self.runtimes.get_mut(&uid) {
@@ -1135,7 +1245,7 @@ impl Core {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let waits = self.deadlines.keys().next().map(|(at, _)| *at);
-        let wait = waits.into_iter().chain(self.later_deadline()).min();
+        let wait = waits.into_iter().chain(self.later_deadline()).chain(self.grace_deadline()).min();
         let due = self.due.first().into_iter().chain(self.unused.first()).min();
         let Some((at, _)) = due.filter(|_| self.overlay.is_some()) else { return wait };
         // Log time runs a little faster or slower than the clock: who comes too early waits once more.
@@ -1177,6 +1287,27 @@ impl Core {
     pub(crate) fn with_pages<R>(&mut self, act: impl FnOnce(&mut State, &dyn Pages) -> R) -> R {
         let pages = PagesOf(&*self.pages);
         act(&mut self.state, &pages)
+    }
+
+    /// The other voters as consensus knows them.
+    pub fn set_others(&mut self, others: Vec<u64>) {
+        self.others = others;
+    }
+
+    /// The verbs of that connection do not wait any more.
+    pub(crate) fn forget_stalled(&mut self, id: ConnectionId) {
+        self.stalled.remove(&id);
+    }
+
+    /// What queues know beside the state, of readers and of messages in memory. Readers keep what they hold.
+    pub(crate) fn forget_runtimes(&mut self) {
+        self.runtimes.clear();
+        self.due.clear();
+        self.expired.clear();
+        self.work.clear();
+        self.handed.clear();
+        self.auto_acked.clear();
+        self.memory_used = 0;
     }
 
     /// Forgets a connection that has nothing left to decide.

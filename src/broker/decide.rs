@@ -19,12 +19,12 @@ use super::link::weight;
 use super::memory;
 use super::message::{ENTRY, Extent, put_reference};
 use super::moving::{self, Need};
-use super::reader::Runtime;
+use super::reader::{ReaderKey, Runtime};
 use super::record::{Kind, put_text};
 use super::reply::is_reply_key;
 use super::retention::HOME_PIECES;
 use super::state::{Enqueued, put_ranges};
-use super::topology::{Change, Owner, Route, TOPIC_EXCHANGE_PREFIX, Topic, Topology};
+use super::topology::{Change, Route, TOPIC_EXCHANGE_PREFIX, Topic, Topology};
 use crate::limits;
 
 /// Bytes of a record beside its message.
@@ -53,9 +53,19 @@ pub(crate) enum Redone {
 impl Core {
     /// Decides one verb. The node leads and its session is open.
     pub(crate) fn decide(&mut self, id: ConnectionId, verb: Verb) {
+        // A pull may wait: it is done with when it is answered.
+        let number = if let Op::Fetch(_) = verb.op { 0 } else { verb.number };
         if self.is_behind_refusal(id, &verb) {
-            return self.finished(id, &verb);
+            self.finished(id, &verb);
+        } else {
+            self.decide_one(id, verb);
         }
+        if number != 0 {
+            self.guest_decided(id, number);
+        }
+    }
+
+    fn decide_one(&mut self, id: ConnectionId, verb: Verb) {
         match &verb.op {
             // What counts or takes messages sees what the same client published before it.
             Op::DeclareQueue(..) | Op::PurgeQueue { .. } | Op::DeleteQueue { .. }
@@ -126,6 +136,7 @@ impl Core {
         pending.in_memory = None;
         let mut extents = pending.extents.clone();
         let mut work = std::mem::replace(&mut pending.work, Work::Unanswered);
+        self.name_origin(sequence, &work);
         let written = match &mut work {
             Work::Verb { connection, verb, .. } => {
                 match self.redo_verb(sequence, *connection, verb, &extents) {
@@ -143,7 +154,7 @@ impl Core {
                 self.write_changes(sequence, changes);
                 true
             }
-            Work::Settled { queue, ranges } => {
+            Work::Settled { queue, ranges, .. } => {
                 self.write_settlement(sequence, *queue, ranges);
                 true
             }
@@ -822,7 +833,7 @@ impl Core {
                 let count = taken.iter().map(|(_, n)| n).sum();
                 self.counters.settled += count;
                 self.unleased(queue, count);
-                self.settle_in(queue, taken);
+                self.settle_by(Some(key), queue, taken);
             }
         }
         self.list(queue);
@@ -856,6 +867,11 @@ impl Core {
 
     /// Settles (first, count) ranges of a queue that nobody holds any more.
     pub(crate) fn settle_in(&mut self, queue: QueueUid, ranges: Vec<(u64, u64)>) {
+        self.settle_by(None, queue, ranges);
+    }
+
+    /// The same; `by` held them and said so.
+    fn settle_by(&mut self, by: Option<ReaderKey>, queue: QueueUid, ranges: Vec<(u64, u64)>) {
         if ranges.is_empty() {
             return;
         }
@@ -871,7 +887,7 @@ impl Core {
             if let Some(runtime) = self.runtimes.get_mut(&queue) {
                 runtime.settling += some.iter().map(|(_, n)| n).sum::<u64>();
             }
-            let sequence = self.number(Work::Settled { queue, ranges: some.to_vec() });
+            let sequence = self.number(Work::Settled { queue, ranges: some.to_vec(), by });
             if self.overlay.is_some() {
                 self.write_settlement(sequence, queue, some);
             }
@@ -990,7 +1006,7 @@ impl Core {
         match &verb.op {
             Op::CreateVhost { name } => self.create_vhost(name),
             Op::DeleteVhost { name } => self.delete_vhost(name),
-            Op::DeclareExchange(spec, passive) => self.declare_exchange(vhost, spec, *passive),
+            Op::DeclareExchange(spec, passive) => self.declare_exchange(id, vhost, spec, *passive),
             Op::DeleteExchange { name, if_unused } => self.delete_exchange(vhost, name, *if_unused),
             Op::DeclareQueue(spec, passive) => self.declare_queue(id, vhost, spec, *passive),
             Op::DeleteQueue { name, if_unused, if_empty } => {
@@ -1061,13 +1077,19 @@ impl Core {
         Outcome::Changes(changes, 0)
     }
 
-    fn declare_exchange(&mut self, vhost: VhostId, spec: &ExchangeSpec, passive: bool) -> Outcome {
+    fn declare_exchange(
+        &mut self,
+        id: ConnectionId,
+        vhost: VhostId,
+        spec: &ExchangeSpec,
+        passive: bool,
+    ) -> Outcome {
         let name = self.vhost_name(vhost);
         let Some(known) = self.decided().exchange(vhost, &spec.name) else {
             if passive {
                 return answer(Err(not_found("exchange", &spec.name, &name)));
             }
-            let session = (!spec.durable).then_some(self.session);
+            let session = (!spec.durable).then(|| self.owner_of(id).session);
             return Outcome::Changes(vec![Change::Exchange(vhost, spec.clone(), session)], 0);
         };
         if passive {
@@ -1148,8 +1170,7 @@ impl Core {
         id: ConnectionId,
         queue: &super::topology::QueueDefinition,
     ) -> Result<(), Refusal> {
-        let owner = Owner { session: self.session, connection: id };
-        if queue.spec.exclusive && queue.owner != Some(owner) {
+        if queue.spec.exclusive && queue.owner != Some(self.owner_of(id)) {
             return Err(Refusal::Locked {
                 name: Arc::clone(&queue.spec.name),
                 vhost: self.vhost_name(queue.vhost),
@@ -1181,7 +1202,7 @@ impl Core {
                 ))));
             }
             let bound = spec.exclusive || !spec.durable;
-            let owner = bound.then_some(Owner { session: self.session, connection: id });
+            let owner = bound.then(|| self.owner_of(id));
             let uid = self.decided().next_uid;
             return Outcome::Changes(vec![Change::Queue { uid, vhost, spec: spec.clone(), owner }], 0);
         };
@@ -1397,7 +1418,7 @@ impl Core {
         }
         for uid in owned {
             let Some(queue) = self.decided().queue_by_uid(uid).cloned() else { continue };
-            if queue.spec.exclusive && queue.owner.is_some_and(|o| o.session == self.session) {
+            if queue.spec.exclusive {
                 let changes = self.with_auto_delete(queue.vhost, Change::RemoveQueue(uid));
                 self.owe(&changes);
             }

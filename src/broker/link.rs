@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::api::{ConnectionId, Event, Op, Verb};
@@ -24,6 +25,12 @@ pub(crate) enum Input {
     Verbs(ConnectionId, Vec<Verb>),
     /// The connection is gone.
     Disconnected(ConnectionId),
+    /// A stream to another node opened: who it is, whether this node goes to it as a front end, where frames for it go.
+    Attached { stream: u64, node: u64, leads: bool, frames: mpsc::UnboundedSender<Bytes> },
+    /// A frame of such a stream.
+    Frame(u64, Bytes),
+    /// It ended.
+    Detached(u64),
 }
 
 /// Bytes of verbs handed over and not yet resolved.
@@ -34,7 +41,7 @@ pub(crate) struct Credit {
 }
 
 impl Credit {
-    fn take(&self, bytes: usize) {
+    pub(crate) fn take(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -47,7 +54,7 @@ impl Credit {
         }
     }
 
-    fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.used.load(Ordering::Acquire) < limits::CONNECTION_CREDIT
     }
 }
@@ -104,6 +111,15 @@ impl Shard {
         }
     }
 
+    /// A stream of purpose `Front` to another node opened: to the leader (`leads`), or from a node that is a front end. What the shard
+    /// says there comes out of `frames`; when that ends, the stream must end.
+    #[must_use]
+    pub fn attach(&self, node: u64, leads: bool, frames: mpsc::UnboundedSender<Bytes>) -> Attached {
+        let stream = self.next.fetch_add(1, Ordering::Relaxed);
+        let _ = self.inputs.send(Input::Attached { stream, node, leads, frames });
+        Attached { stream, inputs: self.inputs.clone() }
+    }
+
     /// The topology as last applied.
     #[must_use]
     pub fn topology(&self) -> Arc<Topology> {
@@ -121,6 +137,26 @@ impl Shard {
     #[must_use]
     pub fn log(&self) -> &SharedLog {
         &self.log
+    }
+}
+
+/// The shard's end of a stream to another node; dropping it tells the shard that the stream ended.
+#[derive(Debug)]
+pub struct Attached {
+    stream: u64,
+    inputs: mpsc::UnboundedSender<Input>,
+}
+
+impl Attached {
+    /// Hands over a frame that arrived; false: the shard has stopped.
+    pub fn frame(&self, frame: Bytes) -> bool {
+        self.inputs.send(Input::Frame(self.stream, frame)).is_ok()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = self.inputs.send(Input::Detached(self.stream));
     }
 }
 

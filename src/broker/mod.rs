@@ -9,6 +9,8 @@ mod cursor;
 mod decide;
 mod expire;
 mod fills;
+mod front;
+mod guests;
 mod home;
 mod index;
 pub mod later;
@@ -29,6 +31,7 @@ mod state;
 pub mod topology;
 mod transaction;
 mod tx;
+mod wire;
 
 #[cfg(test)]
 mod tests;

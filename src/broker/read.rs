@@ -141,6 +141,7 @@ impl Core {
         let reader = Reader {
             queue: queue.uid,
             no_ack: subscribe.no_ack,
+            exclusive: subscribe.exclusive,
             window: subscribe.window.reader,
             channel: subscribe.window.channel,
             got: false,
@@ -177,7 +178,7 @@ impl Core {
         }
     }
 
-    fn close_channel(&mut self, id: ConnectionId, channel: u16) {
+    pub(crate) fn close_channel(&mut self, id: ConnectionId, channel: u16) {
         self.end_replies(id, |_, of| of == channel);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.windows.remove(&channel);
@@ -194,7 +195,7 @@ impl Core {
         }
     }
 
-    fn set_window(&mut self, id: ConnectionId, channel: u16, limit: u16) {
+    pub(crate) fn set_window(&mut self, id: ConnectionId, channel: u16, limit: u16) {
         let held: usize = self
             .readers
             .iter()
@@ -268,12 +269,12 @@ impl Core {
     }
 
     /// Offsets of a queue that verbs on their way settle or give back; how many of them count as held.
-    fn in_flight(&self, uid: QueueUid) -> (BTreeSet<u64>, u64) {
+    pub(crate) fn in_flight(&self, uid: QueueUid) -> (BTreeSet<u64>, u64) {
         let (mut taken, mut held) = (BTreeSet::new(), 0);
         // What is done and waits for verbs before it has still to tell of it here.
         for pending in &self.pending {
             match &pending.work {
-                Work::Settled { queue, ranges } if *queue == uid => taken.extend(offsets(ranges)),
+                Work::Settled { queue, ranges, .. } if *queue == uid => taken.extend(offsets(ranges)),
                 Work::Commit(commit) => {
                     taken.extend(offsets(commit.settled_of(uid)));
                     held += commit.requeued_of(uid).map(|(_, count)| count).sum::<u64>();
@@ -296,7 +297,9 @@ impl Core {
         }
         self.wake_waiters(uid);
         let mut given = 0;
-        while given < limits::DELIVERY_TURN {
+        // What front ends hold is not known yet: it must not go to somebody else.
+        let may = !self.in_grace();
+        while may && given < limits::DELIVERY_TURN {
             let Some(key) = self.next_reader(uid) else { break };
             let Some((offset, redelivered)) = self.next_message(uid) else { break };
             let no_ack = self.readers.get(&key).is_some_and(|r| r.no_ack);
@@ -450,6 +453,9 @@ impl Core {
             Ok(_) => return self.stall(id, verb),
             Err(refusal) => return self.answer_look(id, verb, Err(refusal)),
         };
+        if self.in_grace() {
+            return self.stall(id, verb);
+        }
         let uid = definition.uid;
         self.runtime(uid);
         self.used(uid);
@@ -468,17 +474,7 @@ impl Core {
             let no_ack = no_ack && !matches!(delivery.message, Located::Stored { .. });
             let key = (id, reader);
             if !no_ack && !self.readers.contains_key(&key) {
-                let leases = std::collections::VecDeque::new();
-                let getter = Reader {
-                    queue: uid,
-                    no_ack: false,
-                    window: 0,
-                    channel,
-                    got: true,
-                    attached: false,
-                    leases,
-                };
-                self.readers.insert(key, getter);
+                self.readers.insert(key, Reader::getter(uid, channel));
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.readers.insert(reader);
                 }
@@ -723,6 +719,10 @@ impl Core {
             return;
         }
         let now = self.monotonic();
+        if self.grace_deadline().is_some_and(|at| at <= now) {
+            self.end_grace();
+            self.give_up_lost();
+        }
         while let Some(((at, number), ())) = self.deadlines.first_key_value().map(|(k, ())| (*k, ())) {
             if at > now {
                 break;

@@ -17,6 +17,8 @@ pub(crate) type ReaderKey = (ConnectionId, ReaderId);
 pub(crate) struct Reader {
     pub(crate) queue: QueueUid,
     pub(crate) no_ack: bool,
+    /// Nobody else may read.
+    pub(crate) exclusive: bool,
     /// Unsettled messages it may hold; 0: no limit.
     pub(crate) window: u16,
     pub(crate) channel: ChannelId,
@@ -29,6 +31,12 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    /// One that is not attached: it holds what it holds until that is settled.
+    pub(crate) fn getter(queue: QueueUid, channel: ChannelId) -> Self {
+        let leases = VecDeque::new();
+        Reader { queue, no_ack: false, exclusive: false, window: 0, channel, got: true, attached: false, leases }
+    }
+
     pub(crate) fn has_room(&self) -> bool {
         // Without a window there is a bound all the same: who never acks must not take all memory.
         let most = if self.window == 0 { limits::LEASES_MAX } else { usize::from(self.window) };
@@ -107,15 +115,7 @@ mod tests {
     use super::*;
 
     fn reader() -> Reader {
-        Reader {
-            queue: 1,
-            no_ack: false,
-            window: 3,
-            channel: 1,
-            got: false,
-            attached: true,
-            leases: VecDeque::new(),
-        }
+        Reader { window: 3, attached: true, ..Reader::getter(1, 1) }
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     Rehome = 14,
     /// A node's new incarnation.
     Session = 15,
+    /// The verb of this sequence is that front end's verb of that number (ADR 12). Changes no state.
+    Origin = 16,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
             10 => Self::QueueLock,
             14 => Self::Rehome,
             15 => Self::Session,
+            16 => Self::Origin,
             _ => return None,
         })
     }

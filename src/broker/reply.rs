@@ -41,6 +41,12 @@ impl Core {
         self.replies.contains_key(key)
     }
 
+    /// Keys, readers and channels of one connection.
+    pub(crate) fn replies_of(&self, id: ConnectionId) -> Vec<(Arc<str>, ReaderId, ChannelId)> {
+        let own = self.replies.iter().filter(|(_, known)| known.reader.0 == id);
+        own.map(|(key, known)| (Arc::clone(key), known.reader.1, known.channel)).collect()
+    }
+
     /// Forgets readers of replies of one connection: that one, those of a channel, or all.
     pub(crate) fn end_replies(&mut self, id: ConnectionId, ends: impl Fn(ReaderId, ChannelId) -> bool) {
         if !self.replies.is_empty() {

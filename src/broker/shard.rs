@@ -28,6 +28,8 @@ pub struct Seams {
     pub refused: mpsc::UnboundedReceiver<u64>,
     /// The term that this node leads, as consensus sees it, and nobody else can yet.
     pub leads: Box<dyn Fn() -> Option<u64>>,
+    /// The other voters, while this node has some: their clients may hold messages.
+    pub others: Box<dyn Fn() -> Vec<u64>>,
     /// The membership as of the last applied batch, for the checkpoint to keep.
     pub membership: Box<dyn Fn() -> bytes::Bytes>,
     /// Why the disk holds the log up, if it does.
@@ -180,7 +182,7 @@ impl ShardLoop {
             return Duration::ZERO;
         }
         let core = self.core.borrow();
-        if !core.is_ready() {
+        if !core.is_ready() && !core.is_front() {
             return RETRY;
         }
         core.next_deadline().map_or(Duration::MAX, |at| at.saturating_sub(core.monotonic()))
@@ -200,6 +202,7 @@ impl ShardLoop {
             && core.monotonic() >= self.resumes
             && let Some(term) = leads
         {
+            core.set_others((seams.others)());
             core.lead(term);
         }
         let more = core.serve();
@@ -209,7 +212,7 @@ impl ShardLoop {
             }
         }
         core.flush();
-        let ready = core.is_ready();
+        let ready = core.is_ready() || core.is_front();
         seams.ready.send_if_modified(|known| std::mem::replace(known, ready) != ready);
         drop(core);
         self.checkpoint_if_due(seams);

@@ -211,6 +211,8 @@ pub(crate) enum Done {
 pub(crate) struct Applied {
     /// (session, sequence, what), in log order.
     pub(crate) done: Vec<(u64, u64, Done)>,
+    /// (session, sequence, front end's session, its number): whose verbs these were.
+    pub(crate) origins: Vec<(u64, u64, u64, u64)>,
     /// All enqueues, in log order.
     pub(crate) enqueued: Vec<Enqueued>,
     /// Queues that are gone.
@@ -490,6 +492,10 @@ impl State {
                 }
             }
             Kind::Rehome => self.rehome(batch, record, pages)?,
+            Kind::Origin => {
+                let (front, number) = (cursor.u64()?, cursor.u64()?);
+                out.origins.push((session, record.sequence, front, number));
+            }
             Kind::Session => {
                 let node = cursor.u64()?;
                 self.open_session(session, node, out);

@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::security::{self, Action, Resource};
 
 mod expiration;
+mod fronts;
 mod later;
 mod pieces;
 mod refused;

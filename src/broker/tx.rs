@@ -8,7 +8,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::api::{Commit, ConnectionId, Event, Op, Publish, QueueUid, Refusal, Reply, Settle, Verb, VhostId};
+use super::api::{
+    Commit, ConnectionId, Event, Op, Publish, QueueUid, Refusal, Reply, Settle, Settlement, Verb, VhostId,
+};
 use super::core::{Core, Work};
 use super::decide::{REFERENCE_OVERHEAD, end_size, not_found};
 use super::link::weight;
@@ -17,6 +19,7 @@ use super::message::{ENTRY, Extent};
 use super::record::SECTION_HEAD;
 use super::topology::Route;
 use crate::limits;
+use crate::security::Authorized;
 
 /// Bytes of a batch that are not for a commit's records.
 const BATCH_OVERHEAD: usize = 2 * SECTION_HEAD + 1024;
@@ -28,10 +31,15 @@ type Ranges = Vec<(u64, u64)>;
 #[derive(Debug)]
 pub(crate) struct Committing {
     connection: ConnectionId,
+    /// The verb, but for what it did.
+    key: Authorized,
+    number: u64,
     request: u64,
     weight: usize,
     vhost: VhostId,
     publishes: Vec<Publish>,
+    /// As the client gave them.
+    settlements: Vec<Settlement>,
     /// Settled in durable queues, by records.
     settled: Vec<(QueueUid, Ranges)>,
     /// Settled in queues in memory, when it is committed.
@@ -50,6 +58,11 @@ impl Committing {
     /// Whose.
     pub(crate) fn connection(&self) -> ConnectionId {
         self.connection
+    }
+
+    /// Its verb's number at the front end it came from.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Ranges of a durable queue that it settles.
@@ -138,6 +151,7 @@ impl Core {
 
     fn decide_commit(&mut self, id: ConnectionId, verb: Verb, targets: &[Targets], extents: &[Extent]) {
         let (request, vhost, weight) = (verb.request, verb.vhost, weight(&verb));
+        let (key, number) = (verb.key, verb.number);
         let Op::Commit(commit) = &verb.op else { return };
         let memory_cost = commit
             .publishes
@@ -157,10 +171,13 @@ impl Core {
         let Op::Commit(commit) = verb.op else { return };
         let mut committing = Committing {
             connection: id,
+            key,
+            number,
             request,
             weight,
             vhost,
             publishes: commit.publishes,
+            settlements: commit.settlements.clone(),
             settled: Vec::new(),
             settled_in_memory: Vec::new(),
             requeued: Vec::new(),
@@ -281,6 +298,18 @@ impl Core {
         }
         self.write_commit(sequence, committing, &durable, extents);
         Ok(true)
+    }
+
+    /// A commit as the client gave it, with its leases; `None`: its client knows that it failed.
+    pub(crate) fn uncommit(&mut self, committing: Committing) -> Option<(ConnectionId, Verb)> {
+        let Committing { connection, key, request, vhost, publishes, settlements, .. } = committing;
+        if request == 0 {
+            return None;
+        }
+        let op = Op::Commit(Commit { publishes, settlements });
+        let verb = Verb { key, request, vhost, op, number: 0 };
+        self.hold_again(connection, &verb);
+        Some((connection, verb))
     }
 
     /// A commit that can not be decided again: what it settled is not settled.

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod config;
 pub mod copies;
 pub mod data_dir;
+pub mod fronts;
 pub mod limits;
 pub mod logging;
 pub mod member;

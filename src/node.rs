@@ -29,6 +29,7 @@ use crate::cluster::keeper::Keeper;
 use crate::cluster::{self, Birth, Replica, Start, Timing, seed_thread};
 use crate::copies::{self, Dead, HeldIn, Incoming, Outgoing, Whole};
 use crate::data_dir::DataDir;
+use crate::fronts;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::process::{self, AbortOnPanic};
@@ -250,7 +251,10 @@ async fn open(
     .await?;
     replica.keep_log(parts.keep_log);
     match keeper.zip(calls) {
-        Some((keeper, calls)) => keeper.attend(&replica, calls),
+        Some((keeper, calls)) => {
+            fronts::attend(&keeper.transport, &shard, replica.role());
+            keeper.attend(&replica, calls);
+        }
         None if replica.view().members.keys().any(|id| *id != genesis.node) || genesis.joins => {
             tracing::warn!(
                 "this store is one of a cluster, and cluster.listen is not set: it waits for the others in vain"

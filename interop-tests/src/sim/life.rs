@@ -330,6 +330,8 @@ impl Living {
             propose: Box::new(move |proposal| proposer.propose(proposal, &refuse)),
             refused,
             leads: Box::new(move || leader.replica.leads()),
+            // Its clients go to the leader themselves: no node holds messages for another.
+            others: Box::new(Vec::new),
             membership: Box::new(move || members.replica.membership_record()),
             backlog_full: Box::new(move || backlog.log.backlog().is_full()),
             allocate_pages: Box::new(move |count| {

@@ -1303,6 +1303,7 @@ impl Core {
     pub(crate) fn forget_runtimes(&mut self) {
         self.runtimes.clear();
         self.due.clear();
+        self.unused.clear();
         self.expired.clear();
         self.work.clear();
         self.handed.clear();

@@ -34,7 +34,16 @@ impl Reader {
     /// One that is not attached: it holds what it holds until that is settled.
     pub(crate) fn getter(queue: QueueUid, channel: ChannelId) -> Self {
         let leases = VecDeque::new();
-        Reader { queue, no_ack: false, exclusive: false, window: 0, channel, got: true, attached: false, leases }
+        Reader {
+            queue,
+            no_ack: false,
+            exclusive: false,
+            window: 0,
+            channel,
+            got: true,
+            attached: false,
+            leases,
+        }
     }
 
     pub(crate) fn has_room(&self) -> bool {

@@ -163,7 +163,7 @@ impl Core {
         let (front_request, bytes) = (if verb.request == 0 { 0 } else { number }, weight(&verb) + 128);
         self.mirror(id, &verb);
         if let Op::Drained { .. } = verb.op {
-            return self.to_leader(id, verb, bytes);
+            return self.push_out(id, verb, bytes);
         }
         let mut sent = Verb { number, request: front_request, ..verb.clone() };
         if let Op::Publish(publish) = &mut sent.op
@@ -172,10 +172,10 @@ impl Core {
             publish.confirm = number;
         }
         self.front.sent.push_back(Sent { connection: id, verb, applied: None, told: false });
-        self.to_leader(id, sent, bytes);
+        self.push_out(id, sent, bytes);
     }
 
-    fn to_leader(&mut self, id: ConnectionId, verb: Verb, bytes: usize) {
+    fn push_out(&mut self, id: ConnectionId, verb: Verb, bytes: usize) {
         match self.front.out.last_mut() {
             Some(ToLeader::Verbs(last, verbs)) if *last == id => verbs.push(verb),
             _ => self.front.out.push(ToLeader::Verbs(id, vec![verb])),
@@ -613,7 +613,7 @@ impl Core {
             }
             for reader in presented.readers {
                 self.readers.remove(&(*id, reader.reader));
-                self.adopt(*id, reader);
+                self.adopt(*id, &reader);
             }
         }
         let session = self.session;

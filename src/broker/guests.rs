@@ -348,7 +348,7 @@ impl Core {
             .windows
             .extend(presented.windows.into_iter().map(|(channel, limit)| (channel, (limit, 0))));
         for reader in presented.readers {
-            self.adopt(id, reader);
+            self.adopt(id, &reader);
         }
         for (key, reader, channel) in presented.replies {
             self.subscribe_replies(id, reader, channel, key);
@@ -359,7 +359,7 @@ impl Core {
     }
 
     /// A reader that was there before this leader goes on with what it held.
-    pub(crate) fn adopt(&mut self, id: ConnectionId, known: PresentedReader) {
+    pub(crate) fn adopt(&mut self, id: ConnectionId, known: &PresentedReader) {
         let key: ReaderKey = (id, known.reader);
         let uid = known.queue;
         if self.decided().queue_by_uid(uid).is_none() {

@@ -308,8 +308,11 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<Ended, Failure> {
     }
     ready.up("amqp.listen");
     ready.up("tls.listen");
+    let nodes = membership.as_ref().map(|membership| membership.as_brokers(config));
     let front =
-        rocketmq_front(config, &rocketmq_listeners, Arc::clone(&realm), registry, clock, alarms).await;
+        rocketmq_front(config, &rocketmq_listeners, nodes, Arc::clone(&realm), registry, clock, alarms).await;
+    let (announced, ending) = (rocketmq::announce(node.shard.clone(), Arc::clone(&front)), stop.clone());
+    servers.spawn(async move { cluster::transport::until(announced, ending.requested()).await });
     for (key, listener) in rocketmq_listeners {
         let entrance = rocketmq_entrance(config.rocketmq.tls, tls.as_ref());
         let door = Door { listener, key, most: limits::CONNECTIONS_MAX, entrance };
@@ -399,6 +402,7 @@ fn times(config: &Config) -> Times {
 async fn rocketmq_front(
     config: &Config,
     listeners: &[(&'static str, TcpListener)],
+    nodes: Option<rocketmq::Nodes>,
     realm: Arc<Realm>,
     registry: Arc<Registry>,
     clock: &SystemClock,
@@ -419,6 +423,7 @@ async fn rocketmq_front(
     let [_, _, _, _, a, b, c, d] = random().to_be_bytes();
     rocketmq::Front::new(
         settings,
+        nodes,
         realm,
         registry,
         Arc::new(*clock),

@@ -33,6 +33,7 @@ use crate::process::Failure;
 use crate::server::Stop;
 use crate::server::health::Readiness;
 use crate::server::http::management::ClusterDesk;
+use crate::server::rocketmq;
 
 /// What `/health/ready` calls it.
 pub const PART: &str = "the cluster";
@@ -215,6 +216,23 @@ pub async fn enroll(
 }
 
 impl Membership {
+    /// The nodes as RocketMQ clients see them.
+    #[must_use]
+    pub fn as_brokers(&self, config: &Config) -> rocketmq::Nodes {
+        let card = self.transport.card();
+        let transport = Arc::clone(&self.transport);
+        let reached = move || {
+            transport
+                .links()
+                .into_iter()
+                .filter(|(_, trouble)| trouble.is_none())
+                .map(|(node, _)| node)
+                .collect()
+        };
+        let host = config.cluster.address().map_or(card.address, |address| address.host.clone());
+        rocketmq::Nodes { own: config.cluster.node, host, reached: Box::new(reached) }
+    }
+
     /// Waits until a cluster that was founded just now stands on all its nodes: what is confirmed before is on one disk only.
     pub async fn formed(&self) {
         let mut view = self.view.clone();

@@ -29,6 +29,8 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::security::Realm;
 
+pub use nodes::{Nodes, announce};
+
 mod back;
 mod clients;
 mod codes;
@@ -39,6 +41,7 @@ mod group;
 mod group_configs;
 mod key_values;
 mod lock;
+mod nodes;
 mod offsets;
 mod output;
 pub mod overview;
@@ -72,9 +75,15 @@ pub struct Settings {
     pub delay_levels: u32,
 }
 
+/// As clients spell it.
+fn host_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// What all RocketMQ connections of a node share.
 pub struct Front {
     settings: Settings,
+    nodes: Option<Nodes>,
     /// The advertised address inside message ids and records.
     store_host: SocketAddr,
     groups: Arc<group::Groups>,
@@ -95,6 +104,7 @@ impl Front {
     /// only tools that connect to the address inside an id notice.
     pub async fn new(
         settings: Settings,
+        nodes: Option<Nodes>,
         realm: Arc<Realm>,
         registry: Arc<Registry>,
         clock: Arc<dyn Clock>,
@@ -119,6 +129,7 @@ impl Front {
         Arc::new(Self {
             misled,
             settings,
+            nodes,
             store_host,
             groups,
             registry,
@@ -158,7 +169,7 @@ impl Front {
                 );
             });
         }
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        host_port(&host, *port)
     }
 }
 

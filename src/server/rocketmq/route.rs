@@ -15,12 +15,14 @@ use dassie_rocketmq::{Command, ResponseCode};
 use super::refuse::{Refused, refused};
 use super::session::{Asked, Session};
 use super::tools::is_wiped;
-use super::{Settings, key_values};
+use super::{Settings, key_values, nodes};
 use crate::security::{Action, Resource, authorize};
 use crate::server::across::exchange_of;
 
 /// Write, in RocketMQ's bits.
 const WRITE: u32 = 2;
+/// The same, as routes have it.
+const WRITE_ONLY: i32 = 2;
 /// Read and write.
 const READ_WRITE: u32 = 6;
 /// Behind the cluster's name, the topic of replies.
@@ -48,16 +50,23 @@ pub(super) fn on_route(session: &mut Session, command: &Command<'_>, asked: Aske
     }
     let [read_queue_nums, write_queue_nums, perm] =
         counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    let queues = |broker_name, perm| QueueCounts {
+        broker_name,
+        read_queue_nums,
+        write_queue_nums,
+        perm,
+        topic_sys_flag: 0,
+    };
+    let mut queue_datas = vec![queues(session.front.settings.broker_name.clone(), perm)];
+    if counts[2] & WRITE != 0 {
+        // The same queues by other ways: they take messages and give none.
+        let others = nodes::others(&session.front, &session.topology).into_iter();
+        queue_datas.extend(others.map(|(name, _)| queues(name, WRITE_ONLY)));
+    }
     let route = TopicRoute {
         order_topic_conf: key_values::value(&session.topology, key_values::ORDERS, topic),
-        queue_datas: vec![QueueCounts {
-            broker_name: session.front.settings.broker_name.clone(),
-            read_queue_nums,
-            write_queue_nums,
-            perm,
-            topic_sys_flag: 0,
-        }],
-        broker_datas: vec![addresses(session)],
+        queue_datas,
+        broker_datas: brokers(session),
         filter_server_table: BTreeMap::new(),
     };
     session.answer(asked, &(), &to_json(&route));
@@ -95,12 +104,18 @@ fn linked(session: &Session, topic: &str) -> Option<[u32; 3]> {
     found.then_some([1, 1, READ_WRITE])
 }
 
-fn addresses(session: &Session) -> BrokerAddresses {
-    let front = &session.front;
+/// This node, and the others of its cluster.
+fn brokers(session: &Session) -> Vec<BrokerAddresses> {
+    let own = (session.front.settings.broker_name.clone(), session.address());
+    let others = nodes::others(&session.front, &session.topology);
+    std::iter::once(own).chain(others).map(|(name, address)| addresses(session, name, address)).collect()
+}
+
+fn addresses(session: &Session, broker_name: String, address: String) -> BrokerAddresses {
     BrokerAddresses {
-        cluster: front.settings.cluster_name.clone(),
-        broker_name: front.settings.broker_name.clone(),
-        broker_addrs: BTreeMap::from([(0, session.address())]),
+        cluster: session.front.settings.cluster_name.clone(),
+        broker_name,
+        broker_addrs: BTreeMap::from([(0, address)]),
         zone_name: None,
         enable_acting_master: false,
     }
@@ -108,10 +123,11 @@ fn addresses(session: &Session) -> BrokerAddresses {
 
 /// GET_BROKER_CLUSTER_INFO.
 pub(super) fn on_cluster(session: &mut Session, asked: Asked) -> Result<(), Refused> {
-    let Settings { broker_name, cluster_name, .. } = session.front.settings.clone();
+    let brokers = brokers(session);
+    let names = brokers.iter().map(|broker| broker.broker_name.clone()).collect();
     let info = ClusterInfo {
-        broker_addr_table: BTreeMap::from([(broker_name.clone(), addresses(session))]),
-        cluster_addr_table: BTreeMap::from([(cluster_name, vec![broker_name])]),
+        broker_addr_table: brokers.into_iter().map(|broker| (broker.broker_name.clone(), broker)).collect(),
+        cluster_addr_table: BTreeMap::from([(session.front.settings.cluster_name.clone(), names)]),
     };
     session.answer(asked, &(), &to_json(&info));
     Ok(())

@@ -65,6 +65,7 @@ impl Test {
         let front = Arc::new(Front {
             registry: crate::server::registry::Registry::new(Arc::new(SystemClock::new())),
             settings,
+            nodes: None,
             store_host: "127.0.0.1:10911".parse().unwrap(),
             groups: Arc::new(Groups::default()),
             realm: Realm::new(Users::only_guest()),

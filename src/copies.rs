@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::cluster::copy::{Carried, Carry, Rate, Receiver, receive, send};
-use crate::cluster::peer::NoAnswer;
+use crate::cluster::peer::{EntryId, NoAnswer};
 use crate::cluster::stream::{PeerStream, Purpose};
 use crate::cluster::transport::{Guest, Transport};
 use crate::limits;
@@ -38,7 +38,7 @@ pub struct Outgoing {
 /// For a node that stands alone.
 #[must_use]
 pub fn nowhere() -> Box<Carry> {
-    Box::new(|_| {
+    Box::new(|_, _| {
         Box::pin(std::future::ready(Err(NoAnswer::Unreachable("this node stands alone".to_owned()))))
     })
 }
@@ -56,13 +56,13 @@ impl Outgoing {
     /// What the cluster calls when a node needs a copy.
     #[must_use]
     pub fn carry(self) -> Box<Carry> {
-        Box::new(move |target| {
+        Box::new(move |target, enough| {
             let this = self.clone();
-            Box::pin(async move { this.carry_to(target).await })
+            Box::pin(async move { this.carry_to(target, enough).await })
         })
     }
 
-    async fn carry_to(self, target: u64) -> Result<Carried, NoAnswer> {
+    async fn carry_to(self, target: u64, enough: EntryId) -> Result<Carried, NoAnswer> {
         let unreachable = |why: &dyn std::fmt::Display| NoAnswer::Unreachable(why.to_string());
         let stream = self.transport.connect(target, Purpose::Copy).await.map_err(|e| unreachable(&e))?;
         let (held_in, held) = oneshot::channel();
@@ -73,7 +73,7 @@ impl Outgoing {
         };
         let (index, bytes, began) =
             (source.offer().point.index, source.offer().bytes(), self.clock.monotonic());
-        match self.send(source, stream).await {
+        match self.send(source, enough, stream).await {
             Ok(Carried::Has) => Ok(Carried::Has),
             Ok(Carried::Ready) => {
                 let seconds = self.clock.monotonic().saturating_sub(began).as_secs_f64();
@@ -94,13 +94,13 @@ impl Outgoing {
     }
 
     /// Reads and sends on a thread of its own. Dropped, it stops.
-    async fn send(&self, source: CopySource, stream: PeerStream) -> io::Result<Carried> {
+    async fn send(&self, source: CopySource, enough: EntryId, stream: PeerStream) -> io::Result<Carried> {
         let (mut done, result) = oneshot::channel();
         let rate = Rate::new(self.rate);
         spawn("copy out", move |runtime| {
             runtime.block_on(async move {
                 let sent = tokio::select! {
-                    sent = send(&source, stream, &rate) => Some(sent),
+                    sent = send(&source, enough, stream, &rate) => Some(sent),
                     () = done.closed() => None,
                 };
                 drop(source);

@@ -8,7 +8,7 @@
 //!
 //! | frame | from | behind its first byte |
 //! |---|---|---|
-//! | 1 offer | sender | [`Offer`] |
+//! | 1 offer | sender | term and index (u64 each) of an entry: who has that needs no copy; [`Offer`] |
 //! | 2 has | receiver | nothing: it has the entry |
 //! | 3 wants | receiver | u32 count, then each: part (u32), offset (u64); in this order |
 //! | 4 chunk | sender | part (u32), offset (u64), CRC-32C of part, offset and bytes (u32), bytes |
@@ -29,7 +29,8 @@ use crc_fast::CrcAlgorithm::Crc32Iscsi;
 use dassie_storage::{CopySource, CopyTarget, Disk, Genesis, LogPoint, LogReader, Offer, Pace, PageId};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::peer::{Answer, NoAnswer, Peers, Request};
+use super::peer::{Answer, EntryId, NoAnswer, Peers, Request};
+use super::state_machine::SnapshotMeta;
 use super::stream::{PeerReader, PeerStream, PeerWriter};
 use super::types::Node;
 use crate::limits;
@@ -122,17 +123,30 @@ fn crc(part: u32, offset: u64, bytes: &[u8]) -> u32 {
     u32::try_from(digest.finalize()).unwrap_or(0) // a 32-bit algorithm
 }
 
-/// Sends what the peer lacks of `source`.
+/// Whether the log has that entry, durably: then it equals the sender's up to there.
+fn has_entry<D: Disk>(log: &LogReader<D>, entry: EntryId) -> bool {
+    let found =
+        log.get(entry.index, entry.index + 1, 1).ok().and_then(|found| found.first().map(|b| b.point));
+    found.is_some_and(|point| {
+        (point.index, point.term) == (entry.index, entry.term) && point.end <= log.durable()
+    })
+}
+
+/// Sends what the peer lacks of `source`, unless it has the entry `enough`.
 ///
 /// # Errors
 /// `ConnectionRefused` with the peer's reason; what the disk or the connection says; `TimedOut` when the peer stalls.
 pub async fn send<D: Disk>(
     source: &CopySource<D>,
+    enough: EntryId,
     stream: PeerStream,
     pace: &impl Pace,
 ) -> io::Result<Carried> {
     let PeerStream { mut reader, mut writer } = stream;
-    tell(&mut writer, OFFER, &[source.offer().encode()]).await?;
+    let mut entry = BytesMut::with_capacity(16);
+    entry.put_u64_le(enough.term);
+    entry.put_u64_le(enough.index);
+    tell(&mut writer, OFFER, &[entry.freeze(), source.offer().encode()]).await?;
     let wants = match hear(&mut reader, limits::COPY_PATIENCE_MS).await? {
         (HAS, _) => return Ok(Carried::Has),
         (WANTS, list) => read_wants(list)?,
@@ -233,11 +247,16 @@ async fn take_in<D: Disk>(
     writer: &mut PeerWriter,
     before: &mut Option<CopyTarget<D>>,
 ) -> io::Result<Carried> {
-    let (kind, offer) = hear(reader, limits::COPY_PATIENCE_MS).await?;
-    if kind != OFFER {
+    let (kind, mut offer) = hear(reader, limits::COPY_PATIENCE_MS).await?;
+    if kind != OFFER || offer.len() < 16 {
         return Err(bad(format_args!("frame {kind} where an offer must be")));
     }
+    let enough = EntryId { term: offer.get_u64_le(), index: offer.get_u64_le() };
     let offer = Offer::decode(&offer)?;
+    if has_entry(&to.log, enough) {
+        tell(writer, HAS, &[]).await?;
+        return Ok(Carried::Has);
+    }
     let begun = CopyTarget::begin(&to.disk, &to.genesis, &to.log, offer, before.take()).await?;
     let Some(target) = begun else {
         tell(writer, HAS, &[]).await?;
@@ -276,7 +295,8 @@ async fn take_in<D: Disk>(
 }
 
 /// Carries the newest checkpoint to a peer. `Unreachable`: there was no stream to it; `Lost`: it ended early.
-pub type Carry = dyn Fn(u64) -> Pin<Box<dyn Future<Output = Result<Carried, NoAnswer>>>>;
+/// The entry is one that suffices: who has it needs no copy.
+pub type Carry = dyn Fn(u64, EntryId) -> Pin<Box<dyn Future<Output = Result<Carried, NoAnswer>>>>;
 
 /// The way to the others, with copies.
 pub struct Copying<P> {
@@ -297,8 +317,8 @@ impl<P: Peers> Peers for Copying<P> {
         self.peers.call(target, node, request, patience).await
     }
 
-    async fn copy(&self, target: u64) -> Result<(), NoAnswer> {
-        match (self.carry)(target).await {
+    async fn copy(&self, target: u64, enough: EntryId) -> Result<(), NoAnswer> {
+        match (self.carry)(target, enough).await {
             Ok(Carried::Has) => Ok(()),
             Ok(Carried::Ready) => Err(NoAnswer::Lost(format!("node {target} starts again with the copy"))),
             Err(error) => Err(error),
@@ -311,7 +331,8 @@ impl<P: Peers> Peers for Copying<P> {
 pub(crate) struct Holds(RefCell<BTreeMap<u64, Hold>>);
 
 struct Hold {
-    index: u64,
+    /// What the first copy's checkpoint stands for.
+    meta: SnapshotMeta,
     /// `None`: the copy is under way.
     until: Option<Instant>,
 }
@@ -352,12 +373,12 @@ impl Drop for Held {
 }
 
 impl Holds {
-    /// A copy of what stands for `index` goes to `target`. A later try holds what the first one held, for as long as that lasts: the
+    /// A copy of the checkpoint of `meta`, or of a later one, goes to `target`. A later try holds what the first one held, for as long as that lasts: the
     /// peer may be starting with it.
-    pub(crate) fn hold(self: &Rc<Self>, target: u64, index: u64) -> Held {
+    pub(crate) fn hold(self: &Rc<Self>, target: u64, meta: SnapshotMeta) -> Held {
         self.expire();
         let mut holds = self.0.borrow_mut();
-        let hold = holds.entry(target).or_insert(Hold { index, until: None });
+        let hold = holds.entry(target).or_insert(Hold { meta, until: None });
         let before = hold.until.take();
         Held { holds: self.clone(), target, before, in_vain: false }
     }
@@ -367,10 +388,10 @@ impl Holds {
         self.0.borrow_mut().remove(&target);
     }
 
-    /// The lowest entry that is held.
-    pub(crate) fn lowest(&self) -> Option<u64> {
+    /// The lowest that is held.
+    pub(crate) fn lowest(&self) -> Option<SnapshotMeta> {
         self.expire();
-        self.0.borrow().values().map(|hold| hold.index).min()
+        self.0.borrow().values().map(|hold| hold.meta.clone()).min_by_key(|meta| meta.last_log_id)
     }
 
     fn expire(&self) {

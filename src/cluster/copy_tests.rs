@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
 use super::copy::{Carried, Copying, Rate, Receiver, receive, send};
-use super::peer::{Answer, NoAnswer, Peers, Request};
+use super::peer::{Answer, EntryId, NoAnswer, Peers, Request};
 use super::stream::PeerStream;
 use super::tests::{in_a_paused_world, until};
 use super::{Birth, Node, Replica, Role, Start, Timing};
@@ -156,10 +156,10 @@ impl World {
         spawn_local(writer.run());
         spawn_local(preparer.run());
         let (here, world) = (self.clone(), self.clone());
-        let carry = Box::new(move |target| {
+        let carry = Box::new(move |target, enough| {
             let world = world.clone();
             let carried: std::pin::Pin<Box<dyn Future<Output = Result<Carried, NoAnswer>>>> =
-                Box::pin(async move { world.carry(id, target).await });
+                Box::pin(async move { world.carry(id, target, enough).await });
             carried
         });
         let replica = Replica::start(Start {
@@ -192,7 +192,7 @@ impl World {
     }
 
     /// As the product does: the newest checkpoint is held, a stream made, what the peer lacks sent.
-    async fn carry(&self, from: u64, to: u64) -> Result<Carried, NoAnswer> {
+    async fn carry(&self, from: u64, to: u64, enough: EntryId) -> Result<Carried, NoAnswer> {
         let unreachable = |why: &dyn std::fmt::Display| NoAnswer::Unreachable(why.to_string());
         let member = self.member(from).ok_or_else(|| unreachable(&"this node is down"))?;
         let guest = self.member(to).ok_or_else(|| unreachable(&"the peer is down"))?;
@@ -205,7 +205,9 @@ impl World {
         let (ours, theirs) = self.pipe();
         guest.guests.send(theirs).map_err(|e| unreachable(&e))?;
         drop((member, guest));
-        send(&source, ours, &Rate::new(64 << 20)).await.map_err(|error| NoAnswer::Lost(error.to_string()))
+        send(&source, enough, ours, &Rate::new(64 << 20))
+            .await
+            .map_err(|error| NoAnswer::Lost(error.to_string()))
     }
 
     /// Two ends, and the weather between them.

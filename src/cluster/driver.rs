@@ -194,7 +194,7 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
         let empty = log.last().is_none() && log.vote().is_empty();
         let store = LogStore::new(log.clone(), node);
         let machine = StateMachine::new(apply, applied.clone());
-        let holds = Rc::<Holds>::default();
+        let holds = applied.holds.clone();
         let network = Network { peers: Rc::new(peers), holds: holds.clone() };
         let raft = Raft::new(node, Arc::new(config(&timing)), network, store, machine).await;
         let raft = raft.map_err(|error| said(&failure, &error))?;
@@ -336,7 +336,8 @@ impl<D: Disk, A: Apply + 'static> Replica<D, A> {
             others.iter().map(has).min().flatten()
         };
         let limit = all_have.max(self.too_old(point)?);
-        Ok(limit.map(|limit| self.0.holds.lowest().map_or(limit, |held| limit.min(held))))
+        let held = self.0.holds.lowest().and_then(|meta| meta.last_log_id).map(|id| id.index());
+        Ok(limit.map(|limit| held.map_or(limit, |held| limit.min(held))))
     }
 
     /// The last entry that is too far below a checkpoint to be kept for anybody: whole segments.

@@ -148,9 +148,9 @@ pub trait Peers: 'static {
         patience: Duration,
     ) -> Result<Answer, NoAnswer>;
 
-    /// Brings a peer that lacks entries below the log floor the newest checkpoint and what belongs to it; `Ok` when it has that,
-    /// durably. May take minutes; dropped, it stops and can be taken up again.
-    async fn copy(&self, target: u64) -> Result<(), NoAnswer> {
+    /// Brings a peer that lacks entries below the log floor the newest checkpoint and what belongs to it; `Ok` when it has the entry
+    /// `enough`, or all of that, durably. May take minutes; dropped, it stops and can be taken up again.
+    async fn copy(&self, target: u64, _enough: EntryId) -> Result<(), NoAnswer> {
         Err(NoAnswer::Unreachable(format!(
             "node {target} lacks entries below the log floor, and has no way to a copy"
         )))
@@ -434,12 +434,14 @@ impl<P: Peers> RaftNetworkV2<Config> for Client<P> {
         cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Config>, StreamingError<Config>> {
-        let index = snapshot.meta.last_log_id.map_or(0, |id| id.index());
-        let held = self.holds.hold(self.target, index);
+        let Some(enough) = snapshot.meta.last_log_id.map(EntryId::from) else {
+            return Err(StreamingError::Unreachable(Unreachable::from_string("there is no checkpoint yet")));
+        };
+        let held = self.holds.hold(self.target, snapshot.meta);
         let mut cancel = std::pin::pin!(cancel);
         let copied = tokio::select! {
             closed = &mut cancel => return Err(closed.into()),
-            copied = self.peers.copy(self.target) => copied,
+            copied = self.peers.copy(self.target, enough) => copied,
         };
         let reason = match copied {
             Ok(()) => {

@@ -17,10 +17,11 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 
+use super::copy::Holds;
 use super::membership::log_id;
 use super::types::{Config, LogId, StoredMembership};
 
-type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Config>;
+pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Config>;
 type Snapshot = openraft::type_config::alias::SnapshotOf<Config, ()>;
 
 /// Batches applied in one turn of the shard's thread: at a few µs each well below its 5 ms.
@@ -34,6 +35,8 @@ pub(crate) struct Applied {
     /// Memberships applied since the newest checkpoint, and the one before; never empty after the start.
     memberships: RefCell<Vec<StoredMembership>>,
     checkpoint: RefCell<Option<SnapshotMeta>>,
+    /// What copies under way need.
+    pub(crate) holds: Rc<Holds>,
 }
 
 impl Applied {
@@ -43,7 +46,11 @@ impl Applied {
             last_log_id: Some(log_id(point.term, point.index)),
             last_membership: membership.clone(),
         });
-        Applied { memberships: RefCell::new(vec![membership]), checkpoint: RefCell::new(checkpoint) }
+        Applied {
+            memberships: RefCell::new(vec![membership]),
+            checkpoint: RefCell::new(checkpoint),
+            holds: Rc::default(),
+        }
     }
 
     /// The membership as of the last applied batch.
@@ -150,6 +157,9 @@ impl<A: Apply + 'static> RaftStateMachine<Config> for StateMachine<A> {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        Ok(self.applied.snapshot())
+        // Asked for a peer that needs a copy. The first copy's checkpoint, as long as that is held: who has it goes on with the log
+        // behind it. The newest would run away from a peer, checkpoint by checkpoint, while that starts again with a copy.
+        let held = self.applied.holds.lowest().map(|meta| Snapshot { meta, snapshot: () });
+        Ok(held.or_else(|| self.applied.snapshot()))
     }
 }

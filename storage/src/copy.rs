@@ -341,7 +341,8 @@ pub(crate) fn is_ours(name: &str) -> bool {
 
 /// Whether the store has that entry: then it needs no copy up to it.
 pub(crate) fn has<D: Disk>(log: &LogReader<D>, point: LogPoint) -> bool {
-    log.committed() >= point.end || log.batch(point.position).is_ok_and(|batch| batch.point == point)
+    let known = || log.batch(point.position).is_ok_and(|batch| batch.point == point);
+    log.durable() >= point.end && (log.committed() >= point.end || known())
 }
 
 impl<D: Disk> CopyTarget<D> {

@@ -327,9 +327,10 @@ impl<P: Peers> Peers for Copying<P> {
 }
 
 /// Entries that copies under way need: the log floor stays at or below them.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Holds(RefCell<BTreeMap<u64, Hold>>);
 
+#[derive(Debug)]
 struct Hold {
     /// What the first copy's checkpoint stands for.
     meta: SnapshotMeta,

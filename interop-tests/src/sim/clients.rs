@@ -10,6 +10,7 @@ use dassie::broker::api::{
 };
 
 use super::desk::{Desk, PARTS, STEADY, Target};
+use super::dice::Dice;
 use super::world::Shared;
 use crate::history::event::{Allowance, Op as Noted, Outcome};
 
@@ -110,6 +111,32 @@ pub(crate) fn tell(shared: &Shared) {
     story.put(harness, Noted::Plan { what, count: 1 }, Outcome::Ok, 0, 0);
 }
 
+/// What clients of one run like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Habits {
+    /// Bodies that need pieces, in a thousand.
+    large: u64,
+    /// Topics are used. They keep their messages, and with them nearly every segment.
+    topics: bool,
+}
+
+impl Habits {
+    pub(crate) fn thrown(dice: &Dice) -> Self {
+        Self {
+            large: [25, 25, 120][usize::try_from(dice.below(3)).expect("few")],
+            topics: dice.permille(600),
+        }
+    }
+
+    pub(crate) fn trades(self) -> [Trade; 5] {
+        if self.topics {
+            [Trade::Amqp, Trade::Amqp, Trade::Amqp, Trade::Producer, Trade::Member]
+        } else {
+            [Trade::Amqp; 5]
+        }
+    }
+}
+
 /// What a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trade {
@@ -164,7 +191,11 @@ impl Client {
     /// Mostly short; some need pieces.
     fn size(&self) -> usize {
         let dice = &self.shared.dice;
-        let size = if dice.permille(25) { 15_000 + dice.below(45_000) } else { 120 + dice.below(900) };
+        let size = if dice.permille(self.shared.habits.large) {
+            15_000 + dice.below(45_000)
+        } else {
+            120 + dice.below(900)
+        };
         usize::try_from(size).expect("small")
     }
 
@@ -175,9 +206,10 @@ impl Client {
         match dice.below(100) {
             0..38 => {
                 for _ in 0..=dice.below(4) {
-                    let place = usize::try_from(dice.below(TARGETS.len() as u64)).expect("few");
-                    let [seq] = [self.sequence(1).start];
-                    desk.publish(TARGETS[place], seq, self.size());
+                    if let Some(target) = self.target() {
+                        let seq = self.sequence(1).start;
+                        desk.publish(target, seq, self.size());
+                    }
                 }
             }
             38..70 => {
@@ -199,9 +231,28 @@ impl Client {
                 }
             }
             86..88 => desk.unsubscribe(dice.throw()),
-            88..96 => self.declare(desk),
+            88..91 => self.transact(desk),
+            91..97 => self.declare(desk),
             _ => {}
         }
+    }
+
+    fn target(&self) -> Option<Target> {
+        let target = TARGETS[usize::try_from(self.shared.dice.below(TARGETS.len() as u64)).expect("few")];
+        (self.shared.habits.topics || !TOPICS.contains(&target.place)).then_some(target)
+    }
+
+    fn transact(&mut self, desk: &mut Desk) {
+        let dice = self.shared.dice.clone();
+        let mut publishes = Vec::new();
+        for _ in 0..dice.below(4) {
+            if let Some(target) = self.target().filter(|target| target.confirmed) {
+                publishes.push((target, self.sequence(1).start, self.size()));
+            }
+        }
+        let how = [Settle::Ack, Settle::Ack, Settle::Requeue][usize::try_from(dice.below(3)).expect("few")];
+        let count = usize::try_from(dice.below(12)).expect("few");
+        desk.transact(publishes.into_iter(), dice.throw(), count, how);
     }
 
     fn declare(&self, desk: &mut Desk) {

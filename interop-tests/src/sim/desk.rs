@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use dassie::broker::api::{
-    Delivery, Event, Fetch, FetchStatus, Message, Op, Origin, Publish, Reply, Send, SendMessage, Settle,
-    StoredMessage, Subscribe, Verb, Window,
+    Commit, Delivery, Event, Fetch, FetchStatus, Message, Op, Origin, Publish, Reply, Send, SendMessage,
+    Settle, Settlement, StoredMessage, Subscribe, Verb, Window,
 };
 use dassie::broker::link::Link;
 use dassie::broker::message::{Cache, resolve};
@@ -57,12 +57,32 @@ pub(crate) struct Target {
 enum Call {
     Plain,
     Purge,
-    Got { queue: &'static str, reader: u32, auto: bool, t0: u64 },
-    Subscribed { reader: u32 },
-    Sent { places: Vec<usize> },
-    Fetched { topic: &'static str, part: u32, t0: u64 },
-    Committed { place: usize },
-    Resumed { topic: &'static str, part: u32, t0: u64 },
+    Got {
+        queue: &'static str,
+        reader: u32,
+        auto: bool,
+        t0: u64,
+    },
+    Subscribed {
+        reader: u32,
+    },
+    Sent {
+        places: Vec<usize>,
+    },
+    Fetched {
+        topic: &'static str,
+        part: u32,
+        t0: u64,
+    },
+    /// An offset, or a transaction: where the story tells of its parts.
+    Committed {
+        places: Vec<usize>,
+    },
+    Resumed {
+        topic: &'static str,
+        part: u32,
+        t0: u64,
+    },
 }
 
 struct Sent {
@@ -194,7 +214,8 @@ impl Desk {
         self.shared.story.begin(self.me, event::Op::Publish(publish))
     }
 
-    pub(crate) fn publish(&mut self, target: Target, seq: u32, size: usize) {
+    /// A publish as the product's connections make it, and its place in the story.
+    fn composed(&self, target: Target, seq: u32, size: usize, confirm: u64) -> (Publish, usize) {
         let body = self.body(seq, target.place, size);
         let mut bytes = BytesMut::new();
         for text in [target.exchange, target.key] {
@@ -208,23 +229,8 @@ impl Desk {
         let prefix = bytes.len();
         let place = self.begin_publish(target.place, seq, body::checksum(&bytes));
         bytes.put_slice(&body);
-        let channel = 1 + u16::try_from(seq % 2).expect("two channels");
-        let confirm = if target.confirmed {
-            let confirm = self.confirms.entry(channel).or_default();
-            *confirm += 1;
-            let number = *confirm;
-            let fence = self.acks.len();
-            let sent = Sent { place, at: now(), fence, sure: target.sure, returned: false };
-            self.published.insert((channel, number), sent);
-            number
-        } else {
-            0
-        };
-        if self.shared.plant == Plant::EarlyConfirm {
-            self.shared.story.end(place, Outcome::Ok);
-        }
         let publish = Publish {
-            channel,
+            channel: channel_of(seq),
             exchange: target.exchange.into(),
             routing_key: target.key.into(),
             also: Default::default(),
@@ -240,7 +246,52 @@ impl Desk {
                 ttl: None,
             },
         };
+        (publish, place)
+    }
+
+    pub(crate) fn publish(&mut self, target: Target, seq: u32, size: usize) {
+        let channel = channel_of(seq);
+        let number = if target.confirmed {
+            let confirm = self.confirms.entry(channel).or_default();
+            *confirm += 1;
+            *confirm
+        } else {
+            0
+        };
+        let (publish, place) = self.composed(target, seq, size, number);
+        if target.confirmed {
+            let fence = self.acks.len();
+            let sent = Sent { place, at: now(), fence, sure: target.sure, returned: false };
+            self.published.insert((channel, number), sent);
+        }
+        if self.shared.plant == Plant::EarlyConfirm {
+            self.shared.story.end(place, Outcome::Ok);
+        }
         self.send(0, Op::Publish(publish));
+    }
+
+    /// Publishes, and settles some of what one reader holds: all of it or nothing.
+    pub(crate) fn transact(
+        &mut self,
+        publishes: impl Iterator<Item = (Target, u32, usize)>,
+        which: u64,
+        count: usize,
+        how: Settle,
+    ) {
+        let mut places = Vec::new();
+        let mut commit = Commit { publishes: Vec::new(), settlements: Vec::new() };
+        for (target, seq, size) in publishes {
+            let (publish, place) = self.composed(target, seq, size, 0);
+            commit.publishes.push(publish);
+            if target.sure {
+                places.push(place);
+            }
+        }
+        if let Some((reader, queue, taken)) = self.taken(which, count) {
+            places.extend(taken.iter().map(|(_, msg)| self.begin_settle(queue, *msg, how)));
+            commit.settlements.push(Settlement { reader, ranges: ranges(&taken), how });
+        }
+        self.call(Op::Commit(commit), Call::Committed { places });
     }
 
     fn rmq_message(&self, topic: &str, seq: u32, size: usize) -> (SendMessage, usize) {
@@ -309,25 +360,31 @@ impl Desk {
         }
     }
 
-    /// Settles some of what one reader holds.
-    pub(crate) fn settle(&mut self, which: u64, count: usize, how: Settle) {
+    /// Takes some of what one reader holds.
+    fn taken(&mut self, which: u64, count: usize) -> Option<(u32, Name, Vec<(u64, Msg)>)> {
         let holders: Vec<u32> =
             self.readers.iter().filter(|(_, r)| !r.leases.is_empty()).map(|(id, _)| *id).collect();
-        if holders.is_empty() {
-            return;
-        }
-        let reader = holders[usize::try_from(which).unwrap_or(0) % holders.len()];
-        let held = self.readers.get_mut(&reader).expect("a holder");
-        let taken: Vec<(u64, Msg)> = held.leases.drain(..count.min(held.leases.len())).collect();
-        let queue = self.shared.story.name(held.queue);
+        let reader = *holders.get(usize::try_from(which).unwrap_or(0) % holders.len().max(1))?;
+        let held = self.readers.get_mut(&reader)?;
+        let taken = held.leases.drain(..count.min(held.leases.len())).collect();
+        Some((reader, self.shared.story.name(held.queue), taken))
+    }
+
+    fn begin_settle(&self, queue: Name, msg: Msg, how: Settle) -> usize {
+        let settle = event::Settle { queue, group: Name::NONE, msg, token: None };
+        let op = match how {
+            Settle::Ack => event::Op::Ack(settle),
+            Settle::Requeue => event::Op::Requeue(settle),
+            Settle::Discard => event::Op::Reject(settle),
+        };
+        self.shared.story.begin(self.me, op)
+    }
+
+    /// Settles some of what one reader holds.
+    pub(crate) fn settle(&mut self, which: u64, count: usize, how: Settle) {
+        let Some((reader, queue, taken)) = self.taken(which, count) else { return };
         for (_, msg) in &taken {
-            let settle = event::Settle { queue, group: Name::NONE, msg: *msg, token: None };
-            let op = match how {
-                Settle::Ack => event::Op::Ack(settle),
-                Settle::Requeue => event::Op::Requeue(settle),
-                Settle::Discard => event::Op::Reject(settle),
-            };
-            let place = self.shared.story.begin(self.me, op);
+            let place = self.begin_settle(queue, *msg, how);
             if how != Settle::Requeue {
                 self.acks.push(place);
             }
@@ -337,10 +394,7 @@ impl Desk {
             (Plant::ForgottenAck, Settle::Ack) if which.is_multiple_of(8) => return,
             (_, how) => how,
         };
-        let mut offsets: Vec<u64> = taken.iter().map(|(offset, _)| *offset).collect();
-        offsets.sort_unstable();
-        let ranges = offsets.into_iter().map(|offset| (offset, offset)).collect();
-        self.send(0, Op::Settle { reader, ranges, how });
+        self.send(0, Op::Settle { reader, ranges: ranges(&taken), how });
     }
 
     // ---- topics
@@ -383,7 +437,7 @@ impl Desk {
         let place = story.begin(self.me, event::Op::Commit(cursor));
         let op =
             Op::CommitOffset { group: GROUP.into(), topic: topic.into(), queue_id: part, offset, wait: true };
-        self.call(op, Call::Committed { place });
+        self.call(op, Call::Committed { places: vec![place] });
     }
 
     // ---- what comes back
@@ -488,8 +542,9 @@ impl Desk {
                 places.iter().for_each(|place| self.shared.story.end(*place, Outcome::Fail));
             }
             (Call::Fetched { topic, part, t0 }, reply) => self.fetched(topic, part, t0, reply),
-            (Call::Committed { place }, reply) => {
-                self.shared.story.end(place, if reply.is_some() { Outcome::Ok } else { Outcome::Fail });
+            (Call::Committed { places }, reply) => {
+                let outcome = if reply.is_some() { Outcome::Ok } else { Outcome::Fail };
+                places.iter().for_each(|place| self.shared.story.end(*place, outcome));
             }
             (Call::Resumed { topic, part, t0 }, reply) => self.resumed(topic, part, t0, reply.as_ref()),
             _ => {}
@@ -622,6 +677,17 @@ impl Desk {
             event::Op::Damaged(event::Damaged { queue: story.name(queue), why: story.name(why) }),
         );
     }
+}
+
+/// One of two.
+fn channel_of(seq: u32) -> u16 {
+    1 + u16::try_from(seq % 2).expect("two channels")
+}
+
+fn ranges(taken: &[(u64, Msg)]) -> Vec<(u64, u64)> {
+    let mut offsets: Vec<u64> = taken.iter().map(|(offset, _)| *offset).collect();
+    offsets.sort_unstable();
+    offsets.into_iter().map(|offset| (offset, offset)).collect()
 }
 
 /// The body, and what of the rest nobody may change.

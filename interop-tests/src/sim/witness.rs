@@ -101,6 +101,12 @@ impl Apply for Witness {
         let digest = point.index.is_multiple_of(DIGEST_EVERY).then(|| self.inner.digest());
         if let Some(digest) = digest {
             shared.oracle.borrow_mut().digest(self.node, point.index, digest);
+            if let Err(wrong) = self.inner.audit() {
+                shared
+                    .oracle
+                    .borrow_mut()
+                    .violated(format!("node {} at {}: {wrong}", self.node, point.index));
+            }
         }
         if news == News::Term {
             let at = super::time::nanos();

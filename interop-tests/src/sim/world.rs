@@ -19,7 +19,7 @@ use dassie_storage::sim::{Fault, Keep, OpKind, SimDisk};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
-use super::clients::{self, Client, TOPICS, Trade};
+use super::clients::{self, Client, Habits, TOPICS};
 use super::desk::{Desk, PARTS, STEADY, Target};
 use super::dice::{Dice, mix};
 use super::life::{Dawn, Face, live};
@@ -62,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) story: Story,
     pub(crate) counts: Rc<Counts>,
     pub(crate) plant: Plant,
+    pub(crate) habits: Habits,
     /// Clients go home.
     pub(crate) over: Rc<Cell<bool>>,
     /// Living nodes, as clients see them.
@@ -489,6 +490,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
             trace: Rc::new(RefCell::new(Trace { hash: 0, loud: plan.loud })),
             plant: plan.plant,
             over: Rc::default(),
+            habits: Habits::thrown(&dice),
             faces: Rc::default(),
         };
         let seat = |node| {
@@ -500,9 +502,8 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
         let mut world = World { shared, seats: (1..=NODES).map(seat).collect(), next_session: 0 };
         (1..=NODES).for_each(|node| world.start(node));
         world.declare().await;
-        let trades = [Trade::Amqp, Trade::Amqp, Trade::Amqp, Trade::Producer, Trade::Member];
         let clients: Vec<_> = (1..)
-            .zip(trades)
+            .zip(world.shared.habits.trades())
             .map(|(number, trade)| {
                 let shared = world.shared.clone();
                 spawn_local(Client { shared, trade, name: format!("p{number}"), seq: 0 }.live())

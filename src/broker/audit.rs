@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::api::{Offset, QueueKind, QueueUid};
+use super::api::{Offset, Op, QueueKind, QueueUid, Verb};
 use super::core::{Core, Work};
 use super::read::offsets;
 
@@ -52,9 +52,13 @@ impl Core {
             reader.leases.iter().for_each(|offset| put(*offset, "leased"));
         }
         runtime.returned.iter().for_each(|offset| put(*offset, "returned"));
-        let mut giving_back = 0;
+        let (mut giving_back, mut purged) = (0, false);
         for pending in &self.pending {
             match &pending.work {
+                // It settles what came back, and is decided anew with all that nobody holds if its record is lost.
+                Work::Verb { verb: Verb { op: Op::PurgeQueue { name }, vhost, .. }, .. } if !pending.done => {
+                    purged |= self.decided().queue(*vhost, name).is_some_and(|queue| queue.uid == uid);
+                }
                 Work::Settled { queue, ranges, .. } if *queue == uid && !pending.done => {
                     offsets(ranges).for_each(|offset| put(offset, "settling"));
                 }
@@ -81,7 +85,7 @@ impl Core {
         }
         let mut offset = queue.cursor.next_unsettled(queue.cursor.floor());
         while offset < runtime.next {
-            if !places.contains_key(&offset) {
+            if !purged && !places.contains_key(&offset) {
                 return Err(format!("queue {uid}: {offset} was handed out and is nowhere"));
             }
             offset = queue.cursor.next_unsettled(offset + 1);

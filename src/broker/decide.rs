@@ -262,12 +262,7 @@ impl Core {
         let Some((queue_id, targets)) = self.send_targets(send, create) else {
             return Redone::Answer(Err(not_found("topic", &send.topic, &self.vhost_name(verb.vhost))));
         };
-        if extents.is_empty() {
-            self.write_send(sequence, send, queue_id, &targets);
-        } else {
-            let shown = shown_queue(send, queue_id);
-            self.write_last(sequence, (&send.messages[0].message, shown), &targets[0], extents);
-        }
+        self.write_send(sequence, send, queue_id, &targets, extents);
         Redone::Written
     }
 
@@ -553,12 +548,8 @@ impl Core {
                 };
                 let weight = weight(&large.verb);
                 let sequence = self.number(Work::Verb { connection: id, verb: large.verb, weight });
-                if let Some(pending) = self.pending(sequence) {
-                    pending.queue_id = queue_id;
-                }
                 self.keep_extents(sequence, &large.extents);
-                let shown = shown_queue(&send, queue_id);
-                self.write_last(sequence, (&send.messages[0].message, shown), &targets[0], &large.extents);
+                self.write_send(sequence, &send, queue_id, &targets, &large.extents);
             }
             _ => {}
         }
@@ -723,7 +714,7 @@ impl Core {
         let weight = weight(&verb);
         let sequence = self.number(Work::Verb { connection: id, verb, weight });
         match self.send_targets(&send, created.map(|queues| (sequence, queues))) {
-            Some((queue_id, targets)) => self.write_send(sequence, &send, queue_id, &targets),
+            Some((queue_id, targets)) => self.write_send(sequence, &send, queue_id, &targets, &[]),
             None => unreachable!("the topic and its queue were looked up on the same topology"),
         }
     }
@@ -785,9 +776,22 @@ impl Core {
         }
     }
 
-    fn write_send(&mut self, sequence: u64, send: &Send, queue_id: u32, targets: &[Vec<QueueUid>]) {
+    /// `extents`: where the body of its only message lies, if that was too large.
+    fn write_send(
+        &mut self,
+        sequence: u64,
+        send: &Send,
+        queue_id: u32,
+        targets: &[Vec<QueueUid>],
+        extents: &[Extent],
+    ) {
+        // Which queue that is may differ each time it is decided: the sender is told the last one.
         if let Some(pending) = self.pending(sequence) {
             pending.queue_id = queue_id;
+        }
+        if !extents.is_empty() {
+            let shown = shown_queue(send, queue_id);
+            return self.write_last(sequence, (&send.messages[0].message, shown), &targets[0], extents);
         }
         // All messages of a send stand in one batch: it is atomic and its offsets adjoin.
         let total: usize = send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum();

@@ -68,7 +68,11 @@ impl Reading<'_> {
             return self.view.breaks.crash(begin);
         }
         match end {
-            Some(event) if matches!(event.op, Op::Requeue(_)) => Some(event.t0),
+            // Who gives back what it lost before gives nothing back.
+            Some(event) if matches!(event.op, Op::Requeue(_)) => {
+                let lost = self.view.breaks.loss(seen.event.client, delivery.queue, begin);
+                Some(lost.map_or(event.t0, |lost| lost.min(event.t0)))
+            }
             Some(event) if event.happened() => None,
             _ => {
                 let set_back = delivery.offset.and_then(|offset| {
@@ -235,6 +239,14 @@ mod tests {
     #[test]
     fn a_cause_that_began_after_the_second_delivery_is_none() {
         assert_eq!(rules(&[&TWICE[..], &["c lost"]].concat()), ["duplicate.excess"]);
+    }
+
+    #[test]
+    fn what_was_lost_came_back_before_it_was_given_back() {
+        let late = "c requeue queue=q msg=p/1 outcome=info";
+        assert!(rules(&[TWICE[0], TWICE[1], "n crash", TWICE[2], late]).is_empty());
+        assert_eq!(rules(&[TWICE[0], TWICE[1], TWICE[2], late]), ["duplicate.excess"]);
+        assert_eq!(rules(&[TWICE[0], TWICE[1], "n crash", TWICE[2], late, TWICE[2]]), ["duplicate.excess"]);
     }
 
     #[test]

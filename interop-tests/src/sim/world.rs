@@ -450,11 +450,13 @@ impl World {
 
     fn judge(&self) {
         PANICS.take().into_iter().for_each(|panic| self.violated(panic));
-        let report = check::all(&self.shared.story.history());
+        let history = self.shared.story.history();
+        let report = check::all(&history);
         for violation in report.findings().violations() {
             self.violated(format!("{}: {}", violation.rule, violation.detail));
         }
         if self.shared.trace.borrow().loud {
+            (0..history.events().len()).for_each(|index| println!("#{index} {}", history.line(index)));
             println!("{report}");
         }
     }

@@ -117,6 +117,33 @@ fn pieces_outlive_a_lost_reference() {
 }
 
 #[test]
+fn who_sends_a_large_message_is_told_the_message_queue_that_it_went_to_in_the_end() {
+    let mut h = small();
+    let mut c = h.client(1);
+    let topic: Arc<str> = "T".into();
+    let create =
+        Op::CreateTopic { topic: Arc::clone(&topic), write_queues: 3, read_queues: 3, permission: 6 };
+    h.call(&mut c, create).unwrap();
+    let Op::Publish(publish) = large("", 0) else { unreachable!() };
+    let messages = vec![SendMessage { message: publish.message, tag: "".into() }];
+    h.send(&mut c, Op::Send(Send { topic, queue_id: None, create_queues: None, messages, waits: None }));
+    h.until_pieces_wait(3);
+    h.propose();
+    h.taken.clear();
+    h.core.refused(h.term);
+    h.core.lead(h.term);
+    h.run();
+    let sent = c.take().into_iter().find_map(|event| match event {
+        Event::Reply { result: Ok(Reply::Sent { queue_id, offsets, .. }), .. } => Some((queue_id, offsets)),
+        _ => None,
+    });
+    let Some((queue_id, offsets)) = sent else { panic!("no answer") };
+    assert_eq!(offsets, [0]);
+    let queues = &h.core.state.topology.topic("T").unwrap().queues;
+    assert_eq!(h.core.state.queues[&queues[queue_id as usize]].index.next(), 1);
+}
+
+#[test]
 fn a_lost_reference_to_a_queue_that_is_gone_gives_its_pieces_up() {
     let mut h = small();
     let mut c = h.client(1);

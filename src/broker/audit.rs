@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::api::{Offset, Op, QueueKind, QueueUid, Verb};
 use super::core::{Core, Work};
+use super::message::{Cache, resolve_placed};
 use super::read::offsets;
 
 impl Core {
@@ -26,6 +27,29 @@ impl Core {
         if self.is_ready() {
             for uid in self.runtimes.keys() {
                 self.audit_queue(*uid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every message that lives, from this node's own log.
+    ///
+    /// # Errors
+    /// The first that can not be read.
+    pub fn audit_messages(&mut self) -> Result<(), String> {
+        let mut cache = Cache::default();
+        let uids: Vec<QueueUid> = self.state.queues.keys().copied().collect();
+        for uid in uids {
+            let Some(queue) = self.state.queues.get(&uid) else { continue };
+            let (cursor, end) = (queue.cursor.clone(), queue.index.next());
+            let mut offset = cursor.next_unsettled(cursor.floor());
+            while offset < end {
+                let Some(entry) = self.entry(uid, offset) else {
+                    return Err(format!("queue {uid}: {offset} has no entry"));
+                };
+                resolve_placed(entry.place(), &*self.log, &mut cache)
+                    .map_err(|error| format!("queue {uid}: {offset} can not be read: {error}"))?;
+                offset = cursor.next_unsettled(offset + 1);
             }
         }
         Ok(())

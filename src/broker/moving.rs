@@ -89,6 +89,9 @@ impl Core {
         }
         let topic = Arc::clone(&definition.spec.name);
         let offset = self.place_of(back.queue, back.position).ok_or_else(lost)?;
+        if self.is_settling(back.queue, offset) {
+            return Err(lost());
+        }
         let source = self.source(back.queue, offset).ok_or_else(lost)?;
         let step = Step::SentBack { back, topic: &topic, levels: self.later.levels() };
         self.step(source, &step, false).map_err(|reason| Refusal::Invalid(reason.to_string()))
@@ -137,6 +140,17 @@ impl Core {
             }
         }
         None
+    }
+
+    /// Is a settlement of this message on its way?
+    fn is_settling(&self, queue: QueueUid, offset: u64) -> bool {
+        let settled = |work: &Work| match work {
+            Work::Settled { queue: of, ranges } if *of == queue => {
+                ranges.iter().any(|(first, count)| (*first..*first + *count).contains(&offset))
+            }
+            _ => false,
+        };
+        self.pending.iter().any(|pending| !pending.done && settled(&pending.work))
     }
 
     // ---- moves

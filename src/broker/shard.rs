@@ -89,6 +89,14 @@ impl Applier {
     pub fn audit(&self) -> Result<(), String> {
         self.core.borrow_mut().audit()
     }
+
+    /// Reads every message that lives ([`Core::audit_messages`]).
+    ///
+    /// # Errors
+    /// Which can not be read.
+    pub fn audit_messages(&self) -> Result<(), String> {
+        self.core.borrow_mut().audit_messages()
+    }
 }
 
 impl Apply for Applier {

@@ -6,11 +6,14 @@
 use std::time::Duration;
 
 use dassie::broker::api::{
-    BindingSpec, Destination, ExchangeKind, ExchangeSpec, Op, QueueKind, QueueSpec, Settle,
+    BindingSpec, Destination, ExchangeKind, ExchangeSpec, Op, QueueKind, QueueSpec, Settle, Waits,
 };
+use dassie::broker::retention;
 
 use super::desk::{Desk, PARTS, STEADY, Target};
 use super::dice::Dice;
+use super::life::SEGMENT;
+use super::waiting::DELAYS_MS;
 use super::world::Shared;
 use crate::history::event::{Allowance, Op as Noted, Outcome};
 
@@ -104,6 +107,10 @@ pub(crate) fn tell(shared: &Shared) {
         story.put(harness, Noted::Purge { queue: story.name(name) }, Outcome::Ok, 0, u64::MAX);
     }
     for topic in TOPICS {
+        if shared.habits.trims() {
+            story.allow(topic, Allowance::Retention);
+            story.allow(topic, Allowance::Holes);
+        }
         let (queue, group) = (story.name(topic), story.name(super::desk::GROUP));
         story.put(harness, Noted::Subscribe { queue, group }, Outcome::Ok, 0, 0);
     }
@@ -111,24 +118,40 @@ pub(crate) fn tell(shared: &Shared) {
     story.put(harness, Noted::Plan { what, count: 1 }, Outcome::Ok, 0, 0);
 }
 
-/// What clients of one run like.
-#[derive(Debug, Clone, Copy)]
+/// What clients of one run like, and what the broker is told to keep for them.
+#[derive(Debug, Clone)]
 pub(crate) struct Habits {
     /// Bodies that need pieces, in a thousand.
     large: u64,
-    /// Topics are used. They keep their messages, and with them nearly every segment.
+    /// Topics are used. Unless they are trimmed they keep their messages, and with them nearly every segment.
     topics: bool,
+    /// Messages that wait: delayed ones, transactions, what is sent back.
+    waits: bool,
+    pub(crate) keeps: retention::Settings,
 }
 
 impl Habits {
     pub(crate) fn thrown(dice: &Dice) -> Self {
+        let keeps = match dice.below(5) {
+            0 => retention::Settings { topics_ms: 2_000 + dice.below(6_000), ..retention::Settings::default() },
+            1 => retention::Settings { topics_bytes: 4 * SEGMENT, ..retention::Settings::default() },
+            2 => retention::Settings { max_bytes: 8 * SEGMENT, ..retention::Settings::default() },
+            _ => retention::Settings::default(),
+        };
         Self {
             large: [25, 25, 120][usize::try_from(dice.below(3)).expect("few")],
             topics: dice.permille(600),
+            waits: dice.permille(600),
+            keeps,
         }
     }
 
-    pub(crate) fn trades(self) -> [Trade; 5] {
+    /// Topics lose their oldest messages.
+    pub(crate) fn trims(&self) -> bool {
+        self.keeps != retention::Settings::default()
+    }
+
+    pub(crate) fn trades(&self) -> [Trade; 5] {
         if self.topics {
             [Trade::Amqp, Trade::Amqp, Trade::Amqp, Trade::Producer, Trade::Member]
         } else {
@@ -164,6 +187,9 @@ impl Client {
             if let Some(shard) = self.shared.door() {
                 incarnation += 1;
                 let mut desk = Desk::new(&self.shared, shard.connect(), &self.name, incarnation);
+                if self.trade != Trade::Amqp {
+                    desk.answer_for_halves();
+                }
                 self.work(&mut desk).await;
                 desk.end();
             }
@@ -292,6 +318,14 @@ impl Client {
         let topic = TOPICS[usize::from(dice.permille(500))];
         let part = dice.permille(500).then(|| u32::try_from(dice.below(u64::from(PARTS))).expect("few"));
         let size = self.size();
+        if self.shared.habits.waits && dice.permille(300) {
+            let waits = match dice.below(5) {
+                0 | 1 => Waits::Delay(1 + u32::try_from(dice.below(DELAYS_MS.len() as u64)).expect("few")),
+                _ => Waits::Half,
+            };
+            let seq = self.sequence(1).start;
+            return desk.send_waiting(topic, part.unwrap_or(0), seq, size, waits);
+        }
         let count = if size > 2_000 { 1 } else { 1 + u32::try_from(dice.below(5)).expect("few") };
         let seqs = self.sequence(count);
         desk.send_rmq(topic, part, seqs, size);
@@ -311,6 +345,7 @@ impl Client {
         match dice.below(10) {
             0..5 => desk.fetch(topic, part, u32::try_from(dice.below(800)).expect("small")),
             5..7 => desk.commit(topic, part),
+            7 if self.shared.habits.waits => desk.send_back(),
             _ => self.produce(desk),
         }
     }

@@ -7,18 +7,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use dassie::broker::api::{
-    Commit, Delivery, Event, Fetch, FetchStatus, Message, Op, Origin, Publish, Reply, Send, SendMessage,
-    Settle, Settlement, StoredMessage, Subscribe, Verb, Window,
+    Commit, Delivery, EndTransaction, Event, Fetch, FetchStatus, Message, Op, Origin, Publish, Reply, Send,
+    SendBack, SendMessage, Settle, Settlement, StoredMessage, Subscribe, Verb, Waits, Window,
 };
 use dassie::broker::link::Link;
-use dassie::broker::message::{Cache, resolve};
+use dassie::broker::message::{Cache, queue_at, resolve};
 use dassie::security::users::Users;
 use dassie::security::{Action, Authorized, Realm, Resource, authorize};
 
 use super::plant::Plant;
 use super::time::now;
+use super::waiting::{self, PRODUCERS, RETRY};
 use super::world::Shared;
 use crate::body::{self, Identity};
 use crate::history::event::{self, Msg, Name, Offset, Outcome};
@@ -27,8 +28,8 @@ use crate::history::event::{self, Msg, Name, Offset, Outcome};
 const PATIENCE: Duration = Duration::from_secs(4);
 /// The group that consumes all topics.
 pub(crate) const GROUP: &str = "g";
-/// Bytes before the body of a RocketMQ message; longer than what the shard writes into.
-const RMQ_PREFIX: usize = 88;
+/// Messages that a member may send back.
+const RECENT: usize = 32;
 /// A topic's message queues.
 pub(crate) const PARTS: u32 = 3;
 
@@ -68,6 +69,22 @@ enum Call {
     },
     Sent {
         places: Vec<usize>,
+    },
+    /// A message with a delay, which is in its topic at that time.
+    Delayed {
+        place: usize,
+        due: u64,
+    },
+    /// A half message.
+    Prepared {
+        msg: Msg,
+    },
+    /// The end of a transaction.
+    Ended {
+        msg: Msg,
+    },
+    SentBack {
+        msg: Msg,
     },
     Fetched {
         topic: &'static str,
@@ -122,6 +139,8 @@ pub(crate) struct Desk {
     pub(crate) fetched_nothing: u64,
     pub(crate) got_nothing: u64,
     tags: u64,
+    /// Fetched lately: topic, position.
+    recent: VecDeque<(&'static str, u64, Msg)>,
     broken: bool,
 }
 
@@ -155,6 +174,7 @@ impl Desk {
             fetched_nothing: 0,
             got_nothing: 0,
             tags: 0,
+            recent: VecDeque::new(),
             broken: false,
         }
     }
@@ -294,21 +314,24 @@ impl Desk {
         self.call(Op::Commit(commit), Call::Committed { places });
     }
 
-    fn rmq_message(&self, topic: &str, seq: u32, size: usize) -> (SendMessage, usize) {
+    fn rmq_message(
+        &self,
+        topic: &str,
+        queue_id: u32,
+        seq: u32,
+        size: usize,
+        waits: Option<Waits>,
+    ) -> (SendMessage, usize) {
         let body = self.body(seq, topic, size);
-        let suffix = format!("{topic} {seq}");
-        let place = self.begin_publish(topic, seq, body::checksum(suffix.as_bytes()));
-        let bytes = [&[0; RMQ_PREFIX], &body[..], suffix.as_bytes()].concat();
-        let message = Message {
-            origin: Origin::Rocketmq,
-            bytes: Bytes::from(bytes),
-            prefix_len: u32::try_from(RMQ_PREFIX).expect("short"),
-            body_len: u32::try_from(body.len()).expect("short"),
-            tag_hash: seq % 3,
-            persistent: true,
-            ttl: None,
-        };
-        (SendMessage { message, tag: format!("tag{}", seq % 3).into() }, place)
+        let place = self.begin_publish(topic, seq, body::checksum(waiting::name(topic, seq).as_bytes()));
+        if waits.is_some() {
+            self.shared.story.change(place, |op| {
+                if let event::Op::Publish(publish) = op {
+                    publish.ordered = false;
+                }
+            });
+        }
+        (waiting::record(topic, queue_id, seq, &body, waits), place)
     }
 
     pub(crate) fn send_rmq(
@@ -318,9 +341,74 @@ impl Desk {
         seqs: std::ops::Range<u32>,
         size: usize,
     ) {
-        let (messages, places) = seqs.map(|seq| self.rmq_message(topic, seq, size)).unzip();
+        let (messages, places) = seqs.map(|seq| self.rmq_message(topic, 0, seq, size, None)).unzip();
         let send = Send { topic: topic.into(), queue_id, create_queues: Some(PARTS), messages, waits: None };
         self.call(Op::Send(send), Call::Sent { places });
+    }
+
+    /// Sends a message that its topic gets later, or never.
+    pub(crate) fn send_waiting(
+        &mut self,
+        topic: &'static str,
+        queue_id: u32,
+        seq: u32,
+        size: usize,
+        waits: Waits,
+    ) {
+        let (message, place) = self.rmq_message(topic, queue_id, seq, size, Some(waits));
+        let msg = Msg { publisher: self.publisher, seq };
+        let call = match waits {
+            Waits::Delay(level) => {
+                self.shared.waiting.borrow_mut().delayed(msg, level, now());
+                Call::Delayed { place, due: super::time::nanos() + 1_000_000_000 * 30 }
+            }
+            Waits::Half => {
+                self.shared.waiting.borrow_mut().prepared(msg, place);
+                Call::Prepared { msg }
+            }
+        };
+        let send = Send {
+            topic: topic.into(),
+            queue_id: Some(queue_id),
+            create_queues: Some(PARTS),
+            messages: vec![message],
+            waits: Some(waits),
+        };
+        self.call(Op::Send(send), call);
+    }
+
+    /// Questions about transactions may come here.
+    pub(crate) fn answer_for_halves(&mut self) {
+        self.send(0, Op::AnswerFor { group: PRODUCERS.into(), answers: true });
+    }
+
+    fn end_transaction(&mut self, msg: Msg, offset: u64, position: u64) {
+        let half = self.shared.waiting.borrow().half(msg);
+        let Some((_, commit)) = half else {
+            let what = format!("a question about {}, which was never prepared", msg.seq);
+            return self.shared.oracle.borrow_mut().violated(what);
+        };
+        let commit = commit || self.shared.plant == Plant::CommittedRollback;
+        let end = EndTransaction { group: PRODUCERS.into(), offset, position, commit };
+        self.call(Op::EndTransaction(end), Call::Ended { msg });
+    }
+
+    /// One of the messages fetched lately shall come again.
+    pub(crate) fn send_back(&mut self) {
+        let Some((topic, position, msg)) = self.recent.pop_front() else { return };
+        // As the product's connections do: the record itself says in which queue it is.
+        let Ok(Some(queue)) = queue_at(position, &**self.link.log()) else { return };
+        let back = SendBack {
+            queue,
+            position,
+            topic: Some(topic.into()),
+            group: GROUP.into(),
+            level: 1,
+            attempts_max: 16,
+            id: format!("7F00000100002A9F{position:016X}").into(),
+        };
+        self.shared.waiting.borrow_mut().sent_back(msg);
+        self.call(Op::SendBack(back), Call::SentBack { msg });
     }
 
     // ---- reading
@@ -490,7 +578,12 @@ impl Desk {
                 Event::ReaderCancelled { reader } => {
                     self.readers.remove(&reader);
                 }
-                Event::PublishRefused { .. } | Event::CheckBack(_) | Event::ShuttingDown => {}
+                Event::CheckBack(delivery) => {
+                    if let Some((msg, _)) = self.read("half", &delivery) {
+                        self.end_transaction(msg, delivery.offset, delivery.position);
+                    }
+                }
+                Event::PublishRefused { .. } | Event::ShuttingDown => {}
             }
         }
     }
@@ -541,6 +634,24 @@ impl Desk {
             (Call::Sent { places }, None) => {
                 places.iter().for_each(|place| self.shared.story.end(*place, Outcome::Fail));
             }
+            (Call::Delayed { place, due }, Some(_)) => self.shared.story.end_at(place, Outcome::Ok, due),
+            (Call::Delayed { place, .. }, None) => self.shared.story.end(place, Outcome::Fail),
+            (Call::Prepared { msg }, Some(Reply::Sent { offsets, positions, .. })) => {
+                // The others forget it, and are asked.
+                if let (Some(offset), Some(position)) = (offsets.first(), positions.first())
+                    && self.shared.dice.permille(700)
+                {
+                    self.end_transaction(msg, *offset, *position);
+                }
+            }
+            (Call::Ended { msg }, Some(_)) => {
+                if let Some((place, commit)) = self.shared.waiting.borrow().half(msg) {
+                    self.shared.story.end(place, if commit { Outcome::Ok } else { Outcome::Fail });
+                }
+            }
+            (Call::SentBack { msg }, Some(_)) => {
+                self.shared.waiting.borrow_mut().certainly_sent_back(msg);
+            }
             (Call::Fetched { topic, part, t0 }, reply) => self.fetched(topic, part, t0, reply),
             (Call::Committed { places }, reply) => {
                 let outcome = if reply.is_some() { Outcome::Ok } else { Outcome::Fail };
@@ -589,7 +700,8 @@ impl Desk {
             self.fetched_nothing += 1;
             return;
         };
-        if fetched.status == FetchStatus::OffsetMoved {
+        let trimmed = self.shared.habits.trims() && cursor.next.is_some_and(|next| next < fetched.next);
+        if fetched.status == FetchStatus::OffsetMoved && !trimmed {
             let what = format!("offset {:?} of {topic} {part} moved to {}", cursor.next, fetched.next);
             self.shared.oracle.borrow_mut().violated(what);
         }
@@ -597,6 +709,14 @@ impl Desk {
         self.fetched_nothing += u64::from(fetched.deliveries.is_empty());
         for delivery in &fetched.deliveries {
             let Some((msg, sum)) = self.read(topic, delivery) else { continue };
+            if topic == RETRY {
+                self.shared.waiting.borrow_mut().came_again(msg);
+                continue;
+            }
+            self.recent.push_back((topic, delivery.position, msg));
+            if self.recent.len() > RECENT {
+                self.recent.pop_front();
+            }
             let (queue, part) = (self.shared.story.name(topic), u16::try_from(part).expect("few parts"));
             let offset = Offset::new(delivery.offset).expect("a small offset");
             let op = if self.scans {
@@ -660,7 +780,11 @@ impl Desk {
         match body::verify(&body, "sim") {
             Ok(identity) => {
                 let publisher = self.shared.story.name(identity.publisher);
-                Some((Msg { publisher, seq: identity.seq }, sum))
+                let msg = Msg { publisher, seq: identity.seq };
+                if let Err(early) = self.shared.waiting.borrow().arrived(msg, now()) {
+                    self.shared.oracle.borrow_mut().violated(format!("{queue}: {early}"));
+                }
+                Some((msg, sum))
             }
             Err(error) => {
                 self.damaged(queue, &format!("{error:?}"));
@@ -699,6 +823,6 @@ fn parts(stored: &StoredMessage) -> (Vec<u8>, Vec<u8>) {
     };
     match stored.origin {
         Origin::Amqp => (body, stored.bytes[..prefix].to_vec()),
-        Origin::Rocketmq => (body, suffix.to_vec()),
+        Origin::Rocketmq => (body, waiting::name_in(&stored.bytes[..prefix], &suffix)),
     }
 }

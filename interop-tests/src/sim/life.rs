@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dassie::broker::core::{Core, PageSource, Parts, Proposal};
+use dassie::broker::later;
 use dassie::broker::link::Shard;
 use dassie::broker::message::Batches;
 use dassie::broker::shard::{Applier, CheckpointJob, Seams, ShardLoop};
@@ -28,11 +29,12 @@ use super::network::{Letter, Wire};
 use super::payload::Payload;
 use super::plant::Plant;
 use super::time::NodeClock;
+use super::waiting::DELAYS_MS;
 use super::witness::{Lax, Witness};
 use super::world::{NODES, Shared, count};
 
 /// Small, so that a run fills many.
-const SEGMENT: u64 = 64 << 10;
+pub(crate) const SEGMENT: u64 = 64 << 10;
 /// A quarter of a segment: bodies above it go in pieces.
 const BATCH: usize = 16 << 10;
 /// Log between two checkpoints.
@@ -79,6 +81,16 @@ fn genesis(node: u64) -> Genesis {
         segment_size: SEGMENT,
         created: 0,
         joins: false,
+    }
+}
+
+fn times(plant: Plant) -> later::Settings {
+    let hurry = if plant == Plant::HastyDelay { 2 } else { 1 };
+    later::Settings {
+        delay_levels_ms: DELAYS_MS.map(|ms| ms / hurry).into(),
+        transaction_timeout_ms: 600,
+        transaction_check_interval_ms: 900,
+        transaction_check_max: 3,
     }
 }
 
@@ -167,7 +179,9 @@ async fn begin(dawn: Dawn) -> io::Result<()> {
             batch_bytes: BATCH,
         },
         state,
-    );
+    )
+    .with_retention(shared.habits.keeps.clone())
+    .with_times(times(shared.plant));
     let shard_loop = ShardLoop::new(core, inputs, SEGMENT, CHECKPOINT);
     let inner = shard_loop.applier();
     *face.applier.borrow_mut() = Some(shard_loop.applier());
@@ -325,11 +339,21 @@ impl Living {
         let (proposer, leader, members, backlog) = (self.clone(), self.clone(), self.clone(), self.clone());
         let (floor, retiring, listed) = (self.clone(), self.clone(), self.log.clone());
         let face = self.face.clone();
+        let held = Cell::new(None);
         let (stop, stopped) = watch::channel(false);
         Seams {
             propose: Box::new(move |proposal| proposer.propose(proposal, &refuse)),
             refused,
-            leads: Box::new(move || leader.replica.leads()),
+            leads: Box::new(move || match leader.shared.plant {
+                Plant::EndlessLease => match leader.replica.leads() {
+                    Some(term) => {
+                        held.set(Some(term));
+                        Some(term)
+                    }
+                    None => held.get(),
+                },
+                _ => leader.replica.leads(),
+            }),
             // Its clients go to the leader themselves: no node holds messages for another.
             others: Box::new(Vec::new),
             membership: Box::new(move || members.replica.membership_record()),

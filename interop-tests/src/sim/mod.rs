@@ -17,6 +17,7 @@ mod payload;
 pub mod plant;
 mod story;
 mod time;
+mod waiting;
 mod witness;
 mod world;
 

@@ -47,11 +47,19 @@ pub enum Plant {
     FlippedByte,
     /// Offsets of sends are told one too high.
     WrongOffset,
+    /// Directories are not synced: new files are gone after a power cut.
+    LyingDirectory,
+    /// Who led once serves on when others lead.
+    EndlessLease,
+    /// Delayed messages come in half the time.
+    HastyDelay,
+    /// Rolled back transactions are committed.
+    CommittedRollback,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 19] = [
+    pub const ALL: [Plant; 23] = [
         Plant::LyingSync,
         Plant::ForgottenVote,
         Plant::LyingPages,
@@ -71,6 +79,10 @@ impl Plant {
         Plant::RecycledAlive,
         Plant::FlippedByte,
         Plant::WrongOffset,
+        Plant::LyingDirectory,
+        Plant::EndlessLease,
+        Plant::HastyDelay,
+        Plant::CommittedRollback,
     ];
 
     /// By the name it is printed with.

@@ -45,8 +45,13 @@ impl Story {
 
     /// What came of it, now.
     pub(crate) fn end(&self, place: Place, outcome: Outcome) {
+        self.end_at(place, outcome, nanos());
+    }
+
+    /// What came of it, by then.
+    pub(crate) fn end_at(&self, place: Place, outcome: Outcome, at: u64) {
         let event = &mut self.0.borrow_mut().events[place];
-        (event.outcome, event.t1) = (outcome, nanos());
+        (event.outcome, event.t1) = (outcome, at);
     }
 
     pub(crate) fn change(&self, place: Place, change: impl FnOnce(&mut Op)) {

@@ -28,6 +28,7 @@ use super::oracle::Oracle;
 use super::plant::Plant;
 use super::story::Story;
 use super::time::{self, NodeClock, now};
+use super::waiting::{RETRY, Waiting};
 use super::{Outcome, Plan};
 use crate::check;
 use crate::history::event;
@@ -38,6 +39,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// How long a healed cluster may take to serve, and how long to answer everybody and to agree.
 const HEALS: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(60);
+/// Longer than any message of a calm cluster waits for its time, or for the last question about it.
+const WAITS: Duration = Duration::from_secs(12);
 
 /// Counted over all lives.
 #[derive(Default)]
@@ -63,6 +66,7 @@ pub(crate) struct Shared {
     pub(crate) counts: Rc<Counts>,
     pub(crate) plant: Plant,
     pub(crate) habits: Habits,
+    pub(crate) waiting: Rc<RefCell<Waiting>>,
     /// Clients go home.
     pub(crate) over: Rc<Cell<bool>>,
     /// Living nodes, as clients see them.
@@ -206,7 +210,8 @@ impl World {
         drop(tasks);
         let seed = shared.dice.throw();
         let keep = match (shared.plant, shared.dice.below(6)) {
-            (Plant::LyingSync | Plant::ForgottenVote | Plant::LyingPages, _) | (_, 0) => Keep::Nothing,
+            (Plant::LyingSync | Plant::ForgottenVote | Plant::LyingPages | Plant::LyingDirectory, _)
+            | (_, 0) => Keep::Nothing,
             (_, 1) => Keep::All,
             (_, 2 | 3) => Keep::Subset(seed),
             (_, 4) => Keep::Torn(seed),
@@ -258,7 +263,7 @@ impl World {
     fn harm(&mut self) {
         let dice = self.shared.dice.clone();
         let what = match self.shared.plant {
-            Plant::LyingSync | Plant::ForgottenVote | Plant::LyingPages => 9,
+            Plant::LyingSync | Plant::ForgottenVote | Plant::LyingPages | Plant::LyingDirectory => 9,
             _ => dice.below(13),
         };
         let leader = self.leader();
@@ -370,6 +375,11 @@ impl World {
     async fn drain(&self) {
         let story = &self.shared.story;
         let Some(mut desk) = self.desk("last", 1).await else { return };
+        desk.answer_for_halves();
+        let until = now() + WAITS;
+        while now() < until {
+            desk.listen(until - now()).await;
+        }
         story.note(story.name("harness"), event::Op::Healed);
         for (seq, name) in (0..).zip(STEADY) {
             let target = Target { exchange: "", key: name, place: name, sure: true, confirmed: true };
@@ -404,6 +414,20 @@ impl World {
         desk.scans = true;
         desk.cursors.values_mut().for_each(|cursor| cursor.next = Some(0));
         self.read_topics(&mut desk, "scanning").await;
+        // Offsets of a topic that is not there yet begin at 0, too.
+        desk.cursors.entry((RETRY, 0)).or_default().next = Some(0);
+        loop {
+            let before = desk.fetched_nothing;
+            desk.fetch(RETRY, 0, 0);
+            if !self.answered(&mut desk, "what was sent back").await {
+                return;
+            }
+            if desk.fetched_nothing > before {
+                break;
+            }
+        }
+        let waiting = self.shared.waiting.borrow();
+        waiting.wrong_returns(self.shared.habits.trims()).for_each(|wrong| self.violated(wrong));
         desk.end();
     }
 
@@ -440,6 +464,9 @@ impl World {
                 && let Some(point) = applier.applied()
             {
                 self.shared.oracle.borrow_mut().digest(*node, point.index, applier.digest());
+                if let Err(wrong) = applier.audit_messages() {
+                    self.violated(format!("node {node}: {wrong}"));
+                }
             }
         }
         let compared = self.shared.oracle.borrow().compared;
@@ -468,10 +495,12 @@ fn lie(disk: &SimDisk, plant: Plant, honest: u64) {
         Plant::LyingSync => "log/",
         Plant::ForgottenVote => "state",
         Plant::LyingPages => "pages/",
+        Plant::LyingDirectory => "",
         _ => return,
     };
+    let kind = if plant == Plant::LyingDirectory { OpKind::SyncDir } else { OpKind::Sync };
     for _ in 0..2_000 {
-        disk.inject(OpKind::Sync, path, honest, Fault::Lie);
+        disk.inject(kind, path, honest, Fault::Lie);
     }
 }
 
@@ -493,6 +522,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
             plant: plan.plant,
             over: Rc::default(),
             habits: Habits::thrown(&dice),
+            waiting: Rc::default(),
             faces: Rc::default(),
         };
         let seat = |node| {

@@ -270,6 +270,18 @@ fn a_message_of_a_topic_whose_removal_is_on_its_way_does_not_come_again() {
 }
 
 #[test]
+fn a_message_whose_trim_is_on_its_way_does_not_come_again() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    let (offset, position) = sent(h.call(&mut c, send("T", &[b'x'; 100_000], None)));
+    let queue = h.core.state.topology.topic("T").unwrap().queues[0];
+    let op = back(&h, "T", position, 16);
+    h.core.settle_in(queue, vec![(offset, 1)]);
+    assert!(h.call(&mut c, op).is_err(), "nothing keeps its body alive until the move is applied");
+    assert!(h.core.state.segments.is_empty());
+}
+
+#[test]
 fn a_send_back_whose_batch_was_lost_is_stored_once_and_answered_once() {
     let mut h = Harness::new();
     let mut c = h.client(1);

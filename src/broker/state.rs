@@ -999,10 +999,9 @@ impl State {
                 if !queue.cursor.is_settled(offset)
                     && let Ok(Some(entry)) = queue.index.get(offset, *uid, pages)
                 {
-                    live.push((entry.position - u64::from(entry.record_back)) / self.segment_size);
+                    live.extend(queue.segments_of(offset, &entry, self.segment_size));
                 }
             }
-            live.extend(queue.elsewhere.values().flatten().map(|(segment, _)| *segment));
         }
         let mut counts = BTreeMap::new();
         live.into_iter().for_each(|segment| *counts.entry(segment).or_default() += 1);

@@ -17,8 +17,8 @@ use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::vote::RaftLeaderId;
@@ -402,10 +402,19 @@ impl<P: Peers> RaftNetworkV2<Config> for Client<P> {
             };
             Ok((answer.into_stream_result(previous, last), whole))
         };
-        let answers = input.map(one).buffered(PIPELINE).scan(true, |go_on, answer| {
+        let answers = input.map(one).buffered(PIPELINE).scan((true, false), |(go_on, taken), answer| {
+            let answer = match answer {
+                // One that overtook the one before it found a gap, where now there is none. The library would take that for a log
+                // that went back: it is told of a lost answer, and sends it again.
+                Ok((Err(StreamAppendError::Conflict(_)), _)) if *taken => {
+                    Err(RPCError::Network(NetworkError::from_string("an append overtook the one before it")))
+                }
+                answer => answer,
+            };
             // Behind one that was not taken whole, those that follow it were not taken either.
             let answer = go_on.then_some(answer);
             *go_on = matches!(answer, Some(Ok((_, true))));
+            *taken |= *go_on;
             ready(answer.map(|answer| answer.map(|(result, _)| result)))
         });
         Box::pin(ready(Ok(Box::pin(answers) as BoxStream<'s, _>)))

@@ -180,10 +180,13 @@ pub(crate) fn decode_request(frame: Bytes) -> Result<(u64, Request), Reason> {
                 let (leader, kind) = (cut.u64()?, cut.u8()?);
                 entries.push(Carried { id, leader, kind, payload: cut.payload()? });
             }
-            let first = previous.map_or(0, |previous| previous.index.wrapping_add(1));
-            let expected = (first..).take(count);
-            if entries.iter().map(|entry| entry.id.index).ne(expected) {
-                return Err("entries that do not follow each other");
+            // Checked: an index near the end of all numbers comes from nobody honest.
+            let mut before = previous.map(|previous| previous.index);
+            for entry in &entries {
+                if before.map_or(Some(0), |before| before.checked_add(1)) != Some(entry.id.index) {
+                    return Err("entries that do not follow each other");
+                }
+                before = Some(entry.id.index);
             }
             Request::Append { ballot, previous, entries, committed }
         }
@@ -227,6 +230,21 @@ pub(crate) fn decode_answer(frame: Bytes) -> Result<(u64, Answer), Reason> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn entries_at_the_end_of_all_numbers_are_refused_or_taken_and_break_nothing() {
+        let append = |previous, index| {
+            let ballot = Ballot { term: 1, node: 1, granted: true };
+            let previous = Some(EntryId { term: 1, index: previous });
+            let id = EntryId { term: 1, index };
+            let entries = vec![Carried { id, leader: 1, kind: 1, payload: Bytes::new() }];
+            let request = Request::Append { ballot, previous, entries, committed: None };
+            decode_request(encode_request(9, request).concat().into()).map(|(number, _)| number)
+        };
+        assert_eq!(append(u64::MAX - 1, u64::MAX), Ok(9));
+        assert!(append(u64::MAX, 0).is_err());
+        assert!(append(4, 6).is_err());
+    }
 
     fn id() -> impl Strategy<Value = Option<EntryId>> {
         proptest::option::of(

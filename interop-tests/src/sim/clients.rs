@@ -133,7 +133,9 @@ pub(crate) struct Habits {
 impl Habits {
     pub(crate) fn thrown(dice: &Dice) -> Self {
         let keeps = match dice.below(5) {
-            0 => retention::Settings { topics_ms: 2_000 + dice.below(6_000), ..retention::Settings::default() },
+            0 => {
+                retention::Settings { topics_ms: 2_000 + dice.below(6_000), ..retention::Settings::default() }
+            }
             1 => retention::Settings { topics_bytes: 4 * SEGMENT, ..retention::Settings::default() },
             2 => retention::Settings { max_bytes: 8 * SEGMENT, ..retention::Settings::default() },
             _ => retention::Settings::default(),

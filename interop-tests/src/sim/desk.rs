@@ -111,6 +111,9 @@ struct Sent {
     returned: bool,
 }
 
+/// Offsets, and the messages there.
+type Held = Vec<(u64, Msg)>;
+
 struct Reader {
     queue: &'static str,
     auto: bool,
@@ -449,7 +452,7 @@ impl Desk {
     }
 
     /// Takes some of what one reader holds.
-    fn taken(&mut self, which: u64, count: usize) -> Option<(u32, Name, Vec<(u64, Msg)>)> {
+    fn taken(&mut self, which: u64, count: usize) -> Option<(u32, Name, Held)> {
         let holders: Vec<u32> =
             self.readers.iter().filter(|(_, r)| !r.leases.is_empty()).map(|(id, _)| *id).collect();
         let reader = *holders.get(usize::try_from(which).unwrap_or(0) % holders.len().max(1))?;

@@ -50,7 +50,9 @@ impl Waiting {
     /// It came at `now`.
     pub(crate) fn arrived(&self, msg: Msg, now: Duration) -> Result<(), String> {
         match self.due.get(&msg) {
-            Some(due) if now < *due => Err(format!("message {} came {:?} before its time", msg.seq, *due - now)),
+            Some(due) if now < *due => {
+                Err(format!("message {} came {:?} before its time", msg.seq, *due - now))
+            }
             _ => Ok(()),
         }
     }
@@ -81,19 +83,15 @@ impl Waiting {
         self.backs.iter().filter_map(move |(msg, Backs { asked, certain, found })| {
             let wrong = found > asked || (found < certain && !trimmed);
             let seq = msg.seq;
-            wrong.then(|| format!("message {seq} was sent back {certain} to {asked} times and came {found} times"))
+            wrong.then(|| {
+                format!("message {seq} was sent back {certain} to {asked} times and came {found} times")
+            })
         })
     }
 }
 
 /// A message as producers' connections make it.
-pub(crate) fn record(
-    topic: &str,
-    queue_id: u32,
-    seq: u32,
-    body: &[u8],
-    waits: Option<Waits>,
-) -> SendMessage {
+pub(crate) fn record(topic: &str, queue_id: u32, seq: u32, body: &[u8], waits: Option<Waits>) -> SendMessage {
     let tag = format!("tag{}", seq % 3);
     let mut text = PropertiesText::new();
     let mut set = |name: &str, value: &str| text.set(name, value).expect("short and clean");
@@ -152,6 +150,7 @@ pub(crate) fn name(topic: &str, seq: u32) -> String {
 /// The same, as a stored message tells it.
 pub(crate) fn name_in(prefix: &[u8], suffix: &[u8]) -> Vec<u8> {
     let told = Record::decode_parts(prefix, suffix).ok();
-    let told = told.and_then(|(record, _): (Record<'_>, Body)| record.properties.get(NAME).map(str::to_owned));
+    let told =
+        told.and_then(|(record, _): (Record<'_>, Body)| record.properties.get(NAME).map(str::to_owned));
     told.unwrap_or_default().into_bytes()
 }

@@ -377,7 +377,7 @@ impl World {
         let Some(mut desk) = self.desk("last", 1).await else { return };
         desk.answer_for_halves();
         let until = now() + WAITS;
-        while now() < until {
+        while now() < until && !desk.is_lost() {
             desk.listen(until - now()).await;
         }
         story.note(story.name("harness"), event::Op::Healed);

@@ -439,6 +439,30 @@ fn footer(count: u64, header_crc: u64) -> [u8; FOOTER] {
     bytes
 }
 
+/// A base whose blocks are pieces of `data`, with right checksums; each begins with its length in four bytes steps.
+#[cfg(feature = "sim")]
+pub(crate) fn fuzzed_file(store: &Uuid, data: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER];
+    bytes[..4].copy_from_slice(&MAGIC);
+    (bytes[4], bytes[6]) = (1, 1);
+    bytes[8..24].copy_from_slice(store);
+    let point = LogPoint { index: 7, term: 1, leader: 1, position: 64, end: 128, hash: 9 };
+    bytes[24..72].copy_from_slice(&point_bytes(&point));
+    let header_crc = crc64(&bytes[..120]);
+    bytes[120..].copy_from_slice(&header_crc.to_le_bytes());
+    let Some((count, mut rest)) = data.split_first() else { return bytes };
+    for number in 0.. {
+        let Some((steps, behind)) = rest.split_first() else { break };
+        let (content, behind) = behind.split_at((usize::from(*steps) * 4).min(behind.len()));
+        bytes.extend_from_slice(&u32::try_from(content.len()).expect("small").to_le_bytes());
+        bytes.extend_from_slice(&block_crc(number, content).to_le_bytes());
+        bytes.extend_from_slice(content);
+        rest = behind;
+    }
+    bytes.extend_from_slice(&footer(u64::from(*count), header_crc));
+    bytes
+}
+
 struct Output<F> {
     file: F,
     /// Its name until it is whole.

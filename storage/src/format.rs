@@ -14,9 +14,9 @@ use crate::disk::damaged;
 pub const HEADER: usize = 96;
 /// The longest payload of a batch.
 pub const MAX_PAYLOAD: usize = (1 << 20) + (64 << 10);
-const MAGIC: [u8; 4] = *b"DBAT";
+pub(crate) const MAGIC: [u8; 4] = *b"DBAT";
 const END_MAGIC: [u8; 4] = *b"DEND";
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 /// Bytes of an end marker.
 pub(crate) const END_MARKER: usize = 8;
 

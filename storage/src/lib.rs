@@ -12,6 +12,8 @@ mod checkpoint;
 mod copy;
 pub mod disk;
 mod format;
+#[cfg(feature = "sim")]
+pub mod fuzz;
 mod genesis;
 mod hard_state;
 mod install;

@@ -1,8 +1,8 @@
 //! What the fuzzers call: each function takes any bytes, and panics if a promise of this crate does not hold
 //! for them.
 //!
-//! Owns the properties, so that `cargo fuzz` on nightly and the bounded run in `tests/fuzz_targets.rs` on
-//! stable check the same. Not part of the public API.
+//! Owns the properties, so that `interop-tests/fuzz` and the bounded run in `tests/fuzz_targets.rs` check the same. Not part of the
+//! public API.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::table::{RawArray, RawTable, TableBuilder};
 /// Takes any bytes.
 pub type Target = fn(&[u8]);
 
-/// Every target and its name: that of its `fuzz_targets` file and of its corpus.
+/// Every target and its name: that of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("frames", frames),
     ("method", method),

@@ -1,8 +1,8 @@
 //! Fuzz targets as plain functions: any bytes in, a panic if a promise is broken.
 //!
 //! Owns the promises: nothing panics, cutting the input in pieces changes nothing, what was read can be written and
-//! reads the same again. `fuzz/` calls each target by a five-line wrapper; the test below runs them all on a stable
-//! toolchain over the committed corpus and over mutations of it.
+//! reads the same again. `interop-tests/fuzz` runs each target guided by coverage; the test below runs them all over the committed
+//! corpus and over mutations of it.
 
 use crate::body::{
     self, CheckClient, ConsumeDirectlyResult, GroupConfig, Heartbeat, LockQueues, OffsetTable,

@@ -1,4 +1,0 @@
-//! See `dassie_amqp::fuzz::table`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| dassie_amqp::fuzz::table(data));

@@ -1,4 +1,0 @@
-//! Runs `dassie_rocketmq::fuzz::batch_body`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| dassie_rocketmq::fuzz::batch_body(data));

@@ -49,8 +49,6 @@ pub enum Plant {
     WrongOffset,
     /// Directories are not synced: new files are gone after a power cut.
     LyingDirectory,
-    /// Who led once serves on when others lead.
-    EndlessLease,
     /// Delayed messages come in half the time.
     HastyDelay,
     /// Rolled back transactions are committed.
@@ -59,7 +57,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 23] = [
+    pub const ALL: [Plant; 22] = [
         Plant::LyingSync,
         Plant::ForgottenVote,
         Plant::LyingPages,
@@ -80,7 +78,6 @@ impl Plant {
         Plant::FlippedByte,
         Plant::WrongOffset,
         Plant::LyingDirectory,
-        Plant::EndlessLease,
         Plant::HastyDelay,
         Plant::CommittedRollback,
     ];

@@ -709,7 +709,9 @@ impl Desk {
             self.shared.oracle.borrow_mut().violated(what);
         }
         cursor.next = Some(fetched.next);
-        self.fetched_nothing += u64::from(fetched.deliveries.is_empty());
+        // Whose offset moved looks again.
+        let moved = fetched.status == FetchStatus::OffsetMoved;
+        self.fetched_nothing += u64::from(fetched.deliveries.is_empty() && !moved);
         for delivery in &fetched.deliveries {
             let Some((msg, sum)) = self.read(topic, delivery) else { continue };
             if topic == RETRY {

@@ -339,11 +339,21 @@ impl Living {
         let (proposer, leader, members, backlog) = (self.clone(), self.clone(), self.clone(), self.clone());
         let (floor, retiring, listed) = (self.clone(), self.clone(), self.log.clone());
         let face = self.face.clone();
+        let held = Cell::new(None);
         let (stop, stopped) = watch::channel(false);
         Seams {
             propose: Box::new(move |proposal| proposer.propose(proposal, &refuse)),
             refused,
-            leads: Box::new(move || leader.replica.leads()),
+            leads: Box::new(move || match leader.shared.plant {
+                Plant::EndlessLease => match leader.replica.leads() {
+                    Some(term) => {
+                        held.set(Some(term));
+                        Some(term)
+                    }
+                    None => held.get(),
+                },
+                _ => leader.replica.leads(),
+            }),
             // Its clients go to the leader themselves: no node holds messages for another.
             others: Box::new(Vec::new),
             membership: Box::new(move || members.replica.membership_record()),

@@ -49,6 +49,8 @@ pub enum Plant {
     WrongOffset,
     /// Directories are not synced: new files are gone after a power cut.
     LyingDirectory,
+    /// Who led once serves on when others lead.
+    EndlessLease,
     /// Delayed messages come in half the time.
     HastyDelay,
     /// Rolled back transactions are committed.
@@ -57,7 +59,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 22] = [
+    pub const ALL: [Plant; 23] = [
         Plant::LyingSync,
         Plant::ForgottenVote,
         Plant::LyingPages,
@@ -78,6 +80,7 @@ impl Plant {
         Plant::FlippedByte,
         Plant::WrongOffset,
         Plant::LyingDirectory,
+        Plant::EndlessLease,
         Plant::HastyDelay,
         Plant::CommittedRollback,
     ];

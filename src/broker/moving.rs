@@ -145,7 +145,7 @@ impl Core {
     /// Is a settlement of this message on its way?
     fn is_settling(&self, queue: QueueUid, offset: u64) -> bool {
         let settled = |work: &Work| match work {
-            Work::Settled { queue: of, ranges } if *of == queue => {
+            Work::Settled { queue: of, ranges, .. } if *of == queue => {
                 ranges.iter().any(|(first, count)| (*first..*first + *count).contains(&offset))
             }
             _ => false,

@@ -366,6 +366,18 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Flag(|d| &mut d.config.cluster.insecure),
     },
     Key {
+        name: "cluster.copy_rate",
+        default: "64MiB",
+        meaning: "A node that lacks more of the log than the others have kept gets a copy of the leader's store, at so many bytes a second: more is sooner done and leaves clients less of disk and network.",
+        kind: Kind::Size { min: 1 << 20, max: PIB, step: 1, place: |d| &mut d.config.cluster.copy_rate },
+    },
+    Key {
+        name: "cluster.keep_log",
+        default: "1GiB",
+        meaning: "So much of the log below the newest checkpoint is kept for nodes that lack it, whatever it holds. One that lacks more gets a copy of the store, so a dead node does not fill the disks of the others.",
+        kind: Kind::Size { min: 1 << 20, max: PIB, step: 1, place: |d| &mut d.config.cluster.keep_log },
+    },
+    Key {
         name: "cluster.tls.certificate",
         default: "",
         meaning: "PEM file with the certificate that this node shows to the others, as client and as server, and behind it those that lead to the authority. It must name `node-<number>.<cluster.name>` (DNS), `node-2.dassie` for node 2. Read at every new connection.",
@@ -382,18 +394,6 @@ pub const KEYS: &[Key] = &[
         default: "",
         meaning: "PEM file with the authorities that sign nodes' certificates; nothing else should be signed by them.",
         kind: Kind::File(|d| &mut d.config.cluster.ca),
-    },
-    Key {
-        name: "cluster.copy_rate",
-        default: "64MiB",
-        meaning: "A node that lacks more of the log than the others have kept gets a copy of the leader's store, at so many bytes a second: more is sooner done and leaves clients less of disk and network.",
-        kind: Kind::Size { min: 1 << 20, max: PIB, step: 1, place: |d| &mut d.config.cluster.copy_rate },
-    },
-    Key {
-        name: "cluster.keep_log",
-        default: "1GiB",
-        meaning: "So much of the log below the newest checkpoint is kept for nodes that lack it, whatever it holds. One that lacks more gets a copy of the store, so a dead node does not fill the disks of the others.",
-        kind: Kind::Size { min: 1 << 20, max: PIB, step: 1, place: |d| &mut d.config.cluster.keep_log },
     },
     Key {
         name: "definitions.file",

@@ -240,7 +240,10 @@ impl<D: Disk> Writer<D> {
         assert!(self.synced <= self.end, "synced {} is ahead of the log's end {}", self.synced, self.end);
         let (parts, offset) = (parts(frames, self.synced, marker), from - open.start);
         let segment = (open.start, &open.file, self.segments.segment_size);
-        if sync && self.through.write(segment, offset, &parts)? {
+        // What goes past the cache syncs only itself: nothing unsynced may stand before it, as at the end of a segment it does when
+        // groups are not synced one by one.
+        let alone = sync && self.flush == Flush::Synced;
+        if alone && self.through.write(segment, offset, &parts)? {
             self.segments.set_written(self.end);
         } else {
             self.through.forget();

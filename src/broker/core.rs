@@ -890,24 +890,39 @@ impl Core {
         self.decide_again();
     }
 
-    /// Somebody else led meanwhile: what connections that are gone by now had asked beside publishing is not done any more. They
-    /// got no answer, and may have asked otherwise there: an offset stored late would go back.
+    /// Somebody else led meanwhile: what connections that are gone by now had asked is not done any more. They got no answer, and may
+    /// have asked again there: an offset stored late would go back, a message would come behind newer ones of its producer.
     fn forget_late_wishes(&mut self) {
-        let publishes = |verb: &Verb| matches!(verb.op, Op::Publish(_) | Op::Send(_));
         for connection in self.connections.values_mut().filter(|c| c.gone) {
-            connection.stalled.retain(publishes);
+            connection.stalled.clear();
         }
-        for (sequence, pending) in (self.first_pending..).zip(&mut self.pending).filter(|(_, p)| !p.done) {
-            let Work::Verb { connection, verb, .. } = &pending.work else { continue };
-            let waits = self.connections.get_mut(connection);
-            if publishes(verb) || waits.as_ref().is_some_and(|c| !c.gone) {
-                continue;
+        let gone = |id: &ConnectionId| self.connections.get(id).is_none_or(|connection| connection.gone);
+        let late: Vec<ConnectionId> = self.large.keys().filter(|id| gone(id)).copied().collect();
+        let mut forgotten: Vec<usize> = Vec::new();
+        let mut parts = 0;
+        for (place, pending) in self.pending.iter().enumerate() {
+            match &pending.work {
+                Work::Part { .. } if !pending.done => parts += 1,
+                // The parts of a publish stand right before it.
+                Work::Verb { connection, .. } if !pending.done && gone(connection) => {
+                    forgotten.extend(place - std::mem::take(&mut parts)..=place);
+                }
+                _ => parts = 0,
             }
-            if let Some(connection) = waits.filter(|c| c.stalled_on == Some(sequence)) {
+        }
+        for id in late {
+            self.large.remove(&id);
+        }
+        for place in forgotten {
+            // Its number stays: nothing is left to be written under it.
+            let sequence = self.first_pending + place as u64;
+            let work = std::mem::replace(&mut self.pending[place].work, Work::Unanswered);
+            if let Work::Verb { connection, .. } = work
+                && let Some(connection) = self.connections.get_mut(&connection)
+                && connection.stalled_on == Some(sequence)
+            {
                 connection.stalled_on = None;
             }
-            // Its number stays: nothing is left to be written under it.
-            pending.work = Work::Unanswered;
         }
     }
 

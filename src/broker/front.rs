@@ -396,12 +396,9 @@ impl Core {
 
     /// Puts a verb in front of those that wait.
     fn take_back(&mut self, id: ConnectionId, verb: Verb) {
-        let publishes = matches!(verb.op, Op::Publish(_) | Op::Send(_));
-        match self.connections.get(&id) {
-            // What a client that is gone had asked beside publishing is not done any more: an offset stored late would go back.
-            Some(connection) if connection.gone && !publishes => {}
-            Some(_) => self.stall(id, verb),
-            None => {}
+        // What a client that is gone had asked is not done any more: it would come late, behind what it asked elsewhere since.
+        if self.connections.get(&id).is_some_and(|connection| !connection.gone) {
+            self.stall(id, verb);
         }
     }
 

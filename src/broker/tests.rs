@@ -1124,6 +1124,25 @@ fn an_offset_of_a_gone_connection_is_not_stored_after_another_leader() {
 }
 
 #[test]
+fn a_publish_of_a_gone_connection_is_not_stored_after_another_leader() {
+    let mut h = Harness::new();
+    let (mut gone, mut stays) = (h.client(1), h.client(2));
+    h.call(&mut gone, queue("q", true)).unwrap();
+    let uid = *h.core.state.queues.keys().next().unwrap();
+    h.send(&mut gone, publish("", "q", 1, b"old"));
+    h.send(&mut stays, publish("", "q", 1, b"kept"));
+    h.propose();
+    h.taken.clear();
+    h.core.input(Input::Disconnected(1));
+    h.other_leads(uid, 0);
+    h.start_term();
+    h.run();
+    assert_eq!(confirms(&stays.take()), [(1, 1, true)]);
+    assert_eq!(h.core.state.queues[&uid].depth(), 1, "its client may have sent newer ones by now");
+    assert!(h.core.pending.is_empty());
+}
+
+#[test]
 fn every_exchange_on_its_way_looks_at_all_keys_of_a_message() {
     let mut h = Harness::new();
     let mut c = h.client(1);

@@ -246,7 +246,10 @@ mod tests {
         let late = "c requeue queue=q msg=p/1 outcome=info";
         assert!(rules(&[TWICE[0], TWICE[1], "n crash", TWICE[2], late]).is_empty());
         assert_eq!(rules(&[TWICE[0], TWICE[1], TWICE[2], late]), ["duplicate.excess"]);
-        assert_eq!(rules(&[TWICE[0], TWICE[1], "n crash", TWICE[2], late, TWICE[2]]), ["duplicate.excess"]);
+        // Then it is the second delivery that was given back, and that is good for a third, and no more.
+        let thrice = [TWICE[0], TWICE[1], "n crash", TWICE[2], late, TWICE[2]];
+        assert!(rules(&thrice).is_empty());
+        assert_eq!(rules(&[&thrice[..], &[TWICE[2]]].concat()), ["duplicate.excess"]);
     }
 
     #[test]

@@ -333,6 +333,7 @@ fn seams<A: dassie_storage::Apply + 'static>(
         (replica.clone(), replica.clone(), replica.clone(), replica.clone(), replica.clone());
     let node = parts.store.genesis.node;
     let (backlog, retire, listed, observed) = (log.clone(), log.clone(), log.clone(), log.clone());
+    let durable_log = log.clone();
     let (metrics, alarms) = (Arc::clone(&parts.metrics), Arc::clone(&parts.alarms));
     let segment_size = parts.store.genesis.segment_size;
     Ok(Seams {
@@ -357,6 +358,7 @@ fn seams<A: dassie_storage::Apply + 'static>(
                 Err(error) => process::die(&format!("index pages: {error}")),
             }
         }),
+        durable: Box::new(move || durable_log.durable()),
         write_checkpoint: Box::new(move |job| drop(jobs.send(Todo::Write(job)))),
         checkpoints: durable,
         checkpointed: Box::new(move |point| {

@@ -36,6 +36,8 @@ pub struct Seams {
     pub backlog_full: Box<dyn Fn() -> bool>,
     /// First of so many adjoining free index pages, and the pages nothing names any more.
     pub allocate_pages: Box<dyn FnMut(u32) -> u32>,
+    /// End of what this node's own log has durably: others may have committed more.
+    pub durable: Box<dyn Fn() -> u64>,
     /// Begins to write a checkpoint elsewhere; the answer comes through `checkpoints`.
     pub write_checkpoint: Box<dyn FnMut(CheckpointJob)>,
     /// Checkpoints that are durable.
@@ -251,6 +253,11 @@ impl ShardLoop {
             return;
         }
         let mut core = self.core.borrow_mut();
+        // A majority may have what this node's disk has not got yet. A checkpoint that stands for more than the log of its own store
+        // would be all that is left of it after a crash.
+        if core.applied().is_some_and(|point| point.end > (seams.durable)()) {
+            return;
+        }
         core.state.keep_membership((seams.membership)());
         let delta = core.state.begin_checkpoint(&mut seams.allocate_pages);
         drop(core);

@@ -340,6 +340,7 @@ impl Living {
         let (floor, retiring, listed) = (self.clone(), self.clone(), self.log.clone());
         let face = self.face.clone();
         let held = Cell::new(None);
+        let own_log = self.log.clone();
         let (stop, stopped) = watch::channel(false);
         Seams {
             propose: Box::new(move |proposal| proposer.propose(proposal, &refuse)),
@@ -362,6 +363,7 @@ impl Living {
                 let first = block_on(pages.borrow_mut().allocate(u64::from(count)));
                 u32::try_from(first.expect("a simulated disk is large")).expect("few pages")
             }),
+            durable: Box::new(move || own_log.durable()),
             write_checkpoint: Box::new(move |job| drop(jobs.send(job))),
             checkpoints: durable,
             checkpointed: Box::new(move |point| drop(spawn_local(floor.clone().raise(point)))),

@@ -2,11 +2,12 @@
 //!
 //! Owns: rule 4. Promises: judged by place where the protocol tells places, else by arrival at one consumer between two
 //! crashes. Left out: messages that came again, or were sent again, or died into the queue; paths and queues that
-//! declare to keep no order. Does not know: publishers' order among each other (that is `queue_lin`).
+//! declare to keep no order; messages whose sender was never told what became of them: a node of a cluster may
+//! live on and hand one over when its client has long gone on elsewhere. Does not know: publishers' order among each other (that is `queue_lin`).
 
 use super::Findings;
 use super::view::{Life, Seen, View, same_reader};
-use crate::history::event::{Name, Op, Publish};
+use crate::history::event::{Event, Name, Op, Publish};
 
 /// Finds `order.position` (a later message at an earlier place), `order.arrival` (arrived later than a message sent
 /// after it), `order.tags` (delivery tags of a channel that do not ascend).
@@ -17,7 +18,10 @@ pub fn check(view: &View<'_>) -> Findings {
     let mut arrived = Vec::new();
     for life in view.lives() {
         // What was sent again has no place of its own.
-        if let Some((_, event, publish)) = view.only_attempt(life).filter(|(_, _, publish)| publish.ordered) {
+        let answered = |event: &Event, publish: &Publish| publish.ordered && event.happened();
+        if let Some((_, event, publish)) =
+            view.only_attempt(life).filter(|(_, event, publish)| answered(event, publish))
+        {
             let sent = Sent { from: (event.client, publish.msg.publisher), publish };
             note_places(view, life, sent, &mut placed);
             note_arrivals(view, life, sent, &mut arrived);

@@ -101,7 +101,7 @@ pub const LOGIN_FAILURES_FREE: u32 = 8;
 /// How long the first of them waits, ms; each further one twice as long.
 pub const LOGIN_DELAY_MS: u64 = 100;
 /// The longest such wait, ms: less than a handshake may take.
-pub const LOGIN_DELAY_MAX_MS: u64 = 5_000;
+pub const LOGIN_DELAY_MAX_MS: u64 = 500;
 /// In this time one refused login of an address is forgotten, ms.
 pub const LOGIN_FORGOTTEN_MS: u64 = 2_000;
 /// Addresses with refused logins that are remembered.

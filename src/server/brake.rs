@@ -82,7 +82,7 @@ mod tests {
         let waits: Vec<u128> = (0..100).map(|_| fail(&brake, HOST, 100)).collect();
         let free = limits::LOGIN_FAILURES_FREE as usize;
         assert!(waits[..free].iter().all(|ms| *ms == 0));
-        assert_eq!(waits[free..free + 4], [100, 200, 400, 800]);
+        assert_eq!(waits[free..free + 4], [100, 200, 400, 500]);
         assert_eq!(waits[99], u128::from(limits::LOGIN_DELAY_MAX_MS));
         assert_eq!(fail(&brake, "192.0.2.2", 100), 0, "another address");
     }
@@ -93,8 +93,8 @@ mod tests {
         for _ in 0..12 {
             fail(&brake, HOST, 100);
         }
-        assert_eq!(fail(&brake, HOST, 100), 1_600);
-        assert_eq!(fail(&brake, HOST, 104), 800, "two were forgotten, one came");
+        assert_eq!(fail(&brake, HOST, 100), 500);
+        assert_eq!(fail(&brake, HOST, 108), 200, "four were forgotten, one came");
         assert_eq!(fail(&brake, HOST, 1_000), 0);
     }
 
@@ -102,7 +102,7 @@ mod tests {
     fn addresses_of_one_network_count_together_and_their_number_is_bounded() {
         let brake = Brake::default();
         let waits: Vec<u128> = (0..12).map(|n| fail(&brake, &format!("2001:db8::{n:x}"), 1)).collect();
-        assert_eq!(waits[11], 800);
+        assert_eq!(waits[11], 500);
         for n in 0..2 * limits::LOGIN_ADDRESSES_MAX {
             fail(&brake, &format!("2001:db8:{:x}:{:x}::1", n >> 16, n & 0xffff), 1);
         }

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod calls;
 pub mod copy;
 #[cfg(test)]
+#[allow(clippy::await_holding_refcell_ref)] // one task at a time, on one thread
 mod copy_tests;
 mod driver;
 pub mod formation;

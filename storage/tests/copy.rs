@@ -3,8 +3,6 @@
 
 mod common;
 
-#![allow(clippy::needless_pass_by_value, clippy::type_complexity, clippy::filter_next)] // shapes of a test
-
 use std::collections::BTreeMap;
 use std::io;
 

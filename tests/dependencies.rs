@@ -231,3 +231,17 @@ fn planted_packages_are_found() {
     assert_eq!(planted("protobuf", "2.28.0", Some("MIT"), registry), (0, 0, 1));
     assert_eq!(planted("protobuf", "3.7.2", Some("MIT"), registry), (0, 0, 0));
 }
+
+/// The fuzzer is a workspace of its own, built by `interop-tests/fuzz` alone: a dependency that we gain makes its lock file stale
+/// without anybody seeing it here.
+#[test]
+fn the_fuzzers_lock_file_knows_all_we_depend_on() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let manifest = root().join("interop-tests/fuzzing/Cargo.toml");
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version=1", "--locked", "--manifest-path"])
+        .arg(manifest)
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -118,11 +118,11 @@ mod tests {
 
     #[test]
     fn the_segment_holds_what_was_written_whichever_way_it_went() {
-        const SIZE: u64 = 1 << 20;
+        const SIZE: usize = 1 << 20;
         let directory = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(directory.path()).unwrap();
-        let file = block_on(disk.create("segment", SIZE)).unwrap();
-        let mut expected = vec![0_u8; SIZE as usize];
+        let file = block_on(disk.create("segment", SIZE as u64)).unwrap();
+        let mut expected = vec![0_u8; SIZE];
         let (mut through, mut offset, mut direct) = (ready(), 0, 0);
         for n in 0..400_usize {
             let length = [8, 1_304, 4_096, 40, 9_000, 16_384][n * 7 % 6];
@@ -133,7 +133,7 @@ mod tests {
             expected[offset..offset + length].copy_from_slice(&bytes);
             let (first, last) = bytes.split_at(length / 3);
             let parts = [first, last].map(Bytes::copy_from_slice);
-            if n % 5 != 4 && through.write((0, &file, SIZE), offset as u64, &parts).unwrap() {
+            if n % 5 != 4 && through.write((0, &file, SIZE as u64), offset as u64, &parts).unwrap() {
                 direct += 1;
             } else {
                 block_on(file.write_at(offset as u64, &parts)).unwrap();

@@ -117,6 +117,8 @@ fn behind(source: &Source, batches: u64, own: usize) -> SimDisk {
     disk
 }
 
+// The library hands both over.
+#[allow(clippy::needless_pass_by_value)]
 fn used(_: LogPoint, objects: Objects) -> io::Result<Vec<(PageId, u64)>> {
     let number = |bytes: &[u8]| std::str::from_utf8(bytes).unwrap().parse().unwrap();
     Ok(objects.iter().map(|(key, value)| (number(&key[5..]), number(value))).collect())
@@ -148,7 +150,10 @@ fn take(
     Ok(())
 }
 
-fn open(disk: &SimDisk) -> io::Result<(Node<SimDisk>, Option<(LogPoint, Objects)>, PageStore<SimDisk>)> {
+/// A node, the checkpoint it stands on, its pages.
+type Opened = (Node<SimDisk>, Option<(LogPoint, Objects)>, PageStore<SimDisk>);
+
+fn open(disk: &SimDisk) -> io::Result<Opened> {
     let genesis = run(Genesis::load(disk))?.unwrap();
     run(finish_install(disk, &genesis))?;
     let floor = run(read_floor(disk, &genesis))?;
@@ -158,7 +163,7 @@ fn open(disk: &SimDisk) -> io::Result<(Node<SimDisk>, Option<(LogPoint, Objects)
     let node = Node::open_with(disk, loaded.as_ref().map(|l| l.point), options())?;
     // A leader says so soon: all but what nobody else has.
     let batches = node.reader.get(node.log.floor().map_or(0, |f| f.index + 1), u64::MAX, usize::MAX)?;
-    let committed = batches.iter().filter(|batch| batch.payload != "nobody else has this").next_back();
+    let committed = batches.iter().rfind(|batch| batch.payload != "nobody else has this");
     node.log.committed(committed.map_or(0, |batch| batch.point.end));
     Ok((node, loaded.map(|l| (l.point, l.objects)), pages))
 }
@@ -190,7 +195,7 @@ fn assert_copied(disk: &SimDisk, source: &Source, point: LogPoint) {
     let (mut node, loaded, pages) = open(disk).unwrap();
     let (at, objects) = loaded.expect("a checkpoint");
     assert_eq!(at, point);
-    for (id, owner) in used(at, objects.clone()).unwrap() {
+    for (id, owner) in used(at, objects).unwrap() {
         assert_eq!(pages.reader().read(id, owner).unwrap(), source.pages.reader().read(id, owner).unwrap());
     }
     assert_eq!(node.log.last(), Some(point));
@@ -380,7 +385,7 @@ fn a_foreign_or_cut_offer_is_refused_by_its_reason() {
     };
     assert!(refused(&|o| o.shard = [8; 16]).contains("another shard"));
     assert!(refused(&|o| o.segment_size *= 2).contains("another size"));
-    assert!(refused(&|o| drop(o.parts.pop())).contains("without its checkpoint"));
+    assert!(refused(&|o| o.parts.truncate(o.parts.len() - 1)).contains("without its checkpoint"));
     assert!(refused(&|o| o.parts.swap(0, 1)).contains("out of order"));
     assert!(refused(&|o| o.parts[0].number = 8).contains("not of this log"));
 }

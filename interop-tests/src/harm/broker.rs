@@ -3,12 +3,14 @@
 //! Owns: the process, its directory, its ports, its log. Promises: it ends with its owner; every wait ends.
 //! Does not know: traffic, nor anything of the broker but its command line and its health page.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -212,12 +214,21 @@ impl Drop for Broker {
     }
 }
 
-/// Below the ephemeral range: no client's own socket takes it while the broker is down.
-pub(super) fn free_port(dice: &Dice) -> Result<SocketAddr, String> {
+/// Ports that this process has given away; whoever got one may not listen yet.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// Below the ephemeral range: no client's own socket takes it while the broker is down. Never the same twice in one
+/// process.
+///
+/// # Errors
+/// Nothing is free.
+pub fn free_port(dice: &Dice) -> Result<SocketAddr, String> {
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..200 {
         let port = u16::try_from(20_000 + dice.below(12_000)).map_err(|error| error.to_string())?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        if TcpListener::bind(address).is_ok() {
+        if !given.contains(&port) && TcpListener::bind(address).is_ok() {
+            given.insert(port);
             return Ok(address);
         }
     }

@@ -75,7 +75,7 @@ impl Cluster {
         }
         let mut listening = Vec::new();
         while listening.len() < NODES {
-            let port = super::broker::free_port(dice)?;
+            let port = super::free_port(dice)?;
             let taken = nodes
                 .iter()
                 .any(|node| [node.ports.amqp, node.ports.rocketmq, node.ports.http].contains(&port));

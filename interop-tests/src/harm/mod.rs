@@ -22,7 +22,7 @@ mod tape;
 mod trial;
 
 pub use arguments::{Arguments, Words};
-pub use broker::Broker;
+pub use broker::{Broker, free_port};
 pub use load::{Load, Worlds};
 pub use tape::Tape;
 pub use trial::{Trial, Verdict};

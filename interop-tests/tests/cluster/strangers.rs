@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use dassie_interop::wire::{Client, Durability};
 
-use crate::three::{Three, free_port, publish};
+use crate::three::{Three, publish};
 
 #[test]
 fn a_wiped_node_is_refused_under_its_old_number() {
@@ -33,8 +33,7 @@ fn a_wiped_node_is_refused_under_its_old_number() {
 fn a_node_of_another_cluster_of_the_same_name_is_refused() {
     let mut three = Three::started("foreign");
     // It founds its own, alone, and is then told of ours.
-    let listed =
-        [format!("7@{}", free_port(&dassie_interop::sim::dice::Dice::new(u64::from(std::process::id()))))];
+    let listed = [format!("7@{}", three.port())];
     let mut foreign = three.node_of(7, "foreign", "dassie", &listed);
     let at = listed[0].split_once('@').expect("an address").1.to_owned();
     foreign.settings.retain(|setting| !setting.starts_with("cluster.listen"));

@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use dassie_amqp::content::Properties;
-use dassie_interop::harm::Broker;
+use dassie_interop::harm::{Broker, free_port};
 use dassie_interop::sim::dice::Dice;
 use dassie_interop::wire::{Client, Heard};
 use serde_json::Value;
@@ -39,7 +39,7 @@ impl Three {
         let directory = env::temp_dir().join(format!("dassie-cluster-{name}-{}", std::process::id()));
         fs::create_dir(&directory).expect("a directory of its own");
         let dice = Dice::new(u64::from(std::process::id()) * 131 + name.len() as u64 * 31_337);
-        let peers = (1..=3).map(|node| (node, free_port(&dice))).collect();
+        let peers = (1..=3).map(|node| (node, free_port(&dice).expect("a free port"))).collect();
         let mut three = Three { nodes: BTreeMap::new(), peers, directory, dice, _turn: turn };
         for node in 1..=3 {
             let broker = three.node(node, &format!("n{node}"), "dassie");
@@ -59,7 +59,7 @@ impl Three {
         let directory = self.directory.join(place);
         fs::create_dir_all(&directory).expect("a directory");
         let mut broker = Broker::new(&binary(), &directory, &self.dice).expect("free ports");
-        let listen = self.peers.get(&node).copied().unwrap_or_else(|| free_port(&self.dice));
+        let listen = self.peers.get(&node).copied().unwrap_or_else(|| self.port());
         broker.settings = vec![
             format!("cluster.node={node}"),
             format!("cluster.name={cluster}"),
@@ -68,6 +68,11 @@ impl Three {
             "storage.segment_size=4MiB".to_owned(),
         ];
         broker
+    }
+
+    /// One that nobody else here has.
+    pub(crate) fn port(&self) -> SocketAddr {
+        free_port(&self.dice).expect("a free port")
     }
 
     /// All three run and vote.
@@ -208,13 +213,6 @@ pub(crate) fn drain(client: &mut Client, queue: &str) -> Vec<u64> {
 fn persistent() -> Properties<'static> {
     // Delivery mode 2 and nothing else.
     Properties::parse(&[0x10, 0, 2]).expect("a block of properties")
-}
-
-/// Below the ephemeral range.
-pub(crate) fn free_port(dice: &Dice) -> SocketAddr {
-    let port =
-        || SocketAddr::from(([127, 0, 0, 1], u16::try_from(20_000 + dice.below(12_000)).expect("small")));
-    std::iter::repeat_with(port).find(|address| TcpListener::bind(address).is_ok()).expect("endless")
 }
 
 /// The program beside the tests, or the one that `DASSIE_BIN` names.

@@ -5,6 +5,12 @@
 
 /// A batch is closed when its payload reaches this; a larger body goes first in pieces (D5). Bytes.
 pub const BATCH_TARGET: usize = 1024 * 1024;
+/// What one verb may write when all of it must stand in one batch (a commit, a batch of RocketMQ messages): it gets a batch of
+/// its own when it is larger than [`BATCH_TARGET`]. A batch of the log takes that and [`SECTION_SPARE`]; less where segments are
+/// small. Bytes.
+pub const SECTION_MAX: usize = 6 * 1024 * 1024;
+/// Room in a batch beside a section: heads, and what every batch says. Bytes.
+pub const SECTION_SPARE: usize = 64 * 1024;
 /// Largest message accepted (AMQP `max_message_size`). Bytes.
 pub const MESSAGE_MAX: u64 = 16 * 1024 * 1024;
 /// Batches proposed and not yet applied.

@@ -211,6 +211,7 @@ async fn open(
             clock: Arc::clone(&parts.clock),
             topology,
             batch_bytes: limits::BATCH_TARGET,
+            section_bytes: limits::SECTION_MAX.min(log.log.max_payload() - limits::SECTION_SPARE),
         },
         state,
     )

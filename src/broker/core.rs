@@ -70,6 +70,9 @@ pub struct Parts {
     /// A batch is closed when its payload reaches this, and a body that is larger goes first in pieces. Bytes; at most
     /// [`limits::BATCH_TARGET`], less where the log's segments are small.
     pub batch_bytes: usize,
+    /// What one verb may write when all of it must stand in one batch. Bytes; at most [`limits::SECTION_MAX`], less where the
+    /// log's segments are small.
+    pub section_bytes: usize,
 }
 
 /// Reads index pages, synchronously.
@@ -206,6 +209,8 @@ pub(crate) struct Overlay {
     /// Last sequence of this node's session that stands in a decided batch.
     pub(crate) previous: u64,
     pub(crate) builder: BatchBuilder,
+    /// How long the open batch may grow beyond the usual, because what is being written must stand in one.
+    pub(crate) room: usize,
     /// The state's ordinal when the first record of the open batch was decided.
     pub(crate) opened: u64,
     /// Closed, not proposed yet.
@@ -226,6 +231,7 @@ pub struct Core {
     pub(crate) semantics: Arc<dyn Semantics>,
     clock: Arc<dyn Clock>,
     pub(crate) batch_bytes: usize,
+    pub(crate) section_bytes: usize,
     log_time: LogTime,
     topology_out: watch::Sender<Arc<Topology>>,
     /// `Some` while this node leads and has decided everything again that it must.
@@ -398,6 +404,7 @@ impl Core {
             semantics: parts.semantics,
             clock: parts.clock,
             batch_bytes: parts.batch_bytes,
+            section_bytes: parts.section_bytes,
             log_time,
             topology_out: parts.topology,
             overlay: None,
@@ -699,7 +706,8 @@ impl Core {
         let Some(overlay) = self.overlay.as_mut() else { return };
         // One that wrote nothing has nothing to be named.
         overlay.origin.take_if(|(of, ..)| *of != sequence);
-        if !overlay.builder.is_empty() && overlay.builder.len() + size_hint > self.batch_bytes {
+        let most = self.batch_bytes.max(overlay.room);
+        if !overlay.builder.is_empty() && overlay.builder.len() + size_hint > most {
             self.close_batch();
         }
         let session = self.session;
@@ -715,14 +723,16 @@ impl Core {
         overlay.builder.end(start);
     }
 
-    /// Closes the open batch if `bytes` more do not fit: what follows stands in one batch.
+    /// Closes the open batch if `bytes` more do not fit: what follows stands in one batch, one of its own if it is large. Beyond
+    /// [`Parts::section_bytes`] nothing is promised.
     pub(crate) fn make_room(&mut self, bytes: usize) {
-        if self
-            .overlay
-            .as_ref()
-            .is_some_and(|o| !o.builder.is_empty() && o.builder.len() + bytes > self.batch_bytes)
-        {
+        let Some(overlay) = self.overlay.as_ref() else { return };
+        let most = self.batch_bytes.max(overlay.room);
+        if !overlay.builder.is_empty() && overlay.builder.len() + bytes > most {
             self.close_batch();
+        }
+        if let Some(overlay) = self.overlay.as_mut() {
+            overlay.room = overlay.room.max(overlay.builder.len() + bytes).min(self.section_bytes);
         }
     }
 
@@ -732,6 +742,7 @@ impl Core {
         let log_time = self.now();
         let Some(overlay) = self.overlay.as_mut() else { return };
         let builder = std::mem::replace(&mut overlay.builder, BatchBuilder::new());
+        overlay.room = 0;
         let lag = u32::try_from(overlay.ordinal - overlay.opened).unwrap_or(u32::MAX);
         let head = PayloadHead { term: overlay.term, ordinal: overlay.ordinal, log_time, lag };
         overlay.closed.push_back(Proposal {
@@ -855,6 +866,7 @@ impl Core {
             locks: self.state.locks.clone(),
             previous: last.unwrap_or(0),
             builder: BatchBuilder::new(),
+            room: 0,
             opened: self.state.ordinal,
             closed: VecDeque::new(),
             in_flight: 0,

@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes};
 
 use super::api::{
     BindingSpec, ChannelId, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Message, Op,
-    Origin, Publish, QueueKind, QueueSpec, QueueUid, REPLY_QUEUE, Refusal, Reply, Send, Settle,
+    Origin, Publish, QueueKind, QueueSpec, QueueUid, REPLY_QUEUE, Refusal, Reply, Send, SendMessage, Settle,
     StoredMessage, Verb, VhostId,
 };
 use super::change;
@@ -256,9 +256,8 @@ impl Core {
             .create_queues
             .filter(|_| missing)
             .map(|queues| (sequence, queues.clamp(1, limits::TOPIC_QUEUES_MAX)));
-        self.make_room(
-            send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum::<usize>() + 16_384,
-        );
+        let size = self.send_size(send);
+        self.make_room(size + 16_384);
         let Some((queue_id, targets)) = self.send_targets(send, create) else {
             return Redone::Answer(Err(not_found("topic", &send.topic, &self.vhost_name(verb.vhost))));
         };
@@ -699,13 +698,11 @@ impl Core {
             return self.put_large(id, verb);
         }
         // All of a send, and the creation of its topic, stand in one batch: it is atomic.
-        let total: usize =
-            send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum::<usize>()
-                + created.map_or(0, |queues| 512 + queues as usize * 8);
-        if total > self.batch_bytes - 1024 {
+        let total = self.send_size(&send) + created.map_or(0, |queues| 512 + queues as usize * 8);
+        if total > self.section_bytes - 1024 {
             let text = format!(
                 "a batch of messages has {total} bytes as stored, at most {} fit",
-                self.batch_bytes - 1024
+                self.section_bytes - 1024
             );
             self.reply(id, verb.request, Err(Refusal::Limit(text)));
             return self.finished(id, &verb);
@@ -769,6 +766,17 @@ impl Core {
         (targets, in_memory)
     }
 
+    /// Bytes that the records of a send have at the most.
+    fn send_size(&mut self, send: &Send) -> usize {
+        let exchange: Arc<str> = format!("{TOPIC_EXCHANGE_PREFIX}{}", send.topic).into();
+        let mut total = 0;
+        for SendMessage { message, tag } in &send.messages {
+            let bound = self.route(0, &exchange, tag, message).map_or(0, |route| route.queues.len());
+            total += message.bytes.len() + REFERENCE_OVERHEAD + (1 + bound) * ENTRY;
+        }
+        total
+    }
+
     /// Hands a message of a topic to the queues in memory that it reaches; a full one goes without.
     pub(crate) fn hand_to_memory(&mut self, publish: &Publish) {
         if let Some(route) = self.route(0, &publish.exchange, &publish.routing_key, &publish.message) {
@@ -794,8 +802,8 @@ impl Core {
             return self.write_last(sequence, (&send.messages[0].message, shown), &targets[0], extents);
         }
         // All messages of a send stand in one batch: it is atomic and its offsets adjoin.
-        let total: usize = send.messages.iter().map(|m| m.message.bytes.len() + REFERENCE_OVERHEAD).sum();
-        self.make_room(total);
+        let size = self.send_size(send);
+        self.make_room(size);
         let (now, shown) = (self.stamp(), shown_queue(send, queue_id));
         for (message, queues) in send.messages.iter().zip(targets) {
             self.write_one(sequence, &message.message, queues, &[], shown, now);

@@ -149,6 +149,7 @@ fn parts(session: u64, log: &MemoryLog, clock: &Arc<HandClock>) -> Parts {
         clock: clock.clone(),
         topology: watch::channel(Arc::default()).0,
         batch_bytes: crate::limits::BATCH_TARGET,
+        section_bytes: crate::limits::SECTION_MAX,
     }
 }
 
@@ -669,7 +670,7 @@ fn a_new_incarnation_goes_on_after_removing_what_the_old_one_held() {
 
 #[test]
 fn a_first_batch_of_messages_for_a_new_topic_is_one_batch_or_refused() {
-    for (each, fits) in [(200_000usize, true), (300_000, false)] {
+    for (each, fits) in [(200_000usize, true), (1_500_000, true), (1_600_000, false)] {
         let mut h = Harness::new();
         let mut c = h.client(1);
         h.call(&mut c, queue("q", true)).unwrap();

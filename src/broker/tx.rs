@@ -114,7 +114,7 @@ impl Core {
 
     /// Bytes that the records of one commit may have: what one batch takes.
     fn commit_max(&self) -> usize {
-        self.batch_bytes - BATCH_OVERHEAD
+        self.section_bytes - BATCH_OVERHEAD
     }
 
     fn refuse_commit(&mut self, id: ConnectionId, verb: Verb, refusal: Refusal) {

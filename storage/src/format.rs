@@ -13,7 +13,7 @@ use crate::disk::damaged;
 /// Bytes of a batch header.
 pub const HEADER: usize = 96;
 /// The longest payload of a batch.
-pub const MAX_PAYLOAD: usize = (1 << 20) + (64 << 10);
+pub const MAX_PAYLOAD: usize = (6 << 20) + (64 << 10);
 pub(crate) const MAGIC: [u8; 4] = *b"DBAT";
 const END_MAGIC: [u8; 4] = *b"DEND";
 pub(crate) const VERSION: u16 = 1;

@@ -177,6 +177,7 @@ async fn begin(dawn: Dawn) -> io::Result<()> {
             clock: Arc::new(clock.clone()),
             topology,
             batch_bytes: BATCH,
+            section_bytes: 2 * BATCH,
         },
         state,
     )

@@ -497,3 +497,29 @@ fn what_passed_while_nothing_was_written_still_counts_after_a_crash() {
     h.pass(HOUR);
     assert!(settled > end && h.batches().len() == settled, "nothing is written when nothing waits");
 }
+
+#[test]
+fn a_batch_of_messages_stands_in_one_batch_of_the_log_however_many_queues_are_bound() {
+    let mut h = Harness::new();
+    let mut c = h.client(1);
+    let topic = Op::CreateTopic { topic: "T".into(), write_queues: 1, read_queues: 1, permission: 6 };
+    h.call(&mut c, topic).unwrap();
+    for n in 0..40 {
+        let name = format!("q{n}");
+        h.call(&mut c, queue(&name, true)).unwrap();
+        let binding = BindingSpec {
+            source: "amq.rmq.T".into(),
+            destination: Destination::Queue(name.into()),
+            key: "#".into(),
+            arguments: Bytes::new(),
+        };
+        h.call(&mut c, Op::Bind(binding)).unwrap();
+    }
+    let before = h.log.0.borrow().len();
+    let messages = (0..2_000).map(|_| message(("T", 0, "P", 0), b"a hundred bytes")).collect();
+    let send = Send { topic: "T".into(), queue_id: Some(0), create_queues: None, messages, waits: None };
+    let Ok(Reply::Sent { offsets, .. }) = h.call(&mut c, Op::Send(send)) else { panic!() };
+    assert_eq!(offsets.len(), 2_000);
+    assert_eq!(h.log.0.borrow().len() - before, 1);
+    assert!(h.core.state.queues.values().all(|queue| queue.index.next() == 2_000));
+}

@@ -61,7 +61,7 @@ fn publishes_and_acks_of_several_queues_stand_in_one_batch() {
 fn bodies_that_do_not_fit_go_first_and_their_references_stay_together() {
     let mut h = Harness::new();
     let mut c = two_queues(&mut h);
-    let bodies = [large(b'x', 700_000), large(b'y', 1_500_000), b"small", large(b'z', 700_000)];
+    let bodies = [large(b'x', 1_700_000), large(b'y', 3_500_000), b"small", large(b'z', 1_700_000)];
     let publishes: Vec<(&str, &'static [u8])> = ["a", "b", "a", "a"].into_iter().zip(bodies).collect();
     h.send(&mut c, commit(&publishes, vec![]));
     loop {
@@ -92,7 +92,7 @@ fn bodies_that_do_not_fit_go_first_and_their_references_stay_together() {
             (body.len(), body[0])
         })
         .collect();
-    assert_eq!(lens, [(700_000, b'x'), (5, b's'), (700_000, b'z')]);
+    assert_eq!(lens, [(1_700_000, b'x'), (5, b's'), (1_700_000, b'z')]);
 }
 
 #[test]
@@ -151,10 +151,25 @@ fn a_commit_whose_batch_was_lost_is_decided_again_once() {
 }
 
 #[test]
+fn a_large_commit_has_a_batch_of_its_own() {
+    let mut h = Harness::new();
+    let mut c = two_queues(&mut h);
+    let many: Vec<(&str, &'static [u8])> = vec![("a", b"a hundred bytes or so would be usual"); 10_000];
+    h.send(&mut c, publish("", "b", 0, large(1, 500_000)));
+    let before = h.log.0.borrow().len();
+    h.send(&mut c, commit(&many, vec![]));
+    h.send(&mut c, publish("", "b", 0, large(2, 500_000)));
+    h.run();
+    assert_eq!(depths(&h), [10_000, 2]);
+    let batches = h.log.0.borrow().len() - before;
+    assert!(batches <= 3, "{batches}: one before it, its own, one after");
+}
+
+#[test]
 fn a_commit_that_can_not_stand_in_one_batch_is_refused_and_changes_nothing() {
     let mut h = Harness::new();
     let mut c = two_queues(&mut h);
-    let many: Vec<(&str, &'static [u8])> = vec![("a", b""); 10_000];
+    let many: Vec<(&str, &'static [u8])> = vec![("a", b""); 30_000];
     let refused = h.call(&mut c, commit(&many, vec![]));
     assert!(matches!(refused, Err(Refusal::Limit(_))), "{refused:?}");
     assert_eq!(depths(&h), [0, 0]);

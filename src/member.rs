@@ -301,9 +301,13 @@ impl Membership {
 }
 
 impl ClusterDesk for Membership {
-    fn status(&self) -> Value {
-        let listed = self.transport.settings().peers.keys().copied();
-        status(&self.view.borrow(), &self.transport.card(), &self.transport.links(), listed)
+    fn status(&self) -> Pin<Box<dyn Future<Output = Value> + Send + '_>> {
+        Box::pin(async {
+            let mut view = View::clone(&self.view.borrow());
+            admin::complete(&self.transport, &mut view).await;
+            let listed = self.transport.settings().peers.keys().copied();
+            status(&view, &self.transport.card(), &self.transport.links(), listed)
+        })
     }
 
     fn remove(&self, node: u64) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
@@ -351,7 +355,7 @@ pub struct Alone {
 }
 
 impl ClusterDesk for Alone {
-    fn status(&self) -> Value {
+    fn status(&self) -> Pin<Box<dyn Future<Output = Value> + Send + '_>> {
         let Genesis { cluster, shard, store, segment_size, node, .. } = self.genesis;
         let replicates = Some(Replicates { cluster, shard, store, segment_size });
         let card = Card { node, name: self.name.clone(), address: String::new(), replicates };
@@ -364,7 +368,7 @@ impl ClusterDesk for Alone {
         };
         let role = if *self.leads.borrow() { Role::Leader { term: 0 } } else { Role::Looking };
         let view = View { node, role, members: BTreeMap::from([(node, member)]), ..View::default() };
-        status(&view, &card, &BTreeMap::new(), [])
+        Box::pin(std::future::ready(status(&view, &card, &BTreeMap::new(), [])))
     }
 
     fn remove(&self, _: u64) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {

@@ -1,11 +1,13 @@
-//! A node asks to be let in: `dassie cluster join`.
+//! A node asks to be let in (`dassie cluster join`), or how the others are (`GET /cluster` of a follower).
 //!
-//! Owns: the question and its answers on a stream of purpose `Admin`. Promises: only the leader lets somebody in; another node says who
+//! Owns: these questions and their answers on a stream of purpose `Admin`. Promises: only the leader lets somebody in; another node says who
 //! leads and where; who asks is who the handshake said, and a number that is taken is refused.
 //! Does not know: what the new node does with its store.
 //!
-//! The question: 1, the store (16), the address (the rest). The answers: 0: it is a learner now; 1 and a reason; 2, the number of
+//! To be let in: 1, the store (16), the address (the rest). The answers: 0: it is a learner now; 1 and a reason; 2, the number of
 //! the leader (8), its address (the rest).
+//! How the members are: 2. The answers: 3 and [`Figures`] in postcard's form, from the leader only; 1 and a reason. A release that does
+//! not know the question answers 1.
 
 use std::io;
 use std::sync::Arc;
@@ -17,21 +19,29 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::keeper::Command;
-use super::members::View;
+use super::members::{Member, View};
 use super::stream::{PeerStream, Purpose};
 use super::transport::{Guest, Transport};
 use super::types::Node;
 use crate::limits;
 
 const JOIN: u8 = 1;
+const MEMBERS: u8 = 2;
 const DONE: u8 = 0;
 const REFUSED: u8 = 1;
 const ELSEWHERE: u8 = 2;
+const FIGURES: u8 = 3;
 
 /// How long letting somebody in may take: a majority has to sync it.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Nodes that are let in at once.
 const AT_ONCE: usize = 4;
+
+/// How long a follower waits for its leader's figures: whoever looks at a cluster in trouble wants to see that soon.
+const FIGURES_WITHIN: Duration = Duration::from_millis(700);
+
+/// What only a leader knows of its members: number, `matched`, `lag_bytes`, `silent_ms`, as in [`Member`].
+type Figures = Vec<(u64, Option<u64>, Option<u64>, Option<u64>)>;
 
 /// Answers those who ask, from here on. Must be called on the transport's runtime.
 pub fn serve(
@@ -57,6 +67,34 @@ fn refused(reason: &str) -> Vec<u8> {
     [&[REFUSED], reason.as_bytes()].concat()
 }
 
+fn figures(view: &View) -> Vec<u8> {
+    if view.leader() != Some(view.node) {
+        return refused("it does not lead");
+    }
+    let one = |(node, m): (&u64, &Member)| (*node, m.matched, m.lag_bytes, m.silent_ms);
+    let figures: Figures = view.members.iter().map(one).collect();
+    postcard::to_extend(&figures, vec![FIGURES]).unwrap_or_else(|error| refused(&error.to_string()))
+}
+
+/// Completes what a follower knows of the members with what its leader knows; leaves it as it is when that one does not say so soon.
+pub async fn complete(transport: &Arc<Transport>, view: &mut View) {
+    let Some(leader) = view.leader().filter(|leader| *leader != view.node) else { return };
+    let Some(address) = transport.address(leader) else { return };
+    let asked = async {
+        let (_, mut stream) = transport.greet(leader, &address).await.ok()?;
+        stream.writer.send(&[Bytes::from_static(&[MEMBERS])]).await.ok()?;
+        let answer = stream.reader.receive().await.ok()??;
+        let (_, figures) = answer.split_first().filter(|(kind, _)| **kind == FIGURES)?;
+        postcard::from_bytes::<Figures>(figures).ok()
+    };
+    let Ok(Some(figures)) = timeout(FIGURES_WITHIN, asked).await else { return };
+    for (node, matched, lag_bytes, silent_ms) in figures {
+        if let Some(member) = view.members.get_mut(&node) {
+            (member.matched, member.lag_bytes, member.silent_ms) = (matched, lag_bytes, silent_ms);
+        }
+    }
+}
+
 async fn answer(
     transport: &Arc<Transport>,
     commands: &mpsc::UnboundedSender<Command>,
@@ -64,6 +102,9 @@ async fn answer(
     node: u64,
     question: &[u8],
 ) -> Vec<u8> {
+    if question == [MEMBERS] {
+        return figures(&view.borrow());
+    }
     let parsed = question.split_first().filter(|(kind, _)| **kind == JOIN);
     let parsed = parsed.and_then(|(_, rest)| rest.split_first_chunk::<16>());
     let Some((store, Ok(address))) = parsed.map(|(store, rest)| (*store, std::str::from_utf8(rest))) else {

@@ -10,7 +10,7 @@
 //! | `leader`, `term` | as that node knows them; `leader` is `null` while there is none |
 //! | `last`, `committed`, `applied` | log indices of that node |
 //! | `changing` | the voters are being changed |
-//! | `members[]` | `node`, `address`, `store`, `role` (`leader`, `follower`, `learner`); known to a leader only: `matched` (log index), `lag_bytes`, `last_contact_ms`; `connection`: `null`, or why the answering node can not reach it |
+//! | `members[]` | `node`, `address`, `store`, `role` (`leader`, `follower`, `learner`); known to a leader, which another node asks for it: `matched` (log index), `lag_bytes`, `last_contact_ms`; `connection`: `null`, or why the answering node can not reach it |
 //! | `trouble[]` | what keeps the cluster from being what it should be, for people |
 
 use std::collections::BTreeMap;

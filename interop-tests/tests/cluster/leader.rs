@@ -69,6 +69,22 @@ fn a_leader_that_is_told_to_end_hands_the_lead_over_first() {
 }
 
 #[test]
+fn every_node_shows_how_far_each_is_behind() {
+    let mut three = Three::started("lags");
+    three.wait("figures of all, from all", |three| {
+        three.nodes.values().all(|broker| {
+            let status = cluster(broker).unwrap_or_default();
+            let members = status["members"].as_array().cloned().unwrap_or_default();
+            let known = |member: &serde_json::Value| {
+                member["lag_bytes"].is_u64()
+                    && member["last_contact_ms"].as_u64().is_some_and(|ms| ms < 2_000)
+            };
+            members.len() == 3 && members.iter().all(known)
+        })
+    });
+}
+
+#[test]
 fn followers_have_the_leaders_log_byte_for_byte() {
     let mut three = Three::started("bytes");
     let leader = three.any_leader();

@@ -54,7 +54,7 @@ enum Site {
 
 impl Site {
     /// A page that needs no login; `None` where there is none.
-    fn page(&self, path: &str) -> Option<Page> {
+    async fn page(&self, path: &str) -> Option<Page> {
         let (status, content_type, body) = match (self, path) {
             (Self::Management(_), "/health/live") => (StatusCode::OK, TEXT, "alive\n".to_owned()),
             (Self::Management(site), "/health/ready") => {
@@ -62,7 +62,7 @@ impl Site {
                 (status, TEXT, body)
             }
             (Self::Management(site), "/cluster") => match site.cluster.get() {
-                Some(desk) => (StatusCode::OK, JSON, format!("{}\n", desk.status())),
+                Some(desk) => (StatusCode::OK, JSON, format!("{}\n", desk.status().await)),
                 None => (StatusCode::SERVICE_UNAVAILABLE, TEXT, "this node has no cluster yet\n".to_owned()),
             },
             (Self::Numbers(metrics), "/metrics") => match metrics.render() {
@@ -150,7 +150,7 @@ async fn answer(request: Request<Incoming>, site: &Site, peer: SocketAddr) -> Re
         Site::Management(management) if path == "/api" || path.starts_with("/api/") => {
             manage(request, management, peer).await
         }
-        _ => route(request.method(), path, site),
+        _ => route(request.method(), path, site).await,
     }
 }
 
@@ -196,8 +196,8 @@ fn text_page(status: StatusCode, body: String) -> Response<Body> {
     respond(Page { status, content_type: TEXT, body })
 }
 
-fn route(method: &Method, path: &str, site: &Site) -> Response<Body> {
-    let Some(page) = site.page(path) else {
+async fn route(method: &Method, path: &str, site: &Site) -> Response<Body> {
+    let Some(page) = site.page(path).await else {
         return text_page(StatusCode::NOT_FOUND, "no such page\n".to_owned());
     };
     if !matches!(*method, Method::GET | Method::HEAD) {

@@ -69,7 +69,7 @@ pub struct Management {
 /// The cluster as management needs it.
 pub trait ClusterDesk: Send + Sync {
     /// How it is, as `GET /cluster` shows it.
-    fn status(&self) -> Value;
+    fn status(&self) -> Pin<Box<dyn Future<Output = Value> + Send + '_>>;
     /// Takes a member out; the reason why not.
     fn remove(&self, node: u64) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
 }
@@ -258,13 +258,12 @@ impl Management {
                 "extensions" | "policies" | "operator-policies" | "parameters" | "global-parameters"
                 | "federation-links" | "shovels" | "feature-flags",
             ] => call.get(|| Ok(json!([]))),
-            ["cluster"] => call.get(|| {
+            ["cluster"] => {
                 call.monitor()?;
-                self.cluster
-                    .get()
-                    .map(|desk| desk.status())
-                    .ok_or_else(|| Problem::unavailable("no cluster yet"))
-            }),
+                let desk = self.cluster.get().ok_or_else(|| Problem::unavailable("no cluster yet"))?;
+                let status = desk.status().await;
+                call.get(|| Ok(status))
+            }
             ["cluster", "members", node] => self.member(call, node).await,
             ["aliveness-test", vhost] => self.aliveness(call, vhost).await,
             ["health", "checks", check @ ..] => call.get(|| self.check(check)),

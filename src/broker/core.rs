@@ -924,6 +924,10 @@ impl Core {
         }
         for id in late {
             self.large.remove(&id);
+            // It waited for the last of the pieces, which nobody counts any more; what it held is free again when it does not wait.
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.stalled_on = None;
+            }
         }
         for place in forgotten {
             // Its number stays: nothing is left to be written under it.

@@ -14,7 +14,7 @@ use super::api::{
     StoredMessage, Verb, VhostId,
 };
 use super::change;
-use super::core::{Core, Large, Work};
+use super::core::{Core, Large, Pending, Work};
 use super::link::weight;
 use super::memory;
 use super::message::{ENTRY, Extent, put_reference};
@@ -115,6 +115,11 @@ impl Core {
                     return self.refuse_missing(id, verb);
                 };
                 let (group, offset, wait) = (Arc::clone(group), *offset, *wait);
+                if self.connections.get(&id).is_some_and(|c| c.gone)
+                    && self.offset_stands(&group, queue, offset)
+                {
+                    return self.finished(id, &verb);
+                }
                 let kept = Verb { request: if wait { verb.request } else { 0 }, ..verb };
                 let sequence = self.number(Work::Verb { connection: id, verb: kept, weight: 0 });
                 self.write_offset(sequence, &group, queue, offset);
@@ -825,6 +830,19 @@ impl Core {
         let refusal = not_found("topic", topic, &self.vhost_name(verb.vhost));
         self.reply(id, verb.request, Err(refusal));
         self.finished(id, &verb);
+    }
+
+    /// Has somebody stored, or is storing, an offset of that group that a late wish must not take back? Who waited for a leader in
+    /// vain may have stored a later one over another connection meanwhile.
+    fn offset_stands(&self, group: &str, queue: QueueUid, offset: u64) -> bool {
+        let stored = self.state.group_offsets.get(group).and_then(|offsets| offsets.get(&queue));
+        let on_its_way = |pending: &Pending| match &pending.work {
+            Work::Verb {
+                verb: Verb { op: Op::CommitOffset { group: of, topic, queue_id, .. }, .. }, ..
+            } => &**of == group && self.topic_queue(topic, *queue_id) == Some(queue),
+            _ => false,
+        };
+        stored.is_some_and(|stored| *stored > offset) || self.pending.iter().any(on_its_way)
     }
 
     pub(crate) fn write_offset(&mut self, sequence: u64, group: &str, queue: QueueUid, offset: u64) {

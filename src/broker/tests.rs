@@ -1125,6 +1125,25 @@ fn an_offset_of_a_gone_connection_is_not_stored_after_another_leader() {
 }
 
 #[test]
+fn an_offset_that_waited_while_its_connection_went_takes_no_later_one_back() {
+    let mut h = Harness::new();
+    let (mut old, mut new) = (h.client(1), h.client(2));
+    let topic = Op::CreateTopic { topic: "T".into(), write_queues: 1, read_queues: 1, permission: 6 };
+    h.call(&mut old, topic).unwrap();
+    let uid = *h.core.state.queues.keys().next().unwrap();
+    let commit =
+        |offset| Op::CommitOffset { group: "g".into(), topic: "T".into(), queue_id: 0, offset, wait: true };
+    // Its connection waits for a topic that is not there yet.
+    let other = Op::CreateTopic { topic: "U".into(), write_queues: 1, read_queues: 1, permission: 6 };
+    h.send(&mut old, other);
+    h.send(&mut old, commit(3));
+    h.core.input(Input::Disconnected(1));
+    h.call(&mut new, commit(8)).unwrap();
+    h.run();
+    assert_eq!(h.core.state.group_offsets["g"][&uid], 8);
+}
+
+#[test]
 fn a_publish_of_a_gone_connection_is_not_stored_after_another_leader() {
     let mut h = Harness::new();
     let (mut gone, mut stays) = (h.client(1), h.client(2));

@@ -220,3 +220,25 @@ fn a_part_of_a_fan_out_whose_queues_are_gone_leaves_the_pieces_to_the_others() {
     assert_eq!(confirms(&c.take()), [(1, 1, true)]);
     assert_eq!((h.pieces(), h.live()), (0, 4));
 }
+
+#[test]
+fn what_a_connection_held_is_free_when_it_went_with_pieces_on_their_way_and_another_led() {
+    let mut h = small();
+    let (mut gone, mut stays) = (h.client(1), h.client(2));
+    h.call(&mut gone, queue("q", true)).unwrap();
+    let uid = *h.core.state.queues.keys().next().unwrap();
+    h.send(&mut gone, publish("", "q", 0, b"held"));
+    h.send(&mut gone, consume(1, "q", 1));
+    h.run();
+    assert_eq!(gone.deliveries().len(), 1);
+    h.send(&mut gone, large("q", 1));
+    h.propose();
+    h.taken.clear();
+    h.core.input(Input::Disconnected(1));
+    h.other_leads(uid, 0);
+    h.start_term();
+    h.run();
+    h.send(&mut stays, consume(1, "q", 0));
+    h.run();
+    assert_eq!(stays.deliveries().iter().map(|d| (d.0, d.1)).collect::<Vec<_>>(), [(0, true)]);
+}

@@ -1078,8 +1078,45 @@ pub struct Half {
     pub not_before_ms: Option<u64>,
 }
 
+/// Why a message left its queue without an acknowledgement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Its reader discarded it.
+    Rejected,
+    /// Its time to live was over.
+    Expired,
+    /// Its queue holds no more.
+    Length,
+}
+
+/// A message dies in a queue that has an exchange for such messages.
+#[derive(Debug, Clone, Copy)]
+pub struct Death<'a> {
+    /// Why.
+    pub cause: Cause,
+    /// Name of the queue.
+    pub queue: &'a str,
+    /// Where it goes.
+    pub exchange: &'a Arc<str>,
+    /// Under this key; `None`: under those that it came with.
+    pub routing_key: Option<&'a Arc<str>>,
+    /// s since 1970.
+    pub time: u64,
+}
+
+/// What a dead message becomes.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// All of it, body included.
+    pub publish: Publish,
+    /// Names of queues that must not get it: it was there, and went in a circle that nobody's doing is part of.
+    pub barred: Vec<Arc<str>>,
+    /// Its body is, byte for byte, the stored one.
+    pub same_body: bool,
+}
+
 /// What a queue's arguments ask of the core.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueueLimits {
     /// How long a message may wait in it, ms.
     pub message_ttl: Option<u64>,
@@ -1087,6 +1124,8 @@ pub struct QueueLimits {
     pub max_length: Option<u64>,
     /// It goes when nobody used it for so long, ms, above 0. Its use: a consumer, a get, a declare.
     pub expires: Option<u64>,
+    /// Exchange and routing key of what dies in it; no key: those that the message came with.
+    pub dead_letter: Option<(Arc<str>, Option<Arc<str>>)>,
 }
 
 /// What the core must ask of those who know the layouts. Implemented in `server`, given by `node`.
@@ -1101,9 +1140,20 @@ pub trait Semantics: std::marker::Send + Sync + 'static {
         received: &[u8],
         current: &[u8],
     ) -> Option<(String, String, String)>;
+    /// The exchange that an exchange's arguments name for messages that it leads nowhere.
+    fn alternate_exchange(&self, _arguments: &[u8]) -> Option<Arc<str>> {
+        None
+    }
     /// What a queue's arguments ask for.
     fn queue_limits(&self, _arguments: &[u8]) -> QueueLimits {
         QueueLimits::default()
+    }
+    /// What a stored message becomes that dies; the text says why nothing.
+    ///
+    /// # Errors
+    /// Its bytes are not what they should be.
+    fn dead_letter(&self, _message: &StoredMessage, _death: &Death<'_>) -> Result<DeadLetter, Arc<str>> {
+        Err("this core knows no dead letters".into())
     }
     /// Which of `queues` message queues an AMQP-born message goes to when it is sent to a topic; `None`: the broker picks.
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32>;

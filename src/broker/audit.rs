@@ -86,6 +86,9 @@ impl Core {
                 Work::Settled { queue, ranges, .. } if *queue == uid && !pending.done => {
                     offsets(ranges).for_each(|offset| put(offset, "settling"));
                 }
+                Work::Dead(moving) if moving.dying.queue == uid && !pending.done => {
+                    put(moving.dying.offset, "dying");
+                }
                 Work::Commit(commit) => {
                     if !pending.done {
                         offsets(commit.settled_of(uid)).for_each(|offset| put(offset, "settling"));
@@ -97,6 +100,9 @@ impl Core {
                 }
                 _ => {}
             }
+        }
+        for (_, died, _) in self.dying().filter(|(queue, ..)| *queue == uid) {
+            offsets([&died]).for_each(|offset| put(offset, "dead"));
         }
         if let Some(twice) = twice {
             return Err(twice);

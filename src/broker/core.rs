@@ -18,6 +18,7 @@ use super::api::{
     ChannelId, ConnectionId, Delivery, Event, Fetch, Op, QueueUid, ReaderId, Refusal, Reply, Semantics, Verb,
     channel_of,
 };
+use super::dead::{Dead, Moving};
 use super::front::Front;
 use super::guests::{Guest, Guests};
 use super::index::Pages;
@@ -161,6 +162,8 @@ pub(crate) enum Work {
     Piece { connection: ConnectionId, bytes: Bytes },
     /// A fan-out to more queues than one record names: the parts before the publish itself.
     Part { publish: Box<super::api::Publish>, targets: Vec<QueueUid> },
+    /// A dead message moves to its next queues.
+    Dead(Box<Moving>),
     /// A transaction.
     Commit(Box<super::tx::Committing>),
     /// Records that nobody waits for. If they are lost, the state still says what is owed.
@@ -295,6 +298,8 @@ pub struct Core {
     pub(crate) auto_acked: Vec<(QueueUid, u64)>,
     /// What waits for its time.
     pub(crate) later: Later,
+    /// What died and is not moved yet.
+    pub(crate) dead: Dead,
     /// What is kept.
     pub(crate) retention: Retention,
     /// Connections of other nodes.
@@ -446,6 +451,7 @@ impl Core {
             round_robin: 0,
             auto_acked: Vec::new(),
             later: Later::default(),
+            dead: Dead::default(),
             retention: Retention::default(),
             guests: Guests::default(),
             front: Front::new(),
@@ -882,6 +888,7 @@ impl Core {
         self.session_open = last.is_some();
         self.restart_later();
         self.restart_retention();
+        self.restart_dead();
         self.restart_limits();
         self.leased = true;
         if std::mem::take(&mut self.deposed) {
@@ -1079,6 +1086,7 @@ impl Core {
                 self.committed(*committing);
                 return self.no_longer_stalled(connection, sequence);
             }
+            Work::Dead(moving) => return self.dead_moved(*moving, Some(sequence)),
             _ => return,
         };
         self.give(connection, weight);
@@ -1118,7 +1126,7 @@ impl Core {
         self.no_longer_stalled(connection, sequence);
     }
 
-    fn no_longer_stalled(&mut self, id: ConnectionId, sequence: u64) {
+    pub(crate) fn no_longer_stalled(&mut self, id: ConnectionId, sequence: u64) {
         if let Some(connection) = self.connections.get_mut(&id)
             && connection.stalled_on == Some(sequence)
         {
@@ -1268,7 +1276,7 @@ impl Core {
                 break;
             }
         }
-        let more = self.serve_later() | self.serve_retention();
+        let more = self.serve_later() | self.serve_dead() | self.serve_retention();
         more || !self.work.is_empty()
     }
 

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes};
 
 use super::api::{
-    BindingSpec, ChannelId, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Message, Op,
+    BindingSpec, Cause, ChannelId, ConnectionId, Destination, Event, ExchangeKind, ExchangeSpec, Message, Op,
     Origin, Publish, QueueKind, QueueSpec, QueueUid, REPLY_QUEUE, Refusal, Reply, Send, SendMessage, Settle,
     StoredMessage, Verb, VhostId,
 };
 use super::change;
 use super::core::{Core, Large, Pending, Work};
+use super::dead::DEAD_PIECES;
 use super::link::weight;
 use super::memory;
 use super::message::{ENTRY, Extent, put_reference};
@@ -165,7 +166,7 @@ impl Core {
             }
             Work::Needed(need) => self.write_need(sequence, need),
             // Somebody else's by now: what moves is chosen again.
-            Work::Piece { connection: HOME_PIECES, .. } => false,
+            Work::Piece { connection: HOME_PIECES | DEAD_PIECES, .. } => false,
             Work::Piece { bytes, .. } => {
                 self.write_piece(sequence, bytes);
                 true
@@ -180,6 +181,13 @@ impl Core {
                 extents.clear();
                 !targets.is_empty()
             }
+            Work::Dead(moving) => match self.redo_dead(sequence, moving, &extents) {
+                Some(written) => written,
+                None => {
+                    work = Work::Unanswered;
+                    false
+                }
+            },
             Work::Commit(committing) => match self.redo_commit(sequence, committing, &extents) {
                 Ok(written) => written,
                 Err(refusal) => {
@@ -501,6 +509,9 @@ impl Core {
     pub(crate) fn piece_stored(&mut self, id: ConnectionId, extent: Extent) {
         if id == HOME_PIECES {
             return self.home_piece_stored(extent);
+        }
+        if id == DEAD_PIECES {
+            return self.dead_piece_stored(extent);
         }
         let Some(large) = self.large.get_mut(&id) else { return self.give_up(&[extent]) };
         large.extents.push(extent);
@@ -863,7 +874,10 @@ impl Core {
                 let count = taken.iter().map(|(_, n)| n).sum();
                 self.counters.settled += count;
                 self.unleased(queue, count);
-                self.settle_by(Some(key), queue, taken);
+                match how {
+                    Settle::Discard => self.dead_letter(Some(key), queue, taken, Cause::Rejected),
+                    _ => self.settle_by(Some(key), queue, taken),
+                }
             }
         }
         self.list(queue);
@@ -901,7 +915,7 @@ impl Core {
     }
 
     /// The same; `by` held them and said so.
-    fn settle_by(&mut self, by: Option<ReaderKey>, queue: QueueUid, ranges: Vec<(u64, u64)>) {
+    pub(crate) fn settle_by(&mut self, by: Option<ReaderKey>, queue: QueueUid, ranges: Vec<(u64, u64)>) {
         if ranges.is_empty() {
             return;
         }
@@ -1477,7 +1491,7 @@ impl Core {
 }
 
 /// Bytes of a reference record, at most.
-fn reference_size(message: &Message, targets: &[QueueUid], extents: &[Extent]) -> usize {
+pub(crate) fn reference_size(message: &Message, targets: &[QueueUid], extents: &[Extent]) -> usize {
     let elsewhere = if extents.is_empty() { 0 } else { message.body_len as usize };
     message.bytes.len() - elsewhere + REFERENCE_OVERHEAD + targets.len() * ENTRY + size_of_val(extents)
 }
@@ -1488,7 +1502,7 @@ pub(crate) fn end_size(extents: &[Extent]) -> usize {
 }
 
 /// A body in pieces that fit into batches.
-fn pieces(message: &Message, size: usize) -> impl Iterator<Item = Bytes> + use<> {
+pub(crate) fn pieces(message: &Message, size: usize) -> impl Iterator<Item = Bytes> + use<> {
     let (start, len) = (message.prefix_len as usize, message.body_len as usize);
     let body = message.bytes.slice(start..start + len);
     (0..len).step_by(size).map(move |at| body.slice(at..len.min(at + size)))

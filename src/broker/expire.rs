@@ -6,7 +6,7 @@
 //! expires is removed by a record like any other; when it was used stands in none: a new leader gives it all its time again.
 //! Does not know: how arguments spell times.
 
-use super::api::{Message, Offset, QueueKind, QueueLimits, QueueUid};
+use super::api::{Cause, Message, Offset, QueueKind, QueueLimits, QueueUid};
 use super::core::Core;
 use super::index::Entry;
 use super::reader::push_range;
@@ -17,7 +17,7 @@ use crate::limits;
 /// A queue whose arguments set limits.
 #[derive(Debug)]
 pub(crate) struct Limited {
-    limits: QueueLimits,
+    pub(crate) limits: QueueLimits,
     /// Log time at which it goes unless it is used before; 0: it has consumers, or does not expire.
     at: u64,
 }
@@ -60,6 +60,11 @@ impl Core {
 
     /// Settles what was found to be expired while this queue's messages were handed out.
     pub(crate) fn settle_expired(&mut self, queue: QueueUid) {
+        self.bury(queue, Cause::Expired);
+    }
+
+    /// Ends what was taken off a queue.
+    fn bury(&mut self, queue: QueueUid, cause: Cause) {
         if self.expired.is_empty() {
             return;
         }
@@ -67,7 +72,7 @@ impl Core {
         for offset in std::mem::take(&mut self.expired) {
             push_range(&mut ranges, offset);
         }
-        self.settle_in(queue, ranges);
+        self.dead_letter(None, queue, ranges, cause);
     }
 
     /// Takes expired messages off the head of a queue, and remembers when the next one is due.
@@ -102,7 +107,7 @@ impl Core {
             self.take_head(queue, offset);
             self.expired.push(offset);
         }
-        self.settle_expired(queue);
+        self.bury(queue, Cause::Length);
     }
 
     fn may_expire(&self, queue: QueueUid) -> bool {

@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 
 use super::api::{ConnectionId, Delivery, Event, Offset, Op, Position, QueueUid, Reply, Settle, Verb};
 use super::core::{Connection, Core, Work};
+use super::dead::Dying;
 use super::link::weight;
-use super::reader::{Reader, push_range};
+use super::reader::{Reader, ReaderKey, push_range};
 use super::state::{Applied, Done, Enqueued};
 use super::wire::{Presented, PresentedReader, ToFront, ToLeader, Turn, Unpacker, VERSION, pack};
 
@@ -554,19 +555,12 @@ impl Core {
                 Work::Verb { connection, verb, .. } => again.push((connection, verb)),
                 Work::Commit(commit) => again.extend(self.uncommit(*commit)),
                 Work::Settled { queue, ranges, by: Some(key) } => {
-                    let Some(auth) = self.connections.get(&key.0).and_then(|connection| connection.key)
-                    else {
-                        continue;
-                    };
-                    let ranges: Vec<(u64, u64)> =
-                        ranges.iter().map(|(first, count)| (*first, first + count - 1)).collect();
-                    self.readers.entry(key).or_insert_with(|| Reader::getter(queue, 0));
-                    if let Some(connection) = self.connections.get_mut(&key.0) {
-                        connection.readers.insert(key.1);
-                    }
-                    self.hold(key.0, key.1, &ranges);
-                    let op = Op::Settle { reader: key.1, ranges, how: Settle::Ack };
-                    again.push((key.0, Verb { key: auth, request: 0, vhost: 0, op, number: 0 }));
+                    again.extend(self.unsettle(key, queue, &ranges, Settle::Ack));
+                }
+                Work::Dead(moving) => {
+                    let Dying { queue, offset, by, .. } = moving.dying;
+                    let Some(key) = by else { continue };
+                    again.extend(self.unsettle(key, queue, &[(offset, 1)], Settle::Discard));
                 }
                 Work::Settled { .. }
                 | Work::Internal(_)
@@ -576,6 +570,11 @@ impl Core {
                 | Work::Unanswered => {}
             }
         }
+        let dying: Vec<_> = self.dying().filter_map(|(queue, died, by)| Some((by?, queue, died))).collect();
+        for (key, queue, died) in dying {
+            again.extend(self.unsettle(key, queue, &[died], Settle::Discard));
+        }
+        self.forget_dying();
         let large = std::mem::take(&mut self.large);
         again.extend(large.into_iter().map(|(id, large)| (id, large.verb)));
         let waiters = std::mem::take(&mut self.waiters);
@@ -593,6 +592,25 @@ impl Core {
         }
         self.forget_runtimes();
         self.front.fronted = true;
+    }
+
+    /// A settlement as its reader gave it, which holds (first, count) `ranges` again; `None`: its connection is gone.
+    fn unsettle(
+        &mut self,
+        key: ReaderKey,
+        queue: QueueUid,
+        ranges: &[(u64, u64)],
+        how: Settle,
+    ) -> Option<(ConnectionId, Verb)> {
+        let connection = self.connections.get_mut(&key.0)?;
+        let auth = connection.key?;
+        connection.readers.insert(key.1);
+        let ranges: Vec<(u64, u64)> =
+            ranges.iter().map(|(first, count)| (*first, first + count - 1)).collect();
+        self.readers.entry(key).or_insert_with(|| Reader::getter(queue, 0));
+        self.hold(key.0, key.1, &ranges);
+        let op = Op::Settle { reader: key.1, ranges, how };
+        Some((key.0, Verb { key: auth, request: 0, vhost: 0, op, number: 0 }))
     }
 
     /// This node leads after it was a front end: its queues learn of its readers again.

@@ -14,9 +14,11 @@ use tokio::sync::mpsc;
 
 use super::api::{ConnectionId, Event, QueueUid, Verb};
 use super::core::{Connection, Core, Work};
+use super::dead::DEAD_PIECES;
 use super::link::{Credit, weight};
 use super::reader::{Reader, ReaderKey};
 use super::record::Kind;
+use super::retention::HOME_PIECES;
 use super::topology::{Change, Owner};
 use super::wire::{Presented, PresentedReader, ToFront, ToLeader, Turn, Unpacker, VERSION, pack};
 use crate::limits;
@@ -180,9 +182,7 @@ impl Core {
                 Work::Commit(commit) => commit.connection() >= FIRST_GUEST,
                 _ => false,
             };
-            if guest
-                && !matches!(&pending.work, Work::Piece { connection, .. } if *connection == super::retention::HOME_PIECES)
-            {
+            if guest && !matches!(pending.work, Work::Piece { connection: HOME_PIECES | DEAD_PIECES, .. }) {
                 pending.work = Work::Unanswered;
             }
         }

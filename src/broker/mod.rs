@@ -6,6 +6,7 @@ mod audit;
 mod change;
 pub mod core;
 mod cursor;
+mod dead;
 mod decide;
 mod expire;
 mod fills;

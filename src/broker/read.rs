@@ -275,6 +275,9 @@ impl Core {
         for pending in &self.pending {
             match &pending.work {
                 Work::Settled { queue, ranges, .. } if *queue == uid => taken.extend(offsets(ranges)),
+                Work::Dead(moving) if moving.dying.queue == uid => {
+                    taken.insert(moving.dying.offset);
+                }
                 Work::Commit(commit) => {
                     taken.extend(offsets(commit.settled_of(uid)));
                     held += commit.requeued_of(uid).map(|(_, count)| count).sum::<u64>();
@@ -283,6 +286,11 @@ impl Core {
                 _ => {}
             }
         }
+        taken.extend(
+            self.dying()
+                .filter(|(queue, ..)| *queue == uid)
+                .flat_map(|(_, died, _)| offsets([&died]).collect::<Vec<_>>()),
+        );
         (taken, held)
     }
 
@@ -596,7 +604,7 @@ impl Core {
     }
 
     /// Bodies lie where only their readers look: a damaged one is its readers' trouble, and a line for whoever runs the broker.
-    fn damage(&self, uid: QueueUid, offset: u64, error: &std::io::Error) -> String {
+    pub(crate) fn damage(&self, uid: QueueUid, offset: u64, error: &std::io::Error) -> String {
         let queue = self.state.topology.queue_by_uid(uid).map_or("", |queue| &*queue.spec.name);
         let text = format!("message {offset} of queue '{queue}' can not be read: {error}");
         tracing::error!("{text}");

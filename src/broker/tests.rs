@@ -22,6 +22,8 @@ use super::state::{OUTCOMES, State, TERM_START, put_ranges};
 use crate::clock::Clock;
 use crate::security::{self, Action, Resource};
 
+mod alternate;
+mod dead;
 mod expiration;
 mod fronts;
 mod later;
@@ -82,15 +84,33 @@ impl Semantics for Plain {
         (a != b).then(|| ("x".into(), "a".into(), "b".into()))
     }
 
-    /// "t" and a number: how long messages may wait; "x": how long a queue may be unused; "l": its length.
+    /// Split at ";": "t" and a number: how long messages may wait; "x": how long a queue may be unused; "l": its length; "d" and an
+    /// exchange, perhaps with ":" and a key: where the dead go.
     fn queue_limits(&self, arguments: &[u8]) -> QueueLimits {
-        let number = || std::str::from_utf8(&arguments[1..]).ok()?.parse().ok();
-        match arguments.first() {
-            Some(b't') => QueueLimits { message_ttl: number(), ..QueueLimits::default() },
-            Some(b'x') => QueueLimits { expires: number(), ..QueueLimits::default() },
-            Some(b'l') => QueueLimits { max_length: number(), ..QueueLimits::default() },
-            _ => QueueLimits::default(),
+        let mut limits = QueueLimits::default();
+        for one in std::str::from_utf8(arguments).unwrap().split(';').filter(|one| !one.is_empty()) {
+            let (what, value) = one.split_at(1);
+            match what {
+                "t" => limits.message_ttl = value.parse().ok(),
+                "x" => limits.expires = value.parse().ok(),
+                "l" => limits.max_length = value.parse().ok(),
+                "d" => {
+                    let (exchange, key) = value.split_once(':').unwrap_or((value, ""));
+                    limits.dead_letter = Some((exchange.into(), (!key.is_empty()).then(|| key.into())));
+                }
+                _ => {}
+            }
         }
+        limits
+    }
+
+    /// "a" and its name.
+    fn alternate_exchange(&self, arguments: &[u8]) -> Option<Arc<str>> {
+        std::str::from_utf8(arguments).unwrap().strip_prefix('a').map(Arc::from)
+    }
+
+    fn dead_letter(&self, message: &StoredMessage, death: &Death<'_>) -> Result<DeadLetter, Arc<str>> {
+        dead::letter(message, death)
     }
 
     fn topic_queue(&self, _: &Message, _: u32) -> Option<u32> {

@@ -382,21 +382,31 @@ impl Topology {
                 route.topics.push(Arc::clone(&topic.name));
             }
             route.by_headers |= exchange.spec.kind == ExchangeKind::Headers;
-            let mut matched = |binding: &Binding| match &binding.spec.destination {
-                Destination::Queue(name) => {
-                    route.queues.extend(self.vhosts.get(&vhost).and_then(|v| v.queues.get(name)).copied());
+            let mut visit = |name: &str| {
+                if !visited.contains(&name)
+                    && let Some(next) = self.exchange(vhost, name)
+                {
+                    visited.push(&next.spec.name);
+                    pending.push(next);
                 }
-                Destination::Exchange(name) => {
-                    if !visited.contains(&&**name)
-                        && let Some(next) = self.exchange(vhost, name)
-                    {
-                        visited.push(&next.spec.name);
-                        pending.push(next);
+            };
+            let mut leads_on = false;
+            let mut matched = |binding: &Binding| {
+                leads_on = true;
+                match &binding.spec.destination {
+                    Destination::Queue(name) => {
+                        let known = self.vhosts.get(&vhost).and_then(|v| v.queues.get(name));
+                        route.queues.extend(known.copied());
                     }
+                    Destination::Exchange(name) => visit(name),
                 }
             };
             for key in keys {
                 exchange.for_each_match(key, message, semantics, &mut matched);
+            }
+            // As in RabbitMQ, a binding to an exchange that leads nowhere is enough, and the default exchange is no alternate.
+            if !leads_on && !exchange.spec.arguments.is_empty() {
+                semantics.alternate_exchange(&exchange.spec.arguments).iter().for_each(|name| visit(name));
             }
         }
         route.queues.sort_unstable();

@@ -9,13 +9,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::api::{
-    Commit, ConnectionId, Event, Op, Publish, QueueUid, Refusal, Reply, Settle, Settlement, Verb, VhostId,
+    Cause, Commit, ConnectionId, Event, Op, Publish, QueueUid, Refusal, Reply, Settle, Settlement, Verb,
+    VhostId,
 };
 use super::core::{Core, Work};
 use super::decide::{REFERENCE_OVERHEAD, end_size, not_found};
 use super::link::weight;
 use super::memory;
 use super::message::{ENTRY, Extent};
+use super::reader::ReaderKey;
 use super::record::SECTION_HEAD;
 use super::topology::Route;
 use crate::limits;
@@ -46,6 +48,8 @@ pub(crate) struct Committing {
     settled_in_memory: Vec<(QueueUid, Ranges)>,
     /// Goes back to its queue when it is committed.
     requeued: Vec<(QueueUid, Ranges)>,
+    /// Rejected for good in queues with an exchange for dead letters: moves when it is committed. Held until then.
+    rejected: Vec<(QueueUid, Ranges, ReaderKey)>,
     /// Publish and queue in memory that gets it when it is committed.
     to_memory: Vec<(usize, QueueUid)>,
     /// What these count in the budget of memory queues.
@@ -70,9 +74,11 @@ impl Committing {
         self.settled.iter().filter(move |(of, _)| *of == queue).flat_map(|(_, ranges)| ranges)
     }
 
-    /// Ranges of a queue that it gives back.
+    /// Ranges of a queue that it gives back, or rejects for good.
     pub(crate) fn requeued_of(&self, queue: QueueUid) -> impl Iterator<Item = &(u64, u64)> {
-        self.requeued.iter().filter(move |(of, _)| *of == queue).flat_map(|(_, ranges)| ranges)
+        let requeued = self.requeued.iter().map(|(of, ranges)| (*of, ranges));
+        let rejected = self.rejected.iter().map(|(of, ranges, _)| (*of, ranges));
+        requeued.chain(rejected).filter(move |(of, _)| *of == queue).flat_map(|(_, ranges)| ranges)
     }
 }
 
@@ -181,6 +187,7 @@ impl Core {
             settled: Vec::new(),
             settled_in_memory: Vec::new(),
             requeued: Vec::new(),
+            rejected: Vec::new(),
             to_memory: Vec::new(),
             memory_cost,
             returned: Vec::new(),
@@ -206,6 +213,10 @@ impl Core {
             }
             if settlement.how == Settle::Requeue {
                 committing.requeued.push((queue, ranges));
+                continue;
+            }
+            if settlement.how == Settle::Discard && self.has_dead_letters(queue) {
+                committing.rejected.push((queue, ranges, key));
                 continue;
             }
             self.leases_settle(queue, &ranges);
@@ -319,6 +330,8 @@ impl Core {
         committing.publishes.clear();
         committing.to_memory.clear();
         committing.returned.clear();
+        let rejected = std::mem::take(&mut committing.rejected);
+        committing.requeued.extend(rejected.into_iter().map(|(queue, ranges, _)| (queue, ranges)));
         let settled = std::mem::take(&mut committing.settled);
         for (queue, ranges) in settled.into_iter().chain(std::mem::take(&mut committing.settled_in_memory)) {
             if let Some(runtime) = self.runtimes.get_mut(&queue) {
@@ -353,6 +366,12 @@ impl Core {
         for (queue, ranges) in committing.settled_in_memory {
             self.no_longer_settling(queue, &ranges);
             self.settle_in(queue, ranges);
+        }
+        for (queue, ranges, by) in committing.rejected {
+            self.counters.settled += count(&ranges);
+            self.unleased(queue, count(&ranges));
+            self.dead_letter(Some(by), queue, ranges, Cause::Rejected);
+            self.list(queue);
         }
         for (queue, ranges) in committing.requeued {
             self.requeue(queue, &ranges);

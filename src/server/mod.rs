@@ -9,6 +9,7 @@ mod across;
 mod across_back;
 pub mod amqp;
 mod brake;
+mod death;
 pub mod health;
 pub mod http;
 mod input;

@@ -15,8 +15,11 @@ use dassie_rocketmq::message::{
 use super::across::{is_foreign, is_user_property};
 use super::amqp::arguments::QUEUE_EFFECTS;
 use super::amqp::publish::java_hash;
+use super::death;
 use super::steps;
-use crate::broker::api::{Half, Message, Origin, QueueLimits, Semantics, Step, Stepped, StoredMessage};
+use crate::broker::api::{
+    DeadLetter, Death, Half, Message, Origin, QueueLimits, Semantics, Step, Stepped, StoredMessage,
+};
 
 /// Knows the layouts of both worlds.
 #[derive(Debug, Clone, Default)]
@@ -74,14 +77,24 @@ impl Semantics for Layouts {
         }
     }
 
+    fn alternate_exchange(&self, arguments: &[u8]) -> Option<Arc<str>> {
+        RawTable::parse(arguments).ok()?.get("alternate-exchange")?.as_str().map(Arc::from)
+    }
+
     fn queue_limits(&self, arguments: &[u8]) -> QueueLimits {
         let Ok(arguments) = RawTable::parse(arguments) else { return QueueLimits::default() };
         let number = |name| arguments.get(name).and_then(|value| u64::try_from(value.as_integer()?).ok());
+        let text = |name| arguments.get(name)?.as_str().map(Arc::from);
         QueueLimits {
             message_ttl: number("x-message-ttl"),
             expires: number("x-expires").filter(|ms| *ms > 0),
             max_length: number("x-max-length"),
+            dead_letter: text("x-dead-letter-exchange").map(|to| (to, text("x-dead-letter-routing-key"))),
         }
+    }
+
+    fn dead_letter(&self, message: &StoredMessage, death: &Death<'_>) -> Result<DeadLetter, Arc<str>> {
+        death::dead_letter(message, death).map_err(Into::into)
     }
 
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32> {
@@ -353,7 +366,7 @@ mod tests {
             t.put("x-message-ttl", 100_i64);
         });
         let bytes = |table: &TableBuilder| table.as_table().unwrap().as_bytes().to_vec();
-        let limits = QueueLimits { message_ttl: Some(100), expires: Some(60_000), max_length: None };
+        let limits = QueueLimits { message_ttl: Some(100), expires: Some(60_000), ..QueueLimits::default() };
         assert_eq!(LAYOUTS.queue_limits(&bytes(&short)), limits);
         assert_eq!(LAYOUTS.queue_limits(b""), QueueLimits::default());
         assert_eq!(LAYOUTS.arguments_differ("queue", &bytes(&short), &bytes(&long)), None);

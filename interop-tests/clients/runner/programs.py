@@ -95,6 +95,7 @@ def all_programs():
     programs = [
         Python("pika", "amqp", "amqp", ["pika"], [str(CACHE / "python/bin/python"), str(CLIENTS / "pika/main.py")]),
         Python("accounts", "accounts", "amqp", ["pika"], [str(CACHE / "python/bin/python"), str(CLIENTS / "pika/accounts.py")]),
+        Python("arguments", "arguments", "amqp", ["pika"], [str(CACHE / "python/bin/python"), str(CLIENTS / "pika/arguments.py")]),
         _java("rabbitmq-java", "amqp", "amqp", ["java-kit", "rabbitmq-java"], "interop.rabbitmq.Main"),
         Cargo("lapin", "amqp", "amqp", ["lapin"], [str(CACHE / "target/debug/interop-lapin")]),
         Go("amqp091-go", "amqp", "amqp", ["amqp091-go"], [str(CACHE / "amqp091-go")]),

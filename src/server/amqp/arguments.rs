@@ -100,8 +100,14 @@ const QUEUE_ARGUMENTS: [(&str, bool, bool, Check); 20] = [
 ];
 
 /// Those that have their effect here; all queues that differ in them are different.
-pub(in crate::server) const QUEUE_EFFECTS: [&str; 4] =
-    ["x-expires", "x-message-ttl", "x-max-length", "x-overflow"];
+pub(in crate::server) const QUEUE_EFFECTS: [&str; 6] = [
+    "x-expires",
+    "x-message-ttl",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-max-length",
+    "x-overflow",
+];
 
 /// Names that mean something to releases after 3.10 or outside of its checks.
 const NEWER_ARGUMENTS: [&str; 8] = [
@@ -238,10 +244,7 @@ fn exchange_name(name: &str, value: Value<'_>, joint: &str, place: Place<'_>) ->
 /// Checks the arguments of exchange.declare.
 pub(super) fn exchange(arguments: RawTable<'_>, place: Place<'_>) -> Result<(), Exception> {
     match arguments.get("alternate-exchange") {
-        Some(value) => {
-            exchange_name("alternate-exchange", value, "in", place)?;
-            Err(unsupported("alternate-exchange", place))
-        }
+        Some(value) => exchange_name("alternate-exchange", value, "in", place),
         None => Ok(()),
     }
 }
@@ -365,7 +368,7 @@ mod tests {
             assert_eq!(queue(remark, DURABLE, PLACE), Ok(QueueKind::Classic));
             assert_eq!((exchange(remark, PLACE), consume(remark, PLACE)), (Ok(()), Ok(())));
         }
-        assert!(exchange(table("alternate-exchange", "ae").as_table().unwrap(), PLACE).is_err());
+        assert_eq!(exchange(table("alternate-exchange", "ae").as_table().unwrap(), PLACE), Ok(()));
         let mut priority = TableBuilder::new();
         priority.put("x-priority", 5);
         assert!(

@@ -138,6 +138,10 @@ impl Management {
                 let declared: Declared = call.body()?;
                 let known = inside.topology.exchange(inside.id, name).is_some();
                 not_reserved("exchange", name, known)?;
+                if !known && let Some(to) = text(&declared, "alternate-exchange") {
+                    call.allow(&inside.principal, Action::Read, Resource::Exchange(name))?;
+                    call.allow(&inside.principal, Action::Write, Resource::Exchange(to))?;
+                }
                 let entry = ExchangeEntry {
                     name: name.to_owned(),
                     vhost: vhost.to_owned(),
@@ -174,6 +178,11 @@ impl Management {
                 let declared: Declared = call.body()?;
                 let known = inside.topology.queue(inside.id, name).is_some();
                 not_reserved("queue", name, known)?;
+                // As over AMQP: who sends messages on needs to read here and to write there.
+                if !known && let Some(to) = text(&declared, "x-dead-letter-exchange") {
+                    call.allow(&inside.principal, Action::Read, Resource::Queue(name))?;
+                    call.allow(&inside.principal, Action::Write, Resource::Exchange(to))?;
+                }
                 let count = inside.topology.queue_count_in(inside.id);
                 if let Some(most) = inside.principal.max_queues()
                     && !known
@@ -314,6 +323,11 @@ fn operator() -> Result<Authorized, Problem> {
     let operator = crate::security::Realm::operator();
     crate::security::authorize(&operator, Action::Configure, Resource::Own)
         .map_err(|denied| Problem::not_authorised(denied.to_string()))
+}
+
+/// An argument that is a text.
+fn text<'a>(declared: &'a Declared, name: &str) -> Option<&'a str> {
+    declared.arguments.get(name)?.as_str()
 }
 
 fn not_reserved(kind: &str, name: &str, known: bool) -> Result<(), Problem> {

@@ -1,7 +1,8 @@
 //! How far each group had certainly consumed each queue, at any instant.
 //!
 //! Owns: confirmed commits and reads of stored offsets between resets. Promises: a floor counts from the end of the
-//! request that proved it; a reset forgets what was before it, and what ran beside it.
+//! request that proved it; a reset forgets what was before it, and what ran beside it; a commit whose client never heard of it may
+//! have its effect at any later time, so no floor is above it.
 //! Does not know: messages.
 
 use std::collections::HashMap;
@@ -19,6 +20,8 @@ struct Floor {
     stretches: Vec<Stretch>,
     /// Commits that may have happened, whatever their outcome.
     highest: Option<Offset>,
+    /// Commits of unknown outcome, without a confirmed one behind them of the same client: who, when, where.
+    open: Vec<(Name, u64, Offset)>,
 }
 
 #[derive(Debug)]
@@ -35,7 +38,7 @@ struct Stretch {
 impl Default for Floor {
     fn default() -> Self {
         let first = Stretch { since: 0, settled: 0, reset_to: None, proofs: Vec::new() };
-        Self { stretches: vec![first], highest: None }
+        Self { stretches: vec![first], highest: None, open: Vec::new() }
     }
 }
 
@@ -47,6 +50,12 @@ impl Floors {
                 Op::Commit(cursor) => {
                     let floor = floors.of_cursor(&cursor);
                     floor.highest = floor.highest.max(Some(cursor.offset));
+                    if event.happened() {
+                        // One client's commits take effect in their order.
+                        floor.open.retain(|(client, ..)| *client != event.client);
+                    } else {
+                        floor.open.push((event.client, event.t0, cursor.offset));
+                    }
                     floor.prove(index, event, cursor.offset);
                 }
                 Op::Committed(cursor) => floors.of_cursor(&cursor).prove(index, event, cursor.offset),
@@ -64,11 +73,13 @@ impl Floors {
 
     /// The offset below which the group had consumed everything by `at`, with the event that proves it.
     pub(super) fn floor(&self, cursor: &Cursor, at: u64) -> Option<(Offset, usize)> {
-        let stretches = &self.0.get(&key(cursor))?.stretches;
+        let Floor { stretches, open, .. } = self.0.get(&key(cursor))?;
         let current = stretches.partition_point(|stretch| stretch.since < at).checked_sub(1)?;
         let proofs = &stretches[current].proofs;
         let last = proofs.partition_point(|(end, ..)| *end < at).checked_sub(1)?;
-        Some((proofs[last].1, proofs[last].2))
+        let late = open.iter().filter(|(_, since, _)| *since < at).map(|(.., offset)| *offset).min();
+        let (_, proven, index) = proofs[last];
+        Some((late.map_or(proven, |late| proven.min(late)), index))
     }
 
     /// The highest offset that the group may ever have committed.
@@ -152,6 +163,17 @@ mod tests {
             "c commit queue=t group=g offset=9 t0=50 t1=60 outcome=info",
         ];
         assert_eq!(floor_at(&lines, 100), Some(5));
+    }
+
+    #[test]
+    fn a_commit_that_nobody_heard_of_may_come_late_unless_its_client_heard_of_a_later_one() {
+        let lines = [
+            "old commit queue=t group=g offset=3 t0=10 t1=10 outcome=info",
+            "new commit queue=t group=g offset=8 t0=30 t1=40",
+        ];
+        assert_eq!(floor_at(&lines, 50), Some(3));
+        let again = [&lines[..], &["old commit queue=t group=g offset=9 t0=60 t1=70"]].concat();
+        assert_eq!(floor_at(&again, 100), Some(9));
     }
 
     #[test]

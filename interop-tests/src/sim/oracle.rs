@@ -12,7 +12,7 @@ const KEPT: usize = 20;
 const OUTCOMES: u8 = 1;
 const TERM_START: u8 = 2;
 /// A batch is decided before it is applied: what one waited on its way counts with the next, ms.
-const SLACK_MS: u64 = 10_000;
+const SLACK_MS: u64 = 30_000;
 
 /// The judge of one run.
 #[derive(Debug, Default)]

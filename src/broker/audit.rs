@@ -80,8 +80,9 @@ impl Core {
         for pending in &self.pending {
             match &pending.work {
                 // It settles what came back, and is decided anew with all that nobody holds if its record is lost.
+                // The name may be another queue's already, or nobody's, when its deletion is on its way, too.
                 Work::Verb { verb: Verb { op: Op::PurgeQueue { name }, vhost, .. }, .. } if !pending.done => {
-                    purged |= self.decided().queue(*vhost, name).is_some_and(|queue| queue.uid == uid);
+                    purged |= self.state.topology.queue(*vhost, name).is_some_and(|queue| queue.uid == uid);
                 }
                 Work::Settled { queue, ranges, .. } if *queue == uid && !pending.done => {
                     offsets(ranges).for_each(|offset| put(offset, "settling"));

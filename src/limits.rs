@@ -179,6 +179,17 @@ pub const REHOME_SEGMENTS: usize = 4;
 /// Moved messages that one queue remembers; what does not fit stays where it is.
 pub const REHOMED_PER_QUEUE: usize = 65_536;
 
+// Producers' retries
+
+/// Sends that are remembered, so that a producer's retry is known: about 150 bytes each, 10 MiB in all; a checkpoint holds 93 of each.
+pub const RECENT_SENDS: usize = 65_536;
+/// So long they are remembered, ms of log time.
+pub const RECENT_SEND_MS: u64 = 60_000;
+/// An answer that left the core so long ago has reached its client, ms. A retry that comes behind it is a message of its own.
+pub const SEND_SETTLED_MS: u64 = 200;
+/// A send that may be a retry waits so long for the fate of the first attempt, ms.
+pub const REPEAT_WAIT_MS: u64 = 1_000;
+
 // Peers
 
 /// Longest message between a front end and the leader: what one client may have handed over at once, many times. Bytes.

@@ -211,6 +211,11 @@ pub struct Send {
     pub messages: Vec<SendMessage>,
     /// Not to be seen in its topic yet: where it waits. Its layout says so already.
     pub waits: Option<Waits>,
+    /// Of topic and unique key, when the producer may send it again without an answer to the first one; 0: it has none. Not
+    /// trusted: messages of one key are compared.
+    pub key: u64,
+    /// When its node got it, by the node's monotonic clock; between nodes: how long ago that was. The shard fills it in.
+    pub arrived: std::time::Duration,
 }
 
 /// Where a message stands before it is to be seen in its topic.
@@ -1168,6 +1173,10 @@ pub trait Semantics: std::marker::Send + Sync + 'static {
     fn step(&self, message: &StoredMessage, step: &Step<'_>) -> Result<Stepped, Arc<str>>;
     /// Of a stored half message. `None`: it is none.
     fn half(&self, message: &StoredMessage) -> Option<Half>;
+    /// How long after `first` the message `again` was born, ms, when both are one message that its producer sent twice.
+    fn born_after(&self, _first: &StoredMessage, _again: &Message) -> Option<i64> {
+        None
+    }
     /// Writes what only the shard knows into a RocketMQ-born prefix: queue id and store time (ms).
     fn stamp(&self, prefix: &mut [u8], queue_id: u32, store_time: u64);
 }

@@ -28,6 +28,7 @@ use super::message::{Batches, Cache, Extent};
 use super::moving::Need;
 use super::reader::{Reader, ReaderKey, Runtime};
 use super::record::{BatchBuilder, Kind, PayloadHead};
+use super::repeats::Repeats;
 use super::retention::Retention;
 use super::state::{ALREADY_DELIVERED, Applied, Done, State};
 use super::topology::{Route, Topology};
@@ -120,6 +121,8 @@ pub(crate) struct Connection {
     pub(crate) gone: bool,
     /// It is another node's.
     pub(crate) guest: Option<Guest>,
+    /// Batch of this term in which its last send with a key stands.
+    pub(crate) last_send: Option<u64>,
     /// The key of its last verb.
     pub(crate) key: Option<Authorized>,
 }
@@ -142,6 +145,7 @@ impl Connection {
             refused: BTreeSet::new(),
             gone: false,
             guest: None,
+            last_send: None,
             key: None,
         }
     }
@@ -179,6 +183,8 @@ pub(crate) struct Pending {
     pub(crate) enqueued: Vec<super::state::Enqueued>,
     /// Chosen message queue of a send.
     pub(crate) queue_id: u32,
+    /// It is a send that was stored before.
+    pub(crate) repeats: bool,
     /// Where the pieces of a large body lie, committed.
     pub(crate) extents: Vec<Extent>,
     /// What queues in memory get once it is applied.
@@ -302,6 +308,8 @@ pub struct Core {
     pub(crate) dead: Dead,
     /// What is kept.
     pub(crate) retention: Retention,
+    /// Producers that try again.
+    pub(crate) repeats: Repeats,
     /// Connections of other nodes.
     pub(crate) guests: Guests,
     /// This node's side of the same.
@@ -317,6 +325,8 @@ pub struct Counters {
     pub published: u64,
     /// Messages taken from producers (RocketMQ).
     pub sent: u64,
+    /// Sends that were a retry of one that is stored.
+    pub repeated: u64,
     /// Confirms given.
     pub confirmed: u64,
     /// Messages handed to AMQP readers.
@@ -453,6 +463,7 @@ impl Core {
             later: Later::default(),
             dead: Dead::default(),
             retention: Retention::default(),
+            repeats: Repeats::default(),
             guests: Guests::default(),
             front: Front::new(),
             others: Vec::new(),
@@ -574,8 +585,13 @@ impl Core {
     }
 
     /// One verb: decided now, or kept until it can be.
-    pub(crate) fn verb(&mut self, id: ConnectionId, verb: Verb) {
+    pub(crate) fn verb(&mut self, id: ConnectionId, mut verb: Verb) {
+        let now = self.clock.monotonic();
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        if let Op::Send(send) = &mut verb.op {
+            // A guest's was on its way for so long already.
+            send.arrived = now.saturating_sub(send.arrived);
+        }
         connection.key = Some(verb.key);
         if connection.is_here() && self.front.is_live() {
             return self.hand_over(id, verb);
@@ -643,6 +659,7 @@ impl Core {
             done: false,
             enqueued: Vec::new(),
             queue_id: 0,
+            repeats: false,
             extents: Vec::new(),
             in_memory: None,
         });
@@ -979,6 +996,7 @@ impl Core {
         if let Some((term, leader)) = applied.term_start {
             self.stop_leading();
             self.send_guests_away();
+            self.forget_repeats();
             self.leave_leader(term);
             self.deposed |= leader != self.node;
             self.begun = (leader == self.node).then_some(term);
@@ -1052,6 +1070,9 @@ impl Core {
             // The message queue it was sent to stands first; AMQP queues bound to the topic follow.
             pending.enqueued.push(applied.enqueued[first]);
         }
+        if let Done::Repeated { place } = done {
+            pending.enqueued.clone_from(&applied.again[place]);
+        }
         if let (Done::Body { position, batch_back }, Work::Piece { connection, bytes }) =
             (done, &pending.work)
         {
@@ -1094,13 +1115,21 @@ impl Core {
             Op::Publish(publish) if publish.confirm > 0 => {
                 self.confirm(connection, publish.channel, publish.confirm, true)
             }
-            Op::Send(_) => {
+            Op::Send(send) => {
+                self.send_resolved(send.key, send.arrived, sequence);
+                if pending.repeats && pending.enqueued.is_empty() {
+                    let gone = Refusal::Busy("the message that this one repeats is gone by now".into());
+                    self.reply(connection, verb.request, Err(gone));
+                    return self.no_longer_stalled(connection, sequence);
+                }
                 let reply = Reply::Sent {
                     queue_id: pending.queue_id,
                     offsets: pending.enqueued.iter().map(|e| e.offset).collect(),
                     positions: pending.enqueued.iter().map(|e| e.position).collect(),
                 };
-                self.counters.sent += pending.enqueued.len() as u64;
+                if !pending.repeats {
+                    self.counters.sent += pending.enqueued.len() as u64;
+                }
                 self.reply(connection, verb.request, Ok(reply));
             }
             Op::EndTransaction(end) => {
@@ -1266,6 +1295,7 @@ impl Core {
             return false;
         }
         self.welcome_fronts();
+        self.serve_repeats();
         let started = self.clock.monotonic();
         while let Some(uid) = self.work.pop_front() {
             if let Some(runtime) = self.runtimes.get_mut(&uid) {
@@ -1284,7 +1314,12 @@ impl Core {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let waits = self.deadlines.keys().next().map(|(at, _)| *at);
-        let wait = waits.into_iter().chain(self.later_deadline()).chain(self.grace_deadline()).min();
+        let wait = waits
+            .into_iter()
+            .chain(self.later_deadline())
+            .chain(self.grace_deadline())
+            .chain(self.repeats_deadline())
+            .min();
         let due = self.due.first().into_iter().chain(self.unused.first()).min();
         let Some((at, _)) = due.filter(|_| self.overlay.is_some()) else { return wait };
         // Log time runs a little faster or slower than the clock: who comes too early waits once more.

@@ -30,6 +30,8 @@ use crate::limits;
 
 /// Bytes of a record beside its message.
 pub(crate) const REFERENCE_OVERHEAD: usize = 256;
+/// Bytes of a send's key, and what a record may need beside.
+const KEY_OVERHEAD: usize = 64;
 
 /// What a topology verb leads to.
 pub(crate) enum Outcome {
@@ -223,7 +225,7 @@ impl Core {
                 self.write_last(sequence, (&publish.message, 0), last, extents);
                 Redone::Written
             }
-            Op::Send(send) => self.redo_send(sequence, verb, send, extents),
+            Op::Send(send) => self.redo_send(sequence, (id, verb), send, extents),
             Op::SendBack(back) => match self.judge_back(back).map(|step| self.write_move(sequence, &step)) {
                 Ok(true) => Redone::Written,
                 Ok(false) => Redone::Answer(Err(Refusal::Busy("its target changed meanwhile".into()))),
@@ -263,7 +265,18 @@ impl Core {
         }
     }
 
-    fn redo_send(&mut self, sequence: u64, verb: &Verb, send: &Send, extents: &[Extent]) -> Redone {
+    fn redo_send(
+        &mut self,
+        sequence: u64,
+        (id, verb): (ConnectionId, &Verb),
+        send: &Send,
+        extents: &[Extent],
+    ) -> Redone {
+        if self.pending(sequence).is_some_and(|pending| pending.repeats)
+            && self.write_repeated(sequence, id, send)
+        {
+            return Redone::Written;
+        }
         let missing = self.decided().topic(&send.topic).is_none();
         let create = send
             .create_queues
@@ -274,7 +287,7 @@ impl Core {
         let Some((queue_id, targets)) = self.send_targets(send, create) else {
             return Redone::Answer(Err(not_found("topic", &send.topic, &self.vhost_name(verb.vhost))));
         };
-        self.write_send(sequence, send, queue_id, &targets, extents);
+        self.write_send(sequence, (id, send), queue_id, &targets, extents);
         Redone::Written
     }
 
@@ -564,7 +577,7 @@ impl Core {
                 let weight = weight(&large.verb);
                 let sequence = self.number(Work::Verb { connection: id, verb: large.verb, weight });
                 self.keep_extents(sequence, &large.extents);
-                self.write_send(sequence, &send, queue_id, &targets, &large.extents);
+                self.write_send(sequence, (id, &send), queue_id, &targets, &large.extents);
             }
             _ => {}
         }
@@ -684,6 +697,7 @@ impl Core {
     // ---- RocketMQ sends
 
     fn send(&mut self, id: ConnectionId, verb: Verb) {
+        let Some(verb) = self.unless_repeated(id, verb) else { return };
         let Op::Send(send) = &verb.op else { return };
         let send = send.clone();
         let known = self.decided().topic(&send.topic).map(|t| t.write_queues);
@@ -727,7 +741,7 @@ impl Core {
         let weight = weight(&verb);
         let sequence = self.number(Work::Verb { connection: id, verb, weight });
         match self.send_targets(&send, created.map(|queues| (sequence, queues))) {
-            Some((queue_id, targets)) => self.write_send(sequence, &send, queue_id, &targets, &[]),
+            Some((queue_id, targets)) => self.write_send(sequence, (id, &send), queue_id, &targets, &[]),
             None => unreachable!("the topic and its queue were looked up on the same topology"),
         }
     }
@@ -785,7 +799,7 @@ impl Core {
     /// Bytes that the records of a send have at the most.
     fn send_size(&mut self, send: &Send) -> usize {
         let exchange: Arc<str> = format!("{TOPIC_EXCHANGE_PREFIX}{}", send.topic).into();
-        let mut total = 0;
+        let mut total = KEY_OVERHEAD;
         for SendMessage { message, tag } in &send.messages {
             let bound = self.route(0, &exchange, tag, message).map_or(0, |route| route.queues.len());
             total += message.bytes.len() + REFERENCE_OVERHEAD + (1 + bound) * ENTRY;
@@ -804,7 +818,7 @@ impl Core {
     fn write_send(
         &mut self,
         sequence: u64,
-        send: &Send,
+        (id, send): (ConnectionId, &Send),
         queue_id: u32,
         targets: &[Vec<QueueUid>],
         extents: &[Extent],
@@ -815,14 +829,26 @@ impl Core {
         }
         if !extents.is_empty() {
             let shown = shown_queue(send, queue_id);
+            let size = reference_size(&send.messages[0].message, &targets[0], extents) + end_size(extents);
+            self.make_room(size + KEY_OVERHEAD);
+            self.write_send_key(sequence, id, send);
             return self.write_last(sequence, (&send.messages[0].message, shown), &targets[0], extents);
         }
         // All messages of a send stand in one batch: it is atomic and its offsets adjoin.
         let size = self.send_size(send);
         self.make_room(size);
+        self.write_send_key(sequence, id, send);
         let (now, shown) = (self.stamp(), shown_queue(send, queue_id));
         for (message, queues) in send.messages.iter().zip(targets) {
             self.write_one(sequence, &message.message, queues, &[], shown, now);
+        }
+    }
+
+    /// In front of its messages, in the same batch.
+    fn write_send_key(&mut self, sequence: u64, id: ConnectionId, send: &Send) {
+        let messages = u32::try_from(send.messages.len()).unwrap_or(u32::MAX);
+        if send.key != 0 && messages > 0 {
+            self.write_key(sequence, id, send.key, messages);
         }
     }
 
@@ -1437,6 +1463,7 @@ impl Core {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let (readers, owned) =
             (std::mem::take(&mut connection.readers), std::mem::take(&mut connection.owned));
+        self.producer_gone(id);
         for reader in readers {
             let queue = self.readers.get(&(id, reader)).map(|r| r.queue);
             self.drop_reader((id, reader));

@@ -145,6 +145,9 @@ impl Core {
                 }
             }
             self.done_through(turn.through);
+            if turn.asks != 0 {
+                self.front.out.push(ToLeader::Seen(turn.asks));
+            }
         }
     }
 
@@ -167,6 +170,9 @@ impl Core {
             return self.push_out(id, verb, bytes);
         }
         let mut sent = Verb { number, request: front_request, ..verb.clone() };
+        if let Op::Send(send) = &mut sent.op {
+            send.arrived = self.monotonic().saturating_sub(send.arrived);
+        }
         if let Op::Publish(publish) = &mut sent.op
             && publish.confirm > 0
         {
@@ -354,10 +360,12 @@ impl Core {
                 .done
                 .iter()
                 .filter(|(by, of, _)| (by, of) == (session, sequence))
-                .filter_map(|(.., done)| match done {
-                    Done::Enqueued { first, count: 1.. } => Some(applied.enqueued[*first]),
-                    Done::Enqueued { .. } | Done::Body { .. } | Done::Other => None,
+                .flat_map(|(.., done)| match done {
+                    Done::Enqueued { first, count: 1.. } => &applied.enqueued[*first..=*first],
+                    Done::Repeated { place } => &applied.again[*place],
+                    Done::Enqueued { .. } | Done::Body { .. } | Done::Other => &[],
                 })
+                .copied()
                 .collect();
             if let Some(sent) = self.sent(*number) {
                 sent.applied = Some(messages);
@@ -475,11 +483,6 @@ impl Core {
         }
     }
 
-    fn queue_id_of(&self, topic: &str, uid: QueueUid) -> Option<u32> {
-        let topic = self.state.topology.topic(topic)?;
-        topic.queues.iter().position(|queue| *queue == uid).and_then(|place| u32::try_from(place).ok())
-    }
-
     /// Tells the leader of all connections, then hands over what waits.
     fn present(&mut self) {
         self.become_front();
@@ -549,6 +552,7 @@ impl Core {
         self.stop_leading();
         let mut again: Vec<(ConnectionId, Verb)> = Vec::new();
         let pending = std::mem::take(&mut self.pending);
+        self.nothing_is_deciding();
         self.drop_numbers(pending.len() as u64);
         for pending in pending.into_iter().filter(|pending| !pending.done) {
             match pending.work {

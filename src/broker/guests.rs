@@ -32,6 +32,8 @@ const GRACE: Duration = Duration::from_millis(700);
 const LOST_FOR: Duration = Duration::from_secs(5);
 /// What a lost connection is said to have outstanding: nothing is handed to it.
 const NOTHING_MORE: usize = usize::MAX / 2;
+/// Who owes an answer for so long does not hand on what it is told.
+const SILENT: Duration = Duration::from_millis(500);
 /// A frame's worth of events.
 const FLUSH_BYTES: usize = 1 << 20;
 
@@ -67,6 +69,17 @@ struct FrontEnd {
     bytes: usize,
     /// What it was told last.
     told: (u64, u64),
+    /// What it was asked last, when, and what it answered; `tell`: that is still to be said.
+    asked: Asked,
+}
+
+/// See [`Turn::asks`].
+#[derive(Default)]
+struct Asked {
+    number: u64,
+    at: Duration,
+    seen: u64,
+    tell: bool,
 }
 
 /// All of them.
@@ -99,6 +112,7 @@ impl Core {
             events: Vec::new(),
             bytes: 0,
             told: (0, 0),
+            asked: Asked::default(),
         };
         self.guests.fronts.insert(stream, front);
     }
@@ -117,6 +131,7 @@ impl Core {
         let deadline = self.monotonic() + LOST_FOR;
         let ids: Vec<ConnectionId> = front.connections.into_values().collect();
         for id in &ids {
+            self.producer_gone(*id);
             self.cut_off(*id);
         }
         if !ids.is_empty() {
@@ -161,6 +176,7 @@ impl Core {
             self.end_replies(id, |_, _| true);
             self.answers_nothing(id);
         }
+        self.producers_are_back(session);
         self.guests.awaited.insert(node);
         self.guests.until = self.monotonic() + GRACE;
     }
@@ -238,6 +254,7 @@ impl Core {
                     self.guest_verb(stream, id, verb);
                 }
             }
+            ToLeader::Seen(number) => front.asked.seen = front.asked.seen.max(number),
             ToLeader::Gone(connection) => {
                 if let Some(id) = front.connections.remove(&connection) {
                     self.disconnect(id);
@@ -576,13 +593,58 @@ impl Core {
             entry.remove();
         }
         let through = front.open.first_key_value().map_or(front.heard, |(number, _)| number - 1);
-        if front.events.is_empty() && front.told.1 == through {
+        let asks = if std::mem::take(&mut front.asked.tell) { front.asked.number } else { 0 };
+        if front.events.is_empty() && front.told.1 == through && asks == 0 {
             return;
         }
         front.told = (applied, through);
         front.bytes = 0;
         let events = std::mem::take(&mut front.events);
-        front.say(&[ToFront::Turn(Turn { applied, through, events })]);
+        front.say(&[ToFront::Turn(Turn { applied, through, events, asks })]);
+    }
+
+    // ---- what has reached their clients
+
+    /// Asks every front end when it has handed on what it was told until now.
+    pub(crate) fn ask_fronts(&mut self, number: u64) {
+        let at = self.monotonic();
+        for front in self.guests.fronts.values_mut().filter(|front| front.ready) {
+            // One that has not answered yet is silent since then.
+            let at = if front.asked.seen < front.asked.number { front.asked.at } else { at };
+            front.asked = Asked { number, at, seen: front.asked.seen, tell: true };
+        }
+    }
+
+    /// Have all front ends that were asked answered? Who came since was told nothing before.
+    pub(crate) fn fronts_have_seen(&self, number: u64) -> bool {
+        self.guests
+            .fronts
+            .values()
+            .all(|front| front.asked.number < number || front.asked.seen >= front.asked.number)
+    }
+
+    /// Is that connection of a front end here?
+    pub(crate) fn guest_is_here(&self, owner: &Owner) -> bool {
+        self.guests
+            .fronts
+            .values()
+            .any(|front| front.session == owner.session && front.connections.contains_key(&owner.connection))
+    }
+
+    /// May that node's connections still be presented?
+    pub(crate) fn front_is_awaited(&self, session: u64) -> bool {
+        let node = self.state.sessions.get(&session).map(|session| session.node);
+        self.in_grace() && node.is_some_and(|node| self.guests.awaited.contains(&node))
+    }
+
+    /// A front end that owes an answer for longer than any of them should.
+    pub(crate) fn is_silent(&self, owner: &Owner) -> bool {
+        let now = self.monotonic();
+        self.guests
+            .fronts
+            .values()
+            .filter(|front| front.session == owner.session)
+            .any(|front| front.asked.seen < front.asked.number && front.asked.at + SILENT <= now)
     }
 
     fn disconnect(&mut self, id: ConnectionId) {

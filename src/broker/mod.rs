@@ -26,6 +26,8 @@ mod reader;
 mod record;
 mod refused;
 mod reply;
+mod recent;
+mod repeats;
 pub mod retention;
 pub mod shard;
 mod state;

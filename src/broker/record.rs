@@ -42,6 +42,10 @@ pub(crate) enum Kind {
     Session = 15,
     /// The verb of this sequence is that front end's verb of that number (ADR 12). Changes no state.
     Origin = 16,
+    /// The verb of this sequence is a send of that key (ADR 16).
+    SendKey = 17,
+    /// The answers of all that the term decided before that batch have left.
+    Answered = 18,
 }
 
 impl Kind {
@@ -59,6 +63,8 @@ impl Kind {
             14 => Self::Rehome,
             15 => Self::Session,
             16 => Self::Origin,
+            17 => Self::SendKey,
+            18 => Self::Answered,
             _ => return None,
         })
     }

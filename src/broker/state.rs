@@ -20,6 +20,7 @@ use super::home::{self, Home};
 use super::index::{Entry, Pages, QueueIndex};
 use super::locks::{Held, LockChange, Locks, Place};
 use super::message::{Reference, parse_reference};
+use super::recent::{Decided, Recent, SendKey};
 use super::record::{self, Kind, Malformed, Record, SectionHead};
 use super::topology::{Change, Topology, WAITING_VHOST};
 
@@ -202,6 +203,8 @@ pub(crate) enum Done {
     Enqueued { first: usize, count: usize },
     /// A body piece stands at that position of the log, so far behind its batch header.
     Body { position: Position, batch_back: u32 },
+    /// A send that is stored came again: `again[place]`.
+    Repeated { place: usize },
     /// Anything else.
     Other,
 }
@@ -215,6 +218,8 @@ pub(crate) struct Applied {
     pub(crate) origins: Vec<(u64, u64, u64, u64)>,
     /// All enqueues, in log order.
     pub(crate) enqueued: Vec<Enqueued>,
+    /// What each repeated send had made.
+    pub(crate) again: Vec<Vec<Enqueued>>,
     /// Queues that are gone.
     pub(crate) removed: Vec<QueueUid>,
     /// The topology changed.
@@ -270,6 +275,10 @@ pub(crate) struct State {
     pub(crate) segments: BTreeMap<u64, u64>,
     /// When each segment was filled.
     pub(crate) fills: Fills,
+    /// The last sends.
+    pub(crate) recent: Recent,
+    /// The send whose messages follow, and its sequence. Not kept: all of it stands in one batch.
+    sending: Option<(u64, SendKey)>,
     /// The membership that the last checkpoint keeps, opaque.
     pub(crate) membership: Option<Bytes>,
     pub(crate) segment_size: u64,
@@ -302,6 +311,7 @@ const KEY_SESSION: u8 = b's';
 const KEY_OFFSET: u8 = b'o';
 const KEY_LOCK: u8 = b'l';
 const KEY_FILL: u8 = b'f';
+const KEY_RECENT: u8 = b'k';
 /// The offset in an offset commit that forgets the group's offset.
 pub(crate) const FORGET: Offset = Offset::MAX;
 
@@ -323,6 +333,8 @@ impl State {
             locks: Locks::default(),
             segments: BTreeMap::new(),
             fills: Fills::default(),
+            recent: Recent::default(),
+            sending: None,
             membership: None,
             segment_size,
             changed: BTreeMap::new(),
@@ -355,6 +367,7 @@ impl State {
                 self.term = batch.point.term;
                 self.ordinal = 0;
                 self.leader_applied = 0;
+                self.recent.begin_term();
                 out.term_start = Some((batch.point.term, batch.point.leader));
             }
             OUTCOMES => {
@@ -397,6 +410,8 @@ impl State {
         self.ordinal += 1;
         self.leader_applied = head.ordinal.saturating_sub(u64::from(head.lag));
         self.log_time = self.log_time.max(head.log_time);
+        self.recent.forget_until(self.log_time);
+        self.sending = None;
         for section in &sections {
             if let Some(reason) = self.refuses(&section.head, section.records.first()) {
                 out.void_sections.push((section.head.session, section.head.last, reason));
@@ -451,7 +466,9 @@ impl State {
             Kind::Reference => {
                 let reference = parse_reference(record.bytes)?;
                 if reference.entries().next().is_some() {
-                    return Ok(self.enqueue(batch, record, &reference, out));
+                    let done = self.enqueue(batch, record, &reference, out);
+                    self.enter_send(batch, record, session, done, out);
+                    return Ok(done);
                 }
                 self.end_pieces(session, reference.extents.iter().map(|extent| extent.position));
             }
@@ -495,6 +512,17 @@ impl State {
             Kind::Origin => {
                 let (front, number) = (cursor.u64()?, cursor.u64()?);
                 out.origins.push((session, record.sequence, front, number));
+            }
+            Kind::SendKey => {
+                let send = SendKey::read(&mut cursor)?;
+                if send.messages == 0 {
+                    return Ok(self.repeat_send(&send, session, pages, out));
+                }
+                self.sending = Some((record.sequence, send));
+            }
+            Kind::Answered => {
+                let before = cursor.u64()?;
+                self.recent.settle(self.term, before);
             }
             Kind::Session => {
                 let node = cursor.u64()?;
@@ -548,6 +576,54 @@ impl State {
             out.enqueued.push(Enqueued { queue: uid, offset, position: entry.position, deadline });
         }
         Done::Enqueued { first, count: out.enqueued.len() - first }
+    }
+
+    /// The first messages behind a send's key are its own.
+    fn enter_send(&mut self, batch: &Batch, record: &Record<'_>, session: u64, done: Done, out: &Applied) {
+        let (Some((_, send)), Done::Enqueued { first, count: 1.. }) =
+            (self.sending.take_if(|(of, _)| *of == record.sequence), done)
+        else {
+            return;
+        };
+        // The message queue it was sent to stands first; AMQP queues bound to the topic follow.
+        let back = batch.payload_position + u64::from(record.start) - batch.point.position;
+        let size = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let place = (batch.point.position, size(back), size(record.bytes.len() as u64));
+        let by = self.decided_now(session);
+        self.recent.enter(&send, &out.enqueued[first], place, &by);
+    }
+
+    fn repeat_send(&mut self, send: &SendKey, session: u64, pages: &dyn Pages, out: &mut Applied) -> Done {
+        let by = self.decided_now(session);
+        let mut again = Vec::new();
+        if let Some(sent) = self.recent.repeat(send, &by) {
+            again.push(Enqueued {
+                queue: sent.queue,
+                offset: sent.offset,
+                position: sent.position,
+                deadline: 0,
+            });
+            let others = sent.offset + 1..sent.offset + u64::from(sent.messages);
+            if let Some(queue) = self.queues.get_mut(&sent.queue) {
+                for offset in others {
+                    match queue.index.get(offset, sent.queue, pages) {
+                        Ok(Some(Entry { position, deadline, .. })) => {
+                            again.push(Enqueued { queue: sent.queue, offset, position, deadline });
+                        }
+                        // Trimmed since.
+                        Ok(None) => {}
+                        Err(error) => panic!("index of queue {}, offset {offset}: {error}", sent.queue),
+                    }
+                }
+            }
+        }
+        out.again.push(again);
+        Done::Repeated { place: out.again.len() - 1 }
+    }
+
+    /// The batch that is being applied.
+    fn decided_now(&self, session: u64) -> Decided {
+        Decided { term: self.term, ordinal: self.ordinal - 1, log_time: self.log_time, session }
     }
 
     fn settle(&mut self, uid: QueueUid, ranges: &[(Offset, u64)], pages: &dyn Pages) {
@@ -833,6 +909,12 @@ impl State {
             delta.puts.push((numbered_key(KEY_FILL, segment), value));
         }
         delta.removes.extend(empty.into_iter().map(|segment| numbered_key(KEY_FILL, segment)));
+        for (chunk, value) in self.recent.checkpoint() {
+            match value {
+                Some(value) => delta.puts.push((numbered_key(KEY_RECENT, chunk), value)),
+                None => delta.removes.push(numbered_key(KEY_RECENT, chunk)),
+            }
+        }
         for (key, value) in std::mem::take(&mut self.changed) {
             match value {
                 Some(value) => delta.puts.push((key, value)),
@@ -902,6 +984,7 @@ impl State {
                     let ended = record::Cursor::new(&value, 0).u64()?;
                     state.fills.load((&key[1..]).get_u64(), ended);
                 }
+                (Some(KEY_RECENT), 9) => state.recent.load(&value)?,
                 (Some(KEY_SESSION), 9) => {
                     let session = Session::read(&value)?;
                     for piece in &session.pieces {
@@ -930,6 +1013,7 @@ impl State {
         state.store_time = cursor.u64()?;
         state.topology.version = cursor.u64()?;
         state.topology.next_uid = cursor.u64()?;
+        state.recent.loaded(state.term);
         state.applied = Some(point);
         state.changed.clear();
         for uid in state.topology.waiting_queues() {
@@ -963,6 +1047,9 @@ impl State {
         for (place, held) in self.locks.iter() {
             digest.update(&LockChange::of(place, held));
         }
+        let mut recent = BytesMut::new();
+        self.recent.put(&mut recent);
+        digest.update(&recent);
         for (segment, count) in &self.segments {
             digest.update(&[segment.to_le_bytes(), count.to_le_bytes()].concat());
         }

@@ -125,6 +125,10 @@ impl Semantics for Plain {
         later::half(message)
     }
 
+    fn born_after(&self, first: &StoredMessage, again: &Message) -> Option<i64> {
+        (first.bytes == again.bytes).then_some(0)
+    }
+
     fn stamp(&self, _: &mut [u8], _: u32, _: u64) {}
 }
 
@@ -577,6 +581,8 @@ fn a_message_for_a_topic_reaches_its_queue_and_what_is_bound_to_it() {
         create_queues: None,
         messages: vec![message(b"r", "red"), message(b"b", "blue")],
         waits: None,
+        key: 0,
+        arrived: Duration::ZERO,
     };
     let Ok(Reply::Sent { queue_id, offsets, positions }) = h.call(&mut c, Op::Send(send)) else { panic!() };
     assert_eq!((queue_id, offsets), (1, vec![0, 1]));
@@ -716,6 +722,8 @@ fn a_first_batch_of_messages_for_a_new_topic_is_one_batch_or_refused() {
             create_queues: Some(4),
             messages: (0..4).map(|_| message()).collect(),
             waits: None,
+            key: 0,
+            arrived: Duration::ZERO,
         };
         let result = h.call(&mut c, Op::Send(send));
         let stored: u64 =
@@ -781,6 +789,8 @@ fn a_first_send_whose_batch_was_lost_makes_its_topic_again() {
         create_queues: Some(4),
         messages: vec![message],
         waits: None,
+        key: 0,
+        arrived: Duration::ZERO,
     };
     h.send(&mut c, Op::Send(send));
     h.propose();
@@ -898,7 +908,15 @@ fn a_removed_topic_takes_everything_along_and_a_new_one_of_that_name_begins_anew
     };
     let send = || {
         let messages = vec![SendMessage { message: message.clone(), tag: "".into() }];
-        Op::Send(Send { topic: "T".into(), queue_id: Some(0), create_queues: None, messages, waits: None })
+        Op::Send(Send {
+            topic: "T".into(),
+            queue_id: Some(0),
+            create_queues: None,
+            messages,
+            waits: None,
+            key: 0,
+            arrived: Duration::ZERO,
+        })
     };
     let commit =
         |wait| Op::CommitOffset { group: "G".into(), topic: "T".into(), queue_id: 0, offset: 1, wait };

@@ -19,7 +19,7 @@ const FRAME: usize = 4 << 20;
 const MORE: u8 = 1;
 const LAST: u8 = 0;
 /// Both sides must speak the same: a newer one waits until all are as new.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// From a front end to the leader.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub(crate) enum ToLeader {
     Verbs(ConnectionId, Vec<Verb>),
     /// The client is gone.
     Gone(ConnectionId),
+    /// The answer to [`Turn::asks`]: all that was told before is handed on.
+    Seen(u64),
 }
 
 /// From the leader to a front end.
@@ -64,6 +66,8 @@ pub(crate) struct Turn {
     pub(crate) through: u64,
     /// In the order in which they became true.
     pub(crate) events: Vec<(ConnectionId, Vec<Event>)>,
+    /// The leader wants to know when that is handed on; 0: it does not.
+    pub(crate) asks: u64,
 }
 
 /// What a new leader must know of a connection.

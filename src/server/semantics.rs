@@ -126,6 +126,41 @@ impl Semantics for Layouts {
         steps::half(message)
     }
 
+    fn born_after(&self, first: &StoredMessage, again: &Message) -> Option<i64> {
+        if first.origin != Origin::Rocketmq || again.origin != Origin::Rocketmq {
+            return None;
+        }
+        let (prefix, rest) = first.bytes.split_at_checked(first.prefix_len as usize)?;
+        let (inline, suffix) = match &first.body {
+            None => rest.split_at_checked(first.body_len as usize)?,
+            Some(_) => (&[][..], rest),
+        };
+        let stored: Vec<&[u8]> =
+            first.body.iter().flatten().map(|piece| &piece[..]).chain([inline]).collect();
+        let (a, _) = Record::decode_parts(prefix, suffix).ok()?;
+        let b = rocketmq_record(again)?;
+        let start = again.prefix_len as usize;
+        let mut body = again.bytes.get(start..start + again.body_len as usize)?;
+        for piece in stored {
+            body = body.strip_prefix(piece)?;
+        }
+        // The queue that a waiting message is for is chosen for each attempt.
+        let properties = |record: &Record<'_>| {
+            let mut all: Vec<(String, String)> = record
+                .properties
+                .iter()
+                .filter(|(name, _)| *name != property::REAL_QUEUE_ID)
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            all.sort_unstable();
+            all
+        };
+        let same = body.is_empty()
+            && (a.topic, a.flag, a.reconsume_times) == (b.topic, b.flag, b.reconsume_times)
+            && properties(&a) == properties(&b);
+        same.then_some(b.born_time - a.born_time)
+    }
+
     fn stamp(&self, prefix: &mut [u8], queue_id: u32, store_time: u64) {
         if let Some(field) = prefix.get_mut(PATCH_QUEUE_ID..PATCH_QUEUE_ID + 4) {
             field.copy_from_slice(&queue_id.to_be_bytes());

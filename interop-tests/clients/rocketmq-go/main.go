@@ -20,6 +20,9 @@ import (
 
 func main() {
 	rlog.SetLogLevel("error")
+	if len(os.Args) == 4 && os.Args[1] == "failover" {
+		runFailover(os.Args[2], os.Args[3])
+	}
 	registerProducing()
 	registerTopics()
 	registerConsuming()

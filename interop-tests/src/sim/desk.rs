@@ -345,7 +345,15 @@ impl Desk {
         size: usize,
     ) {
         let (messages, places) = seqs.map(|seq| self.rmq_message(topic, 0, seq, size, None)).unzip();
-        let send = Send { topic: topic.into(), queue_id, create_queues: Some(PARTS), messages, waits: None };
+        let send = Send {
+            topic: topic.into(),
+            queue_id,
+            create_queues: Some(PARTS),
+            messages,
+            waits: None,
+            key: 0,
+            arrived: Duration::ZERO,
+        };
         self.call(Op::Send(send), Call::Sent { places });
     }
 
@@ -376,6 +384,8 @@ impl Desk {
             create_queues: Some(PARTS),
             messages: vec![message],
             waits: Some(waits),
+            key: 0,
+            arrived: Duration::ZERO,
         };
         self.call(Op::Send(send), call);
     }

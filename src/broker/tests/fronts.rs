@@ -1,6 +1,7 @@
 //! Three cores on one log: clients of those that follow, and what becomes of them when the leader changes.
 
 use super::*;
+use crate::limits;
 
 /// One node.
 struct Member {
@@ -236,8 +237,169 @@ fn send_to(topic: &str) -> Op {
             tag: "t".into(),
         }],
         waits: None,
+        key: 0,
+        arrived: Duration::ZERO,
     })
 }
+
+// ---- producers that try again
+
+/// A send with a key, as all attempts have it.
+fn keyed(key: u64, body: &'static [u8]) -> Op {
+    let Op::Publish(Publish { message, .. }) = publish("", "", 0, body) else { unreachable!() };
+    let message = Message { origin: Origin::Rocketmq, ..message };
+    let messages = vec![SendMessage { message, tag: "t".into() }];
+    Op::Send(Send {
+        topic: "T".into(),
+        queue_id: Some(1),
+        create_queues: Some(4),
+        messages,
+        waits: None,
+        key,
+        arrived: Duration::ZERO,
+    })
+}
+
+fn offset_of(events: &[Event]) -> Vec<u64> {
+    let offset = |event: &Event| match event {
+        Event::Reply { result: Ok(Reply::Sent { offsets, queue_id: 1, positions }), .. } => {
+            assert_eq!(positions.len(), offsets.len());
+            offsets.first().copied()
+        }
+        _ => None,
+    };
+    events.iter().filter_map(offset).collect()
+}
+
+impl Cluster {
+    fn topic_depth(&self) -> u64 {
+        let state = &self.members[self.leader].core.state;
+        let topic = state.topology.topic("T").unwrap();
+        topic.queues.iter().map(|uid| state.queues[uid].depth()).sum()
+    }
+
+    fn repeated(&self) -> u64 {
+        self.members[self.leader].core.counters().repeated
+    }
+}
+
+#[test]
+fn a_send_whose_answer_died_with_the_leader_is_answered_once_more_and_stored_once() {
+    let mut c = Cluster::new();
+    let (mut a, mut b) = (c.client(0, 1), c.client(1, 1));
+    c.send(0, &mut a, keyed(7, b"one"));
+    c.run();
+    c.kill(0);
+    c.lead(1);
+    c.send(1, &mut b, keyed(7, b"one"));
+    c.run();
+    assert_eq!(offset_of(&b.take()), [0]);
+    assert_eq!((c.topic_depth(), c.repeated()), (1, 1));
+    // It has its answer: the same message once more is one of its own. Another body under that key always is.
+    c.advance(limits::SEND_SETTLED_MS + 1);
+    c.send(1, &mut b, keyed(7, b"one"));
+    c.run();
+    assert_eq!(offset_of(&b.take()), [1]);
+    assert_eq!((c.topic_depth(), c.repeated()), (2, 1));
+}
+
+#[test]
+fn another_message_under_the_same_key_is_stored() {
+    let mut c = Cluster::new();
+    let (mut a, mut b) = (c.client(0, 1), c.client(1, 1));
+    c.send(0, &mut a, keyed(7, b"one"));
+    c.run();
+    c.kill(0);
+    c.lead(1);
+    c.send(1, &mut b, keyed(7, b"two"));
+    c.run();
+    assert_eq!((offset_of(&b.take()), c.topic_depth()), (vec![1], 2));
+}
+
+#[test]
+fn a_send_that_was_answered_before_its_node_died_comes_again_as_another_message() {
+    let mut c = Cluster::new();
+    let (mut a, mut b) = (c.client(0, 1), c.client(1, 1));
+    c.send(0, &mut a, keyed(7, b"one"));
+    c.run();
+    // The note that its answer has left is in the log, though nobody sends anything else.
+    c.advance(limits::SEND_SETTLED_MS + 1);
+    c.kill(0);
+    c.lead(1);
+    c.send(1, &mut b, keyed(7, b"one"));
+    c.run();
+    assert_eq!((offset_of(&b.take()), c.topic_depth()), (vec![1], 2));
+}
+
+#[test]
+fn a_message_sent_twice_on_purpose_stays_two_whichever_way_it_comes() {
+    let mut c = Cluster::new();
+    let (mut a, mut b) = (c.client(0, 1), c.client(1, 1));
+    // By the same connection at once, even before the first one is answered.
+    c.send(0, &mut a, keyed(7, b"one"));
+    c.send(0, &mut a, keyed(7, b"one"));
+    c.run();
+    assert_eq!(offset_of(&a.take()), [0, 1]);
+    // By another one it waits until the first one is known to be answered.
+    c.send(0, &mut a, keyed(8, b"one"));
+    c.run();
+    c.send(1, &mut b, keyed(8, b"one"));
+    c.run();
+    assert_eq!((offset_of(&a.take()), offset_of(&b.take())), (vec![2], vec![]));
+    // The first look was taken before it.
+    c.advance(limits::SEND_SETTLED_MS + 1);
+    c.advance(limits::SEND_SETTLED_MS + 1);
+    assert_eq!((offset_of(&b.take()), c.topic_depth(), c.repeated()), (vec![3], 4, 0));
+}
+
+#[test]
+fn a_retry_that_overtakes_the_news_of_its_dead_node_waits_for_it() {
+    let mut c = Cluster::new();
+    let (mut a, mut b) = (c.client(1, 1), c.client(2, 1));
+    c.send(1, &mut a, keyed(7, b"one"));
+    c.run();
+    assert_eq!(offset_of(&a.take()), [0]);
+    c.send(2, &mut b, keyed(7, b"one"));
+    c.run();
+    assert!(offset_of(&b.take()).is_empty());
+    c.kill(1);
+    c.run();
+    assert_eq!((offset_of(&b.take()), c.topic_depth(), c.repeated()), (vec![0], 1, 1));
+}
+
+#[test]
+fn sends_are_told_apart_after_a_checkpoint_too() {
+    let mut c = Cluster::new();
+    let mut a = c.client(0, 1);
+    c.send(0, &mut a, keyed(7, b"one"));
+    c.run();
+    let state = &mut c.members[0].core.state;
+    let delta = state.begin_checkpoint(&mut |_| 1).unwrap();
+    let (loaded, _) = State::load(SEGMENT, delta.point, delta.puts).unwrap();
+    assert_eq!(loaded.recent.last_of(7), state.recent.last_of(7));
+    assert!(loaded.recent.last_of(7).is_some_and(|sent| !sent.settled));
+}
+
+#[test]
+fn a_retry_of_who_waited_in_vain_on_a_living_connection_is_the_first_attempt() {
+    for retries_by in [1, 2] {
+        let mut c = Cluster::new();
+        let (mut a, mut b) = (c.client(1, 1), c.client(2, 1));
+        c.kill(0);
+        c.send(1, &mut a, keyed(7, b"one"));
+        c.advance(3_000);
+        let retrying = if retries_by == 1 { &mut a } else { &mut b };
+        c.send(retries_by, retrying, keyed(7, b"one"));
+        c.run();
+        c.lead(1);
+        c.advance(1);
+        let mut offsets = offset_of(&a.take());
+        offsets.extend(offset_of(&b.take()));
+        assert_eq!((offsets, c.topic_depth(), c.repeated()), (vec![0, 0], 1, 1));
+    }
+}
+
+// ---- other clients of followers
 
 #[test]
 fn a_client_of_a_follower_publishes_consumes_and_acks_through_the_leader() {

@@ -65,6 +65,8 @@ fn send(topic: &str, body: &[u8], waits: Option<Waits>) -> Op {
         create_queues: Some(1),
         messages: vec![message((topic, 0, "P", 0), body)],
         waits,
+        key: 0,
+        arrived: Duration::ZERO,
     })
 }
 
@@ -517,7 +519,15 @@ fn a_batch_of_messages_stands_in_one_batch_of_the_log_however_many_queues_are_bo
     }
     let before = h.log.0.borrow().len();
     let messages = (0..2_000).map(|_| message(("T", 0, "P", 0), b"a hundred bytes")).collect();
-    let send = Send { topic: "T".into(), queue_id: Some(0), create_queues: None, messages, waits: None };
+    let send = Send {
+        topic: "T".into(),
+        queue_id: Some(0),
+        create_queues: None,
+        messages,
+        waits: None,
+        key: 0,
+        arrived: Duration::ZERO,
+    };
     let Ok(Reply::Sent { offsets, .. }) = h.call(&mut c, Op::Send(send)) else { panic!() };
     assert_eq!(offsets.len(), 2_000);
     assert_eq!(h.log.0.borrow().len() - before, 1);

@@ -126,7 +126,18 @@ fn who_sends_a_large_message_is_told_the_message_queue_that_it_went_to_in_the_en
     h.call(&mut c, create).unwrap();
     let Op::Publish(publish) = large("", 0) else { unreachable!() };
     let messages = vec![SendMessage { message: publish.message, tag: "".into() }];
-    h.send(&mut c, Op::Send(Send { topic, queue_id: None, create_queues: None, messages, waits: None }));
+    h.send(
+        &mut c,
+        Op::Send(Send {
+            topic,
+            queue_id: None,
+            create_queues: None,
+            messages,
+            waits: None,
+            key: 0,
+            arrived: Duration::ZERO,
+        }),
+    );
     h.until_pieces_wait(3);
     h.propose();
     h.taken.clear();

@@ -95,7 +95,15 @@ fn to_topic(bytes: &Bytes, waits: Option<Waits>) -> Op {
         ttl: None,
     };
     let messages = vec![SendMessage { message, tag: "".into() }];
-    Op::Send(Send { topic: "T".into(), queue_id: Some(0), create_queues: Some(1), messages, waits })
+    Op::Send(Send {
+        topic: "T".into(),
+        queue_id: Some(0),
+        create_queues: Some(1),
+        messages,
+        waits,
+        key: 0,
+        arrived: Duration::ZERO,
+    })
 }
 
 fn bounds(h: &mut Harness, c: &mut Client) -> (u64, u64, u64) {

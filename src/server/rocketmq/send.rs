@@ -93,7 +93,7 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         waits: None,
         queue_id: 0,
     };
-    let mut unique_key = None;
+    let (mut unique_key, mut key) = (None, 0);
     let mut messages = Vec::new();
     let mut queue_id = u32::try_from(header.queue_id).ok();
     let (mut waits, mut expected) = (None, None);
@@ -102,6 +102,9 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
         for message in batch.iter() {
             if waits_for(message.properties, &header, session.front.settings.delay_levels)?.is_some() {
                 return Err(illegal("a message of a batch can neither be delayed nor transactional"));
+            }
+            if messages.is_empty() {
+                key = retry_key(topic, message.properties);
             }
             let made = maker.make(message.flag, message.properties, message.body)?;
             unique_key.get_or_insert(made.1);
@@ -113,6 +116,7 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
             waits = waits_for(properties, &header, session.front.settings.delay_levels)?;
         }
         expected = Some(properties);
+        key = retry_key(topic, properties);
         if waits.is_some() && queue_id.is_none() {
             // Its record says where it is for: the choice can not be left to the moment when it is due.
             queue_id =
@@ -153,10 +157,30 @@ pub(super) fn on_send(session: &mut Session, command: &Command<'_>, asked: Asked
     if let Some((exchange, Some(binding))) = link {
         session.tell(Action::Write, Resource::Exchange(&exchange), Op::Bind(binding))?;
     }
-    let send = Send { topic: topic.into(), queue_id, create_queues: create, messages, waits };
+    // Nobody waits for an answer to a one-way send, so nobody misses it.
+    let key = if asked.is_one_way() { 0 } else { key };
+    let send = Send {
+        topic: topic.into(),
+        queue_id,
+        create_queues: create,
+        messages,
+        waits,
+        key,
+        arrived: std::time::Duration::ZERO,
+    };
     let sent = Sent { unique_key: unique_key.unwrap_or_default() };
     session.ask(Action::Write, Resource::Topic(topic), Op::Send(send), asked, Wait::Send(sent))?;
     Ok(())
+}
+
+/// What a producer's retry has in common with the attempt before it (ADR 16); 0: nothing, the client named no key.
+fn retry_key(topic: &str, properties: Properties<'_>) -> u64 {
+    let Some(unique) = properties.get(property::UNIQUE_KEY) else { return 0 };
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+    digest.update(topic.as_bytes());
+    digest.update(b"\0");
+    digest.update(unique.as_bytes());
+    digest.finalize().max(1)
 }
 
 /// The exchange that the topic stands for, and the binding that passes its messages on, if that is still to be made.

@@ -50,6 +50,11 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    /// Nobody waits for an answer.
+    pub(super) fn is_one_way(self) -> bool {
+        self.one_way
+    }
+
     /// The same request, as if nobody waited for an answer.
     pub(super) fn silently(self) -> Self {
         Self { one_way: true, ..self }

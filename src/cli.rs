@@ -1,4 +1,4 @@
-//! `dassie status`, `dassie list` and `dassie cluster`: a look at a running broker, over its management API.
+//! `dassie status`, `dassie list`, `dassie cluster` and `dassie backup`: a running broker, over its management API; `dassie restore` and `verify`.
 //!
 //! Owns: their arguments, tables for people, JSON for programs. Promises: one line that says what is wrong when nothing answers, and
 //! exit code 1; wrong arguments are exit code 2; text of clients can not write lines or colours of its own into a terminal.
@@ -6,13 +6,15 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Collected, Full};
+use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -20,6 +22,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::backup;
 use crate::process::Failure;
 
 /// Where the broker is, unless somebody says otherwise.
@@ -85,11 +88,11 @@ const LISTS: &[List] = &[
 
 struct List(&'static str, &'static str, &'static [&'static str]);
 
-/// Are these arguments (the program's name first) a look at a running broker? Else they are its start.
+/// Are these arguments (the program's name first) for this module? Else they are a broker's start.
 #[must_use]
 pub fn is_meant(arguments: &[OsString]) -> bool {
-    arguments.get(1).is_some_and(|word| ["status", "list", "cluster"].iter().any(|known| word == known))
-        && joins(arguments).is_none()
+    const WORDS: [&str; 6] = ["status", "list", "cluster", "backup", "restore", "verify"];
+    arguments.get(1).is_some_and(|word| WORDS.iter().any(|known| word == known)) && joins(arguments).is_none()
 }
 
 /// Where the cluster is that this node shall join, and the arguments of its start: `dassie cluster join NODE@HOST:PORT ...`.
@@ -116,12 +119,30 @@ pub fn run(arguments: &[OsString]) -> Result<String, Failure> {
             let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("bad arguments");
             let first = first.strip_prefix("error: ").unwrap_or(first);
             return Err(Failure::usage(format!(
-                "{first} (dassie status --help, dassie list --help, dassie cluster --help)"
+                "{first} (dassie status, list, cluster, backup, restore, verify: each has --help)"
             )));
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
+    let path = |options: &ArgMatches, name: &str| {
+        options
+            .get_one::<PathBuf>(name)
+            .cloned()
+            .ok_or_else(|| Failure::usage(format!("--{name} is missing")))
+    };
     match matches.subcommand() {
+        Some(("backup", options)) => {
+            runtime.block_on(backup::take::take(&Broker::of(options)?, &path(options, "to")?))
+        }
+        Some(("restore", options)) => {
+            let (node, until) = (options.get_one::<u64>("node"), options.get_one::<String>("until"));
+            let (from, to) = (path(options, "from")?, path(options, "data-dir")?);
+            backup::restore::run(&from, &to, node.copied().unwrap_or(1), until.map(String::as_str))
+        }
+        Some(("verify", options)) => match path(options, "backup") {
+            Ok(dir) => backup::verify::backup(&dir),
+            Err(_) => backup::verify::store(&path(options, "data-dir")?),
+        },
         Some(("list", options)) => {
             let what = options.get_one::<String>("what").map(String::as_str).unwrap_or_default();
             let Some(List(_, path, columns)) = LISTS.iter().find(|List(word, ..)| *word == what) else {
@@ -182,6 +203,14 @@ fn command() -> Command {
                     .help("Print what the broker answers, as JSON"),
             )
     };
+    let directory = |name: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .required(true)
+            .value_name("DIRECTORY")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help(help)
+    };
     let words: Vec<&'static str> = LISTS.iter().map(|List(word, ..)| *word).collect();
     Command::new("dassie")
         .version(env!("CARGO_PKG_VERSION"))
@@ -209,6 +238,34 @@ fn command() -> Command {
                 ),
         )
         .subcommand(
+            common(Command::new("backup").about(
+                "Takes a backup of a running broker (of a cluster: from its leader); what the directory has does not come again",
+            ))
+            .arg(directory("to", "Where the backup goes: an empty directory, or one with earlier backups")),
+        )
+        .subcommand(
+            Command::new("restore")
+                .about("Makes the data directory of a new broker out of a backup")
+                .arg(directory("from", "Where the backup is"))
+                .arg(directory("data-dir", "The new data directory: missing or empty"))
+                .arg(
+                    Arg::new("node")
+                        .long("node")
+                        .value_name("NODE")
+                        .value_parser(clap::value_parser!(u64).range(1..))
+                        .help("cluster.node of the new broker (default 1)"),
+                )
+                .arg(Arg::new("until").long("until").value_name("WHEN").help(
+                    "Only what was in the log at this position of it, or at this time (2026-11-21T22:35:07Z, UTC)",
+                )),
+        )
+        .subcommand(
+            Command::new("verify")
+                .about("Reads everything in a stopped broker's data directory, or in a backup, and names what is wrong")
+                .arg(directory("data-dir", "The data directory").required(false).conflicts_with("backup"))
+                .arg(directory("backup", "The directory of backups").required(false).required_unless_present("data-dir")),
+        )
+        .subcommand(
             common(Command::new("list").about("Lists what is in a running broker")).arg(
                 Arg::new("what")
                     .required(true)
@@ -220,7 +277,7 @@ fn command() -> Command {
 }
 
 /// Where to ask, and as whom.
-struct Broker {
+pub(crate) struct Broker {
     /// `host:port`
     address: String,
     login: String,
@@ -256,60 +313,67 @@ impl Broker {
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<Value, Failure> {
-        let Self { address, login } = self;
-        let nobody = |cause: &dyn std::fmt::Display| {
-            Failure::new(format!("no broker answers at http://{address}: {cause} (is it running? see --url)"))
+        let answer = async {
+            let (status, body) = self.open(method, path, Bytes::new()).await?;
+            let body = body.collect().await.map_err(|error| self.nobody(&error))?.to_bytes();
+            Ok::<_, Failure>((status, body))
         };
+        let (status, body) =
+            timeout(ANSWER_TIME, answer).await.map_err(|_| self.nobody(&"no answer in time"))??;
+        match (status, serde_json::from_slice::<Value>(&body)) {
+            (StatusCode::OK, Ok(value)) => Ok(value),
+            (StatusCode::NO_CONTENT, _) => Ok(Value::Null),
+            (StatusCode::OK, Err(error)) => {
+                Err(self.nobody(&format_args!("an answer that is no JSON: {error}")))
+            }
+            _ => Err(self.refusal(status, &body)),
+        }
+    }
+
+    /// Posts `body`; the answer, whose body is read as it comes.
+    pub(crate) async fn post(&self, path: &str, body: Bytes) -> Result<Incoming, Failure> {
+        let answer = timeout(ANSWER_TIME, self.open(Method::POST, path, body)).await;
+        let (status, body) = answer.map_err(|_| self.nobody(&"no answer in time"))??;
+        if status == StatusCode::OK {
+            return Ok(body);
+        }
+        let body = timeout(ANSWER_TIME, body.collect()).await;
+        let body = body.ok().and_then(Result::ok).map(Collected::to_bytes).unwrap_or_default();
+        Err(self.refusal(status, &body))
+    }
+
+    fn nobody(&self, cause: &dyn std::fmt::Display) -> Failure {
+        let address = &self.address;
+        Failure::new(format!("no broker answers at http://{address}: {cause} (is it running? see --url)"))
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> Failure {
+        let parsed = serde_json::from_slice::<Value>(body).ok();
+        let reason = parsed.and_then(|value| value.get("reason")?.as_str().map(str::to_owned));
+        let reason = reason.unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned());
+        Failure::new(format!("the broker at http://{} refuses: {status}: {}", self.address, plain(&reason)))
+    }
+
+    async fn open(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Incoming), Failure> {
+        let Self { address, login } = self;
         let stream = timeout(CONNECT_TIME, TcpStream::connect(address.as_str()))
             .await
-            .map_err(|_| nobody(&"no connection in time"))?
-            .map_err(|error| nobody(&error))?;
+            .map_err(|_| self.nobody(&"no connection in time"))?
+            .map_err(|error| self.nobody(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| nobody(&error))?;
+            .map_err(|error| self.nobody(&error))?;
+        // It ends with the runtime, or when its answer is read.
+        tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, address)
             .header(AUTHORIZATION, login)
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| nobody(&error))?;
-        let exchange = async {
-            let answer = sender.send_request(request).await?;
-            let status = answer.status();
-            Ok::<_, hyper::Error>((status, answer.into_body().collect().await?.to_bytes()))
-        };
-        // The connection ends when its answer is read, or when this is dropped.
-        let driven = async {
-            tokio::pin!(exchange);
-            tokio::pin!(connection);
-            tokio::select! {
-                biased;
-                answer = &mut exchange => answer,
-                ended = &mut connection => match ended {
-                    Err(error) => Err(error),
-                    Ok(()) => exchange.await,
-                },
-            }
-        };
-        let (status, body) = timeout(ANSWER_TIME, driven)
-            .await
-            .map_err(|_| nobody(&"no answer in time"))?
-            .map_err(|error| nobody(&error))?;
-        let parsed = serde_json::from_slice::<Value>(&body);
-        match (status, parsed) {
-            (StatusCode::OK, Ok(value)) => Ok(value),
-            (StatusCode::NO_CONTENT, _) => Ok(Value::Null),
-            (StatusCode::OK, Err(error)) => Err(nobody(&format!("an answer that is no JSON: {error}"))),
-            (status, parsed) => {
-                let reason = parsed.ok().and_then(|value| value.get("reason")?.as_str().map(str::to_owned));
-                let reason = reason.unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
-                Err(Failure::new(format!(
-                    "the broker at http://{address} refuses: {status}: {}",
-                    plain(&reason)
-                )))
-            }
-        }
+            .body(Full::new(body))
+            .map_err(|error| self.nobody(&error))?;
+        let answer = sender.send_request(request).await.map_err(|error| self.nobody(&error))?;
+        Ok((answer.status(), answer.into_body()))
     }
 }
 

@@ -43,7 +43,11 @@ pub fn nowhere() -> Box<Carry> {
     })
 }
 
-fn spawn(name: &'static str, run: impl FnOnce(tokio::runtime::Runtime) + Send + 'static) -> io::Result<()> {
+/// Runs on a thread of its own with timers; the process ends when it panics.
+pub(crate) fn spawn(
+    name: &'static str,
+    run: impl FnOnce(tokio::runtime::Runtime) + Send + 'static,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let guard = move || {
         let _guard = crate::process::AbortOnPanic::new(name);

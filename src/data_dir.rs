@@ -8,7 +8,9 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use dassie_storage::{Genesis, RealDisk, RealLock, Uuid, block_on, finish_install, lock_store};
+use dassie_storage::{
+    Disk, Genesis, RealDisk, RealLock, Uuid, block_on, finish_install, is_unfinished, lock_store,
+};
 
 /// A store that this process holds. Dropping it lets others have it.
 #[derive(Debug)]
@@ -36,6 +38,12 @@ pub enum DataDirError {
     /// Another process has it.
     #[error("data directory '{path}' (data_dir) is in use by another process", path = path.display())]
     InUse {
+        /// As configured.
+        path: PathBuf,
+    },
+    /// A restore did not finish.
+    #[error("data directory '{path}' (data_dir) holds a restore that did not finish: restore into it again", path = path.display())]
+    Unfinished {
         /// As configured.
         path: PathBuf,
     },
@@ -104,6 +112,9 @@ impl Empty {
 pub fn look(path: &Path, node: u64, shard_number: u32) -> Result<Opened, DataDirError> {
     let unusable = |cause| DataDirError::Unusable { path: path.to_owned(), cause };
     let disk = RealDisk::open(path).map_err(unusable)?;
+    if is_unfinished(&block_on(disk.list("")).map_err(unusable)?) {
+        return Err(DataDirError::Unfinished { path: path.to_owned() });
+    }
     // Before the lock: that is a file, and in somebody else's directory not even that may be left behind.
     if let Some(found) = foreign_name(path).map_err(unusable)? {
         return Err(DataDirError::Foreign { path: path.to_owned(), found });
@@ -152,6 +163,25 @@ impl Identity {
             joins,
         }
     }
+}
+
+/// What is in the way of making a store in this directory by a restore; `None`: nothing, or one that did not finish.
+///
+/// # Errors
+/// The directory can not be read; one that is missing is empty.
+pub fn not_empty(path: &Path) -> io::Result<Option<String>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    let mut names = entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<String>>>()?;
+    names.sort_unstable();
+    if is_unfinished(&names) {
+        return Ok(None);
+    }
+    Ok(names.into_iter().find(|name| name != "LOCK" && name != "lost+found"))
 }
 
 fn foreign_name(path: &Path) -> io::Result<Option<String>> {

@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod alarms;
 pub mod awake;
+pub mod backup;
 pub mod broker;
 pub mod cli;
 pub mod clock;

@@ -170,6 +170,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<Ended, Failure> {
         name_server: Arc::clone(&name_server),
         broker: OnceLock::new(),
         cluster: OnceLock::new(),
+        backups: OnceLock::new(),
     });
     let mut ports = Vec::new();
     for listener in bind(&config.http_listen, "http.listen", &mut ports).await? {
@@ -254,6 +255,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<Ended, Failure> {
         None => Arc::new(Alone { name: config.cluster.name.clone(), genesis, leads: node.ready.clone() }),
     };
     let _ = management.cluster.set(desk);
+    let _ = management.backups.set(Arc::new(node.backups.clone()));
     if let Some(membership) = &membership {
         let counted = membership.clone().count(Arc::clone(&metrics));
         let count_stop = stop.clone();

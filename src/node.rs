@@ -9,13 +9,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dassie_storage::{
-    CheckpointStore, CopySource, Disk, Flush, FullSpeed, Log, LogPoint, LogReader, NewPage, Options,
-    PageReader, PageStore, ProposalId, RealDisk, ReplicatedLog, Spill, Syncer, block_on, read_floor,
+    BackupRequest, BackupSource, CheckpointStore, CopySource, Disk, Flush, FullSpeed, Genesis, Log, LogPoint,
+    LogReader, NewPage, Options, PageReader, PageStore, ProposalId, RealDisk, ReplicatedLog, Spill, Syncer,
+    block_on, read_floor,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::alarms::Alarms;
 use crate::awake::Awake;
+use crate::backup::serve::{Backups, Confirmed, Hold, Unclear};
 use crate::broker::api::Semantics;
 use crate::broker::core::{Core, PageSource, Parts, Proposal};
 use crate::broker::later::Settings as Times;
@@ -26,7 +28,7 @@ use crate::clock::Clock;
 use crate::cluster::calls::Calls;
 use crate::cluster::copy::{Copying, Receiver};
 use crate::cluster::keeper::Keeper;
-use crate::cluster::{self, Birth, Replica, Start, Timing, seed_thread};
+use crate::cluster::{self, Birth, Replica, Role, Start, Timing, seed_thread};
 use crate::copies::{self, Dead, HeldIn, Incoming, Outgoing, Whole};
 use crate::data_dir::DataDir;
 use crate::fronts;
@@ -77,6 +79,8 @@ pub struct Node {
     pub ready: watch::Receiver<bool>,
     /// True when the node must end and start again: a copy of the leader's store has come in whole.
     pub again: watch::Receiver<bool>,
+    /// Backups of its store.
+    pub backups: Backups,
     stop: watch::Sender<bool>,
     thread: JoinHandle<()>,
 }
@@ -94,9 +98,9 @@ impl Node {
         let awake = Arc::new(Awake::default());
         tokio::spawn(Arc::clone(&awake).keep_a_worker_awake(Arc::clone(&parts.clock)));
         let thread = spawn("shard", move || run_shard(parts, awake, opened, stopped, ready, again))?;
-        let shard =
+        let (shard, backups) =
             wait.await.map_err(|_| std::io::Error::other("the shard's thread ended while it started"))??;
-        Ok(Self { shard, ready: ready_out, again: again_out, stop, thread })
+        Ok(Self { shard, ready: ready_out, again: again_out, backups, stop, thread })
     }
 
     /// Ends the node: the log is closed cleanly. Blocks until its threads have ended.
@@ -115,7 +119,7 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Re
     })
 }
 
-type Opened = oneshot::Sender<std::io::Result<Shard>>;
+type Opened = oneshot::Sender<std::io::Result<(Shard, Backups)>>;
 
 fn run_shard(
     mut parts: NodeParts,
@@ -141,8 +145,8 @@ fn run_shard(
         seed_thread(parts.incarnation);
         let keeper = parts.keeper.take();
         match open(&parts, keeper, stop, ready, again, &helped).await {
-            Ok((shard, running)) => {
-                drop(opened.send(Ok(shard)));
+            Ok((shard, backups, running)) => {
+                drop(opened.send(Ok((shard, backups))));
                 running.await;
             }
             Err(error) => drop(opened.send(Err(error))),
@@ -169,7 +173,7 @@ async fn open(
     ready: watch::Sender<bool>,
     again: watch::Sender<bool>,
     awake: &Arc<Awake>,
-) -> std::io::Result<(Shard, impl Future<Output = ()> + use<>)> {
+) -> std::io::Result<(Shard, Backups, impl Future<Output = ()> + use<>)> {
     let (disk, genesis) = (parts.store.disk.clone(), parts.store.genesis);
     let floor = read_floor(&disk, &genesis).await?;
     let (checkpoints, loaded) = CheckpointStore::load(&disk, genesis.store, floor.map(|f| f.index)).await?;
@@ -265,9 +269,21 @@ async fn open(
     }
     let (refused_in, refused) = mpsc::unbounded_channel();
     tokio::task::spawn_local(watch_replica(replica.clone(), refused_in));
+    let (confirmed_in, confirmed) = mpsc::unbounded_channel();
+    tokio::task::spawn_local(say_confirmed(replica.clone(), log.log.reader(), confirmed));
+    let backups = Backups {
+        confirmed: confirmed_in,
+        hold: {
+            let jobs = jobs.clone();
+            Arc::new(move |hold| drop(jobs.send(Todo::Backup(hold))))
+        },
+        rate: parts.copy_rate,
+        clock: Arc::clone(&parts.clock),
+        room: Arc::new(tokio::sync::Semaphore::new(1)),
+    };
     let closed = log.log.clone();
     let seams = seams(&log.log, &replica, pages, checkpoints, (jobs, todo), refused, stop, ready, parts)?;
-    Ok((shard, async move {
+    Ok((shard, backups, async move {
         shard_loop.run(seams).await;
         drop(alive);
         match replica.shutdown().await {
@@ -294,6 +310,35 @@ async fn watch_replica<D: Disk, A: dassie_storage::Apply + 'static>(
                 }
             }
         }
+    }
+}
+
+/// Says to backups where everything that was confirmed ends.
+async fn say_confirmed<D: Disk, A: dassie_storage::Apply + 'static>(
+    replica: Replica<D, A>,
+    log: LogReader<D>,
+    mut asked: mpsc::UnboundedReceiver<Confirmed>,
+) {
+    while let Some(answer) = asked.recv().await {
+        let _ = answer.send(confirmed(&replica, &log));
+    }
+}
+
+/// Only who leads and can not have been deposed knows what all nodes have confirmed: once something of its own term is committed, all
+/// before it is.
+fn confirmed<D: Disk, A: dassie_storage::Apply + 'static>(
+    replica: &Replica<D, A>,
+    log: &LogReader<D>,
+) -> Result<u64, Unclear> {
+    if let Role::Follower { leader } = *replica.role().borrow() {
+        return Err(Unclear::Here(format!("node {leader} leads: ask there")));
+    }
+    let leads = replica.leads().ok_or(Unclear::Yet("no leader has a majority"))?;
+    let committed = log.committed();
+    let last = committed.checked_sub(1).and_then(|last| log.holding(last).ok());
+    match last {
+        Some(last) if last.point.term == leads => Ok(committed),
+        _ => Err(Unclear::Yet("it has just become the leader")),
     }
 }
 
@@ -325,11 +370,15 @@ fn seams<A: dassie_storage::Apply + 'static>(
     let pages = Arc::new(Mutex::new(pages));
     let (durable_in, durable) = mpsc::unbounded_channel();
     let maintained = Arc::clone(&pages);
-    let (syncer, reader, dead) = (log.syncer(), log.reader(), Arc::<Dead>::default());
-    let known_dead = Arc::clone(&dead);
-    spawn("maintenance", move || {
-        maintain(&maintained, checkpoints, &syncer, &reader, &known_dead, &todo, &durable_in);
-    })?;
+    let dead = Arc::<Dead>::default();
+    let kept = Kept {
+        genesis: parts.store.genesis,
+        pages: maintained,
+        syncer: log.syncer(),
+        log: log.reader(),
+        dead: Arc::clone(&dead),
+    };
+    spawn("maintenance", move || maintain(&kept, checkpoints, &todo, &durable_in))?;
     let (proposer, leader, members, floor, others) =
         (replica.clone(), replica.clone(), replica.clone(), replica.clone(), replica.clone());
     let node = parts.store.genesis.node;
@@ -421,6 +470,17 @@ enum Todo {
     Write(CheckpointJob),
     /// Hold the newest one for a copy.
     Hold(HeldIn),
+    /// Hold it, and the log behind it, for a backup.
+    Backup(Hold),
+}
+
+/// What the maintenance thread looks after, beside the checkpoints.
+struct Kept {
+    genesis: Genesis,
+    pages: Arc<Mutex<PageStore<RealDisk>>>,
+    syncer: Syncer<RealDisk>,
+    log: LogReader<RealDisk>,
+    dead: Arc<Dead>,
 }
 
 /// Where copies ask for what they carry.
@@ -428,13 +488,10 @@ fn hold_through(jobs: std::sync::mpsc::Sender<Todo>) -> Arc<dyn Fn(HeldIn) + Sen
     Arc::new(move |held| drop(jobs.send(Todo::Hold(held))))
 }
 
-/// The maintenance thread: writes checkpoints, merges them, holds them for copies.
+/// The maintenance thread: writes checkpoints, merges them, holds them for copies and backups.
 fn maintain(
-    pages: &Mutex<PageStore<RealDisk>>,
+    Kept { genesis, pages, syncer, log, dead }: &Kept,
     mut checkpoints: CheckpointStore<RealDisk>,
-    syncer: &Syncer<RealDisk>,
-    log: &LogReader<RealDisk>,
-    dead: &Dead,
     todo: &std::sync::mpsc::Receiver<Todo>,
     durable: &mpsc::UnboundedSender<LogPoint>,
 ) {
@@ -445,6 +502,13 @@ fn maintain(
                 let pages = lock(pages);
                 let source = CopySource::open(&checkpoints, &pages, log, |start| dead.lacks(start));
                 let _ = held.send(block_on(source));
+                continue;
+            }
+            Todo::Backup(Hold { end, known, taken, answer }) => {
+                ended("maintenance", block_on(syncer.sync_to(end)));
+                let (pages, asked) = (lock(pages), BackupRequest { genesis, end, known: &known, taken });
+                let source = BackupSource::open(asked, &checkpoints, &pages, log, |start| dead.lacks(start));
+                let _ = answer.send(block_on(source));
                 continue;
             }
         };

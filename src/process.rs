@@ -17,6 +17,9 @@ pub const EXIT_USAGE: u8 = 2;
 /// The log could not be written or synced (house D18): a restart is right, the disk needs a person.
 pub const EXIT_LOG: u8 = 3;
 
+/// `dassie verify`, `restore` or `backup` found bytes that are not what was written.
+pub const EXIT_DAMAGED: u8 = 4;
+
 /// Why the process ends badly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

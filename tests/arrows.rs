@@ -255,8 +255,9 @@ impl Forbids {
 
 /// Everything that can stand behind `crate::` in the product. A test below compares with `src/lib.rs`.
 const ROOMS: &[&str] = &[
-    "accounts", "alarms", "awake", "broker", "cli", "clock", "cluster", "config", "copies", "data_dir",
-    "fronts", "limits", "logging", "member", "metrics", "node", "pressure", "process", "security", "server",
+    "accounts", "alarms", "awake", "backup", "broker", "cli", "clock", "cluster", "config", "copies",
+    "data_dir", "fronts", "limits", "logging", "member", "metrics", "node", "pressure", "process",
+    "security", "server",
 ];
 
 fn same(path: &[String], pattern: &[&str]) -> bool {

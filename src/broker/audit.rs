@@ -55,6 +55,12 @@ impl Core {
         Ok(())
     }
 
+    /// How many queues there are, and live messages in them.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        (self.state.queues.len() as u64, self.state.count_messages())
+    }
+
     /// Every message handed out and not settled is held by one reader, came back, or is about to be settled.
     fn audit_queue(&self, uid: QueueUid) -> Result<(), String> {
         let (Some(queue), Some(runtime)) = (self.state.queues.get(&uid), self.runtimes.get(&uid)) else {

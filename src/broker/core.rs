@@ -376,6 +376,12 @@ impl Recovered {
     pub fn membership(&self) -> Option<Bytes> {
         self.0.membership.clone()
     }
+
+    /// Its log time, ms since 1970.
+    #[must_use]
+    pub fn log_time(&self) -> u64 {
+        self.0.log_time
+    }
 }
 
 impl Core {
@@ -402,6 +408,15 @@ impl Core {
     pub fn used_pages(objects: &BTreeMap<Bytes, Bytes>) -> std::io::Result<Vec<(u64, u64)>> {
         super::state::used_pages(objects)
             .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, format!("checkpoint: {e}")))
+    }
+
+    /// The log time of a batch, ms since 1970; `None` for one without outcomes.
+    #[must_use]
+    pub fn log_time_of(batch: &Batch) -> Option<u64> {
+        if batch.kind != 1 {
+            return None;
+        }
+        super::record::log_time(&batch.payload).ok()
     }
 
     /// A core on a recovered state. `state` is what the last checkpoint held; the log is replayed through [`Core::apply`].

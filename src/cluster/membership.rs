@@ -23,6 +23,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+use dassie_storage::{LogPoint, NewBatch, Uuid};
 use openraft::vote::RaftLeaderId;
 
 use super::types::{LeaderId, LogId, Members, Node, StoredMembership, Vote};
@@ -82,6 +84,20 @@ pub(crate) fn encode_membership(members: &Members) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// What goes behind the last batch of a log that becomes the log of one node alone: a membership of that node and nobody else, and the
+/// vote of the term in which it says so. Whoever was a member before is none, and no vote of theirs counts.
+#[must_use]
+pub fn alone_behind(last: LogPoint, node: u64, store: Uuid) -> (NewBatch, Bytes) {
+    let myself = Node { address: String::new(), store };
+    let members = Members::new(vec![BTreeSet::from([node])], BTreeMap::from([(node, myself)]));
+    let payload = encode_membership(&members.expect("its only voter is a node")).into();
+    let term = last.term + 1;
+    let vote = Vote { leader_id: LeaderId::new(term, node), committed: true };
+    let batch =
+        NewBatch { term, leader: node, index: last.index + 1, kind: super::log_store::MEMBERSHIP, payload };
+    (batch, Bytes::copy_from_slice(&encode_vote(&vote)))
 }
 
 pub(crate) fn decode_membership(bytes: &[u8]) -> Result<Members, Reason> {

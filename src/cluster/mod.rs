@@ -30,5 +30,6 @@ mod wire;
 
 pub use driver::{Birth, ELECTION, HEARTBEAT, Replica, Role, Start, Timing};
 pub use members::{Member, View};
+pub use membership::alone_behind;
 pub use runtime::seed_thread;
 pub use types::{Node, Refused};

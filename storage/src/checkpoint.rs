@@ -400,6 +400,29 @@ pub(crate) async fn read_base<D: Disk>(
     Ok((input.point, objects))
 }
 
+/// The objects of a store's files, whatever their names: the base, then the deltas that follow it, as (index, name).
+pub(crate) async fn read_chain<D: Disk>(
+    disk: &D,
+    store: &Uuid,
+    files: &[(u64, String)],
+) -> io::Result<(LogPoint, BTreeMap<Bytes, Bytes>)> {
+    let (mut objects, mut follows) = (BTreeMap::new(), None);
+    for (age, (index, name)) in files.iter().enumerate() {
+        let kind = if age == 0 { Kind::Base } else { Kind::Delta };
+        let entry = Entry { kind, index: *index, bytes: 0 };
+        let mut input = Input::open(disk, store, &entry, name.clone(), follows).await?;
+        while let Some((key, change)) = input.next().await? {
+            match change {
+                Some(value) => objects.insert(key, value),
+                None => objects.remove(&key),
+            };
+        }
+        follows = Some(input.point);
+    }
+    let point = follows.ok_or_else(|| damaged("checkpoint", 0, "there is none"))?;
+    Ok((point, objects))
+}
+
 /// What [`CheckpointStore`] calls the base that stands for that index.
 pub(crate) fn base_path(index: u64) -> String {
     path(Kind::Base, index)

@@ -43,11 +43,11 @@ pub(crate) const ADOPTED: &str = "checkpoint/incoming";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartKind {
     /// A segment of the log; its number is its first position.
-    Segment,
+    Segment = 1,
     /// A page file.
-    Pages,
+    Pages = 2,
     /// A file of the checkpoint, the base first; its number is the index it stands for.
-    Checkpoint,
+    Checkpoint = 3,
 }
 
 /// One file of a copy.
@@ -97,11 +97,7 @@ impl Offer {
         bytes.put_slice(&point_bytes(&self.point));
         bytes.put_u32_le(u32::try_from(self.parts.len()).expect("fewer files than that"));
         for part in &self.parts {
-            bytes.put_u8(match part.kind {
-                PartKind::Segment => 1,
-                PartKind::Pages => 2,
-                PartKind::Checkpoint => 3,
-            });
+            bytes.put_u8(part.kind as u8);
             for field in [part.number, part.len, part.first.0, part.first.1, part.first.2] {
                 bytes.put_u64_le(field);
             }
@@ -170,12 +166,8 @@ impl Offer {
         if self.segment_size != genesis.segment_size {
             return bad("segments of another size");
         }
-        let order = |part: &Part| match part.kind {
-            PartKind::Segment => 0,
-            PartKind::Pages => 1,
-            PartKind::Checkpoint => 2,
-        };
-        if !self.parts.is_sorted_by(|a, b| (order(a), a.number) < (order(b), b.number)) {
+        let order = |part: &Part| (part.kind as u8, part.number);
+        if !self.parts.is_sorted_by(|a, b| order(a) < order(b)) {
             return bad("parts out of order");
         }
         let (size, end) = (self.segment_size, self.point.end);
@@ -482,44 +474,10 @@ impl<D: Disk> CopyTarget<D> {
 
     /// Walks the chain of a segment from its first byte to its end.
     async fn verify_segment(&self, file: &D::File, part: &Part) -> io::Result<()> {
-        let (size, shard) = (self.offer.segment_size, &self.offer.shard);
-        let (start, stop) = (part.number, part.number + part.len);
-        let (name, point) = (segment_path(start), self.offer.point);
-        let (mut at, mut last) = (start, None::<LogPoint>);
-        let (index, hash, previous) = part.first;
-        loop {
-            if at == stop {
-                break;
-            }
-            let room = usize::try_from(stop - at).unwrap_or(usize::MAX);
-            let head = file.read_at(at - start, HEADER.min(room)).await?;
-            let header = match decode(&head, shard, at, size) {
-                Ok(header) if header.point.end <= stop => header,
-                Ok(_) => {
-                    return Err(damaged(&name, at - start, "a batch that goes on behind the copy's end"));
-                }
-                Err(_) if last.is_some() && head.starts_with(&end_marker(at)) && stop == start + size => {
-                    break;
-                }
-                Err(reason) => return Err(damaged(&name, at - start, reason)),
-            };
-            let follows = match &last {
-                None => {
-                    header.point.index == index && header.point.hash == hash && header.previous == previous
-                }
-                Some(last) => header.point.index == last.index + 1 && header.previous == last.hash,
-            };
-            if !follows {
-                return Err(damaged(&name, at - start, "the batch does not follow from the one before"));
-            }
-            let framed = usize::try_from(header.point.end - at).unwrap_or(usize::MAX);
-            let bytes = file.read_at(at - start, framed).await?;
-            whole(&bytes, shard, at, size).map_err(|reason| damaged(&name, at - start, reason))?;
-            at = header.point.end;
-            last = Some(header.point);
-        }
-        let Some(last) = last else { return Err(damaged(&name, 0, "no batch stands in it")) };
-        if at == point.end && last != point {
+        let (size, point) = (self.offer.segment_size, self.offer.point);
+        let last = walk_segment(file, &self.offer.shard, size, part).await?;
+        let (start, name) = (part.number, segment_path(part.number));
+        if start + part.len == point.end && last != point {
             return Err(damaged(
                 &name,
                 last.position - start,
@@ -606,6 +564,42 @@ impl<D: Disk> CopyTarget<D> {
         let plan = install::Plan { store: self.genesis.store, point: self.offer.point, page_files, segments };
         plan.save(&self.disk).await
     }
+}
+
+/// Walks the chain of a segment, or of the part of it that is there, from its first byte to its end; its last batch.
+pub(crate) async fn walk_segment<F: File>(
+    file: &F,
+    shard: &Uuid,
+    size: u64,
+    part: &Part,
+) -> io::Result<LogPoint> {
+    let (start, stop) = (part.number, part.number + part.len);
+    let name = segment_path(start);
+    let (mut at, mut last) = (start, None::<LogPoint>);
+    let (index, hash, previous) = part.first;
+    while at < stop {
+        let room = usize::try_from(stop - at).unwrap_or(usize::MAX);
+        let head = file.read_at(at - start, HEADER.min(room)).await?;
+        let header = match decode(&head, shard, at, size) {
+            Ok(header) if header.point.end <= stop => header,
+            Ok(_) => return Err(damaged(&name, at - start, "a batch that goes on behind the copy's end")),
+            Err(_) if last.is_some() && head.starts_with(&end_marker(at)) && stop == start + size => break,
+            Err(reason) => return Err(damaged(&name, at - start, reason)),
+        };
+        let follows = match &last {
+            None => header.point.index == index && header.point.hash == hash && header.previous == previous,
+            Some(last) => header.point.index == last.index + 1 && header.previous == last.hash,
+        };
+        if !follows {
+            return Err(damaged(&name, at - start, "the batch does not follow from the one before"));
+        }
+        let framed = usize::try_from(header.point.end - at).unwrap_or(usize::MAX);
+        let bytes = file.read_at(at - start, framed).await?;
+        whole(&bytes, shard, at, size).map_err(|reason| damaged(&name, at - start, reason))?;
+        at = header.point.end;
+        last = Some(header.point);
+    }
+    last.ok_or_else(|| damaged(&name, 0, "no batch stands in it"))
 }
 
 /// All names in the three directories.

@@ -85,13 +85,19 @@ impl Plan {
     }
 }
 
+/// Whether a directory with these files waits for [`finish_install`].
+#[must_use]
+pub fn finish_pending(names: &[String]) -> bool {
+    names.iter().any(|name| name == PATH)
+}
+
 /// Puts a copy in place whose coming was decided, and answers what its checkpoint stands for; `None` when none was. Call it with the
 /// store locked, before anything of it is opened.
 ///
 /// # Errors
 /// What the disk says; `InvalidData` when the decision is damaged or of another store. The next start tries again.
 pub async fn finish_install<D: Disk>(disk: &D, genesis: &Genesis) -> io::Result<Option<LogPoint>> {
-    if !disk.list("").await?.iter().any(|name| name == PATH) {
+    if !finish_pending(&disk.list("").await?) {
         return Ok(None);
     }
     let file = disk.open(PATH).await?;

@@ -7,6 +7,8 @@
 //! A store is made by [`Genesis::create`] and opened by [`Log::open`] under [`lock_store`]. `open` gives four parts: [`Log`] for the shard's thread,
 //! [`Writer`] and [`Preparer`] for one thread each (`block_on(writer.run())`), [`LogReader`] for everybody.
 
+mod backup;
+mod backup_dir;
 mod block_on;
 mod checkpoint;
 mod copy;
@@ -35,6 +37,8 @@ mod writer;
 
 use std::io;
 
+pub use backup::{BackupPart, BackupRequest, BackupSource, Going, Known, Manifest};
+pub use backup_dir::{BackupDir, BackupTarget, Restored, Until, is_unfinished, restore};
 pub use block_on::block_on;
 pub use checkpoint::{CheckpointStore, FullSpeed, Loaded, MAX_KEY, Pace};
 pub use copy::{CopySource, CopyTarget, Offer, Part, PartKind};
@@ -42,7 +46,7 @@ pub use disk::{Disk, File};
 pub use format::{Batch, HEADER, LogPoint, MAX_PAYLOAD, NewBatch, Uuid};
 pub use genesis::Genesis;
 pub use hard_state::MAX_VOTE;
-pub use install::finish_install;
+pub use install::{finish_install, finish_pending};
 pub use log::{Backlog, Done, Flush, Log, Opened, Options, Progress, Syncer};
 pub use pages::{FILE_PAGES, FreedBefore, NewPage, PAGE, PAGE_CONTENT, PageId, PageReader, PageStore};
 pub use prepare::Preparer;

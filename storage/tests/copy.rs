@@ -3,72 +3,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::io;
 
 use bytes::Bytes;
+use common::source::{Objects, Source, used};
 use common::{Node, SEGMENT, genesis, options, payload, run};
 use dassie_storage::sim::{Keep, SimDisk};
 use dassie_storage::{
-    CheckpointStore, CopySource, CopyTarget, FullSpeed, Genesis, LogPoint, LogReader, NewPage, Offer,
-    PAGE_CONTENT, PageId, PageStore, PartKind, finish_install, read_floor,
+    CheckpointStore, CopySource, CopyTarget, FullSpeed, Genesis, LogPoint, LogReader, Offer, PageId,
+    PageStore, PartKind, finish_install, read_floor,
 };
-
-type Objects = BTreeMap<Bytes, Bytes>;
-
-/// A store that wrote so many batches, with checkpoints, pages, and two retired segments.
-struct Source {
-    node: Node<SimDisk>,
-    pages: PageStore<SimDisk>,
-    checkpoints: CheckpointStore<SimDisk>,
-    objects: Objects,
-}
-
-impl Source {
-    fn new(disk: &SimDisk, batches: u64) -> Source {
-        let node = Node::create(disk);
-        let (checkpoints, _) = run(CheckpointStore::load(disk, genesis().store, None)).unwrap();
-        let pages = run(PageStore::open(disk, [])).unwrap();
-        let mut source = Source { node, pages, checkpoints, objects: Objects::new() };
-        source.write(batches);
-        source
-    }
-
-    fn write(&mut self, batches: u64) {
-        for _ in 0..batches {
-            let index = self.node.next();
-            self.node.append(payload(index, 100 + (index as usize * 37) % 900)).unwrap();
-        }
-        self.node.log.committed(self.node.log.last().unwrap().end);
-    }
-
-    /// A checkpoint at the end, with a page of its own.
-    fn checkpoint(&mut self) -> LogPoint {
-        let point = self.node.log.last().unwrap();
-        let id = run(self.pages.allocate(1)).unwrap();
-        let page = NewPage { id, owner: point.index, content: payload(point.index, PAGE_CONTENT) };
-        run(self.pages.write(&[page])).unwrap();
-        run(self.pages.sync()).unwrap();
-        let put = (Bytes::from(format!("page {id}")), Bytes::from(point.index.to_string()));
-        self.objects.insert(put.0.clone(), put.1.clone());
-        let freed = self.pages.checkpoint_started();
-        run(self.checkpoints.write_delta(point, [put], [], &FullSpeed)).unwrap();
-        self.pages.checkpoint_durable(&freed);
-        point
-    }
-
-    fn raise_and_retire(&mut self, index: u64, segments: &[u64]) {
-        let done = self.node.done();
-        self.node.log.raise_floor(index, done).unwrap();
-        self.node.finish().unwrap();
-        self.node.log.retire(&segments.iter().map(|n| n * SEGMENT).collect::<Vec<_>>()).unwrap();
-        self.node.machine.settle();
-    }
-
-    fn hold(&self) -> CopySource<SimDisk> {
-        run(CopySource::open(&self.checkpoints, &self.pages, &self.node.reader, |_| true)).unwrap().unwrap()
-    }
-}
 
 /// The usual one: 60 batches, checkpoints at 40 and 50, segments 1 and 2 retired, more behind.
 fn source() -> (Source, LogPoint) {
@@ -115,13 +59,6 @@ fn behind(source: &Source, batches: u64, own: usize) -> SimDisk {
     node.finish().unwrap();
     node.close().unwrap();
     disk
-}
-
-// The library hands both over.
-#[allow(clippy::needless_pass_by_value)]
-fn used(_: LogPoint, objects: Objects) -> io::Result<Vec<(PageId, u64)>> {
-    let number = |bytes: &[u8]| std::str::from_utf8(bytes).unwrap().parse().unwrap();
-    Ok(objects.iter().map(|(key, value)| (number(&key[5..]), number(value))).collect())
 }
 
 fn take(

@@ -5,6 +5,8 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -21,6 +23,18 @@ pub(super) enum Body {
     Whole(Bytes),
     /// Made by a task.
     Made(mpsc::Receiver<Bytes>),
+    /// Likewise, and it may take hours: its connection lives as long. Whoever makes it gives up a reader that takes nothing.
+    Long(mpsc::Receiver<Bytes>, Option<Under>),
+}
+
+/// A long body is under way while this lives.
+#[derive(Debug)]
+pub(super) struct Under(Arc<AtomicBool>);
+
+impl Drop for Under {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Body {
@@ -28,6 +42,14 @@ impl Body {
     pub(super) fn made() -> (mpsc::Sender<Bytes>, Self) {
         let (sender, receiver) = mpsc::channel(PIECES);
         (sender, Self::Made(receiver))
+    }
+
+    /// Says in `under_way` whether this is a long one, until it ends.
+    pub(super) fn tell(&mut self, under_way: &Arc<AtomicBool>) {
+        if let Self::Long(_, under) = self {
+            under_way.store(true, Ordering::Relaxed);
+            *under = Some(Under(Arc::clone(under_way)));
+        }
     }
 }
 
@@ -41,7 +63,7 @@ impl hyper::body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let piece = match self.get_mut() {
             Self::Whole(bytes) => Some(std::mem::take(bytes)).filter(|bytes| !bytes.is_empty()),
-            Self::Made(pieces) => match pieces.poll_recv(context) {
+            Self::Made(pieces) | Self::Long(pieces, _) => match pieces.poll_recv(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(piece) => piece,
             },
@@ -56,7 +78,7 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Made(_) => SizeHint::default(),
+            Self::Made(_) | Self::Long(..) => SizeHint::default(),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -118,9 +119,15 @@ async fn serve(listener: TcpListener, key: &'static str, site: Site, metrics: Ar
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, site: Site, stop: Stop) {
+    let under_way = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&under_way);
     let service = service_fn(move |request| {
-        let site = site.clone();
-        async move { Ok::<_, Infallible>(answer(request, &site, peer).await) }
+        let (site, told) = (site.clone(), Arc::clone(&told));
+        async move {
+            let mut response = answer(request, &site, peer).await;
+            response.body_mut().tell(&told);
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -128,16 +135,22 @@ async fn connection(stream: TcpStream, peer: SocketAddr, site: Site, stop: Stop)
         .max_buf_size(limits::HTTP_HEADER_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => {
-            if let Err(error) = ended {
-                tracing::debug!("http connection of {peer} ended: {error}");
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!("http connection of {peer} ended: {error}");
+                }
+                return;
             }
-            return;
+            () = stop.requested() => break,
+            // Also the end of a peer that never reads its answer.
+            () = tokio::time::sleep(Duration::from_millis(limits::HTTP_CONNECTION_MS)) => {
+                if !under_way.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
         }
-        () = stop.requested() => {}
-        // Also the end of a peer that never reads its answer.
-        () = tokio::time::sleep(Duration::from_millis(limits::HTTP_CONNECTION_MS)) => {}
     }
     connection.as_mut().graceful_shutdown();
     // An answer on its way may arrive; a peer that does not take it is cut off.
@@ -257,6 +270,7 @@ mod tests {
             name_server: Arc::clone(&name_server),
             broker: OnceLock::new(),
             cluster: OnceLock::new(),
+            backups: OnceLock::new(),
         });
         let task = tokio::spawn(serve_management(listener, management, metrics, stop));
         Running { address, stopper, ready, name_server, task }

@@ -2,6 +2,8 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers
 #![allow(dead_code)] // each test binary uses its part
 
+pub(crate) mod source;
+
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;

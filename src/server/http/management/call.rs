@@ -141,6 +141,11 @@ impl Call {
             .map_err(|denied| Problem::not_authorised(format!("ACCESS_REFUSED - {denied}")))
     }
 
+    /// The body as it came.
+    pub(super) fn bytes(&self) -> Bytes {
+        self.body.clone()
+    }
+
     /// The body as JSON; an empty one is an empty object.
     pub(super) fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         let text = if self.body.is_empty() { b"{}" } else { &self.body[..] };

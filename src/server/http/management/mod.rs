@@ -30,6 +30,7 @@ use bytes::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::body::Body;
 use crate::broker::link::Shard;
@@ -64,6 +65,17 @@ pub struct Management {
     pub broker: OnceLock<Broker>,
     /// The cluster, once this node knows which.
     pub cluster: OnceLock<Arc<dyn ClusterDesk>>,
+    /// Backups, once there is something to back up.
+    pub backups: OnceLock<Arc<dyn BackupDesk>>,
+}
+
+/// Bytes that come until their sender goes.
+pub type Bytestream = mpsc::Receiver<Bytes>;
+
+/// Backups as management needs them.
+pub trait BackupDesk: Send + Sync {
+    /// Begins one for a directory that has what `known` says; the reason why not.
+    fn begin(&self, known: Bytes) -> Pin<Box<dyn Future<Output = Result<Bytestream, String>> + Send + '_>>;
 }
 
 /// The cluster as management needs it.
@@ -113,6 +125,8 @@ enum Answer {
     Json(Value),
     /// 200 with JSON that is being made.
     Made(Body),
+    /// 200 with bytes that come for long.
+    Bytes(Body),
     /// Nothing to say: 204, or 201 for something new.
     Done(StatusCode),
     /// 201, and the name of what was made.
@@ -246,6 +260,20 @@ impl Management {
         Ok(Answer::Done(StatusCode::NO_CONTENT))
     }
 
+    /// POST takes a backup: what its directory has goes in, what it lacks comes out.
+    async fn back_up(&self, call: &Call) -> Answered {
+        if call.method != Method::POST {
+            return Err(Problem::method("POST"));
+        }
+        if !call.caller.is_administrator() {
+            return Err(Problem::not_authorised("Not administrator user"));
+        }
+        let desk = self.backups.get().ok_or_else(|| Problem::unavailable("the broker is starting"))?;
+        let pieces = desk.begin(call.bytes()).await.map_err(Problem::bad_request)?;
+        tracing::info!(user = %call.caller.principal.name, "a backup was asked for");
+        Ok(Answer::Bytes(Body::Long(pieces, None)))
+    }
+
     async fn route(self: &Arc<Self>, call: &Call) -> Answered {
         let path: Vec<&str> = call.path.iter().map(String::as_str).collect();
         match &path[..] {
@@ -264,6 +292,7 @@ impl Management {
                 let status = desk.status().await;
                 call.get(|| Ok(status))
             }
+            ["backup"] => self.back_up(call).await,
             ["cluster", "members", node] => self.member(call, node).await,
             ["aliveness-test", vhost] => self.aliveness(call, vhost).await,
             ["health", "checks", check @ ..] => call.get(|| self.check(check)),
@@ -321,7 +350,7 @@ fn respond(answered: Answered) -> Response<Body> {
     let whole = |value: &Value| Body::Whole(Bytes::from(value.to_string()));
     let (status, body) = match &answered {
         Ok(Answer::Json(value)) => (StatusCode::OK, whole(value)),
-        Ok(Answer::Made(_)) => (StatusCode::OK, Body::Whole(Bytes::new())),
+        Ok(Answer::Made(_) | Answer::Bytes(_)) => (StatusCode::OK, Body::Whole(Bytes::new())),
         Ok(Answer::Done(status)) => (*status, Body::Whole(Bytes::new())),
         Ok(Answer::Created(_)) => (StatusCode::CREATED, Body::Whole(Bytes::new())),
         Err(problem) => (problem.status, whole(&json!({"error": problem.error, "reason": problem.reason}))),
@@ -333,6 +362,10 @@ fn respond(answered: Answered) -> Response<Body> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     match answered {
         Ok(Answer::Made(made)) => *response.body_mut() = made,
+        Ok(Answer::Bytes(made)) => {
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+            *response.body_mut() = made;
+        }
         Ok(Answer::Created(location)) => {
             if let Ok(location) = HeaderValue::from_str(&location) {
                 response.headers_mut().insert(LOCATION, location);

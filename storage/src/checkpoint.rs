@@ -107,6 +107,21 @@ impl<D: Disk> CheckpointStore<D> {
         store: Uuid,
         floor: Option<u64>,
     ) -> io::Result<(CheckpointStore<D>, Option<Loaded>)> {
+        let (mut this, loaded, (bases, deltas)) = CheckpointStore::read(disk, store, floor).await?;
+        this.sweep(&bases, &deltas).await?;
+        Ok((this, loaded))
+    }
+
+    /// The newest state as [`CheckpointStore::load`] loads it; changes nothing.
+    pub(crate) async fn look(disk: &D, store: Uuid, floor: Option<u64>) -> io::Result<Option<Loaded>> {
+        CheckpointStore::read(disk, store, floor).await.map(|(_, loaded, _)| loaded)
+    }
+
+    async fn read(
+        disk: &D,
+        store: Uuid,
+        floor: Option<u64>,
+    ) -> io::Result<(CheckpointStore<D>, Option<Loaded>, (Vec<Entry>, Vec<Entry>))> {
         let mut this = CheckpointStore {
             disk: disk.clone(),
             store,
@@ -126,7 +141,7 @@ impl<D: Disk> CheckpointStore<D> {
                     0,
                     format_args!("no checkpoint, yet the log is purged up to {floor}"),
                 )),
-                None => Ok((this, None)),
+                None => Ok((this, None, (bases, deltas))),
             };
         };
         let mut objects = BTreeMap::new();
@@ -163,8 +178,7 @@ impl<D: Disk> CheckpointStore<D> {
             return Err(damaged(&this.chain.last().expect("the base").path(), 0, reason));
         }
         this.point = Some(point);
-        this.sweep(&bases, &deltas).await?;
-        Ok((this, Some(Loaded { point, objects, passed_over })))
+        Ok((this, Some(Loaded { point, objects, passed_over }), (bases, deltas)))
     }
 
     /// What the newest durable state stands for.
@@ -279,6 +293,9 @@ impl<D: Disk> CheckpointStore<D> {
 
     /// Removes what a crash left behind between a merge and the end of its tidying.
     async fn sweep(&mut self, bases: &[Entry], deltas: &[Entry]) -> io::Result<()> {
+        if self.chain.is_empty() {
+            return Ok(());
+        }
         let newest = self.chain.last().map_or(0, |entry| entry.index);
         let mut removed = false;
         for entry in bases.iter().chain(deltas) {

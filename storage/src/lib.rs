@@ -33,6 +33,7 @@ mod segments;
 pub mod sim;
 mod spill;
 mod through;
+mod verify;
 mod writer;
 
 use std::io;
@@ -56,6 +57,7 @@ pub use real::{RealDisk, RealFile, RealLock};
 pub use recovery::{Cut, Recovered};
 pub use seams::{Apply, ProposalId, ReplicatedLog};
 pub use spill::{Spill, SpillWriter, Spilled};
+pub use verify::{Findings, PagesNamed, PagesRead, Sound, verify_backup, verify_store};
 pub use writer::Writer;
 
 /// Takes the store for this process; held until the answer is dropped. Do this before anything else is read.

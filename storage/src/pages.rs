@@ -139,11 +139,14 @@ pub(crate) const FILE_BYTES: u64 = FILE_PAGES * PAGE as u64;
 
 /// Verifies that a file holds these pages (id, owner), all of them its own.
 pub(crate) fn verify<F: File>(file: &F, pages: &[(PageId, u64)]) -> io::Result<()> {
-    for &(id, owner) in pages {
-        let bytes = file.read_at_sync(offset(id), PAGE)?;
-        check(&bytes, id, owner).map_err(|reason| damaged(file.path(), offset(id), reason))?;
-    }
-    Ok(())
+    pages.iter().try_for_each(|&(id, owner)| read(file, id, owner).map(drop))
+}
+
+/// Reads a page's content from its file.
+pub(crate) fn read<F: File>(file: &F, id: PageId, owner: u64) -> io::Result<Bytes> {
+    let bytes = file.read_at_sync(offset(id), PAGE)?;
+    check(&bytes, id, owner).map_err(|reason| damaged(file.path(), offset(id), reason))?;
+    Ok(bytes.slice(16..))
 }
 
 /// Names a page file.
@@ -345,9 +348,7 @@ impl<D: Disk> PageReader<D> {
     /// Reads a page's content ([`PAGE_CONTENT`] bytes) on this thread. `InvalidData` when it is damaged or another owner's.
     pub fn read(&self, id: PageId, owner: u64) -> io::Result<Bytes> {
         let file = self.shared.file(id / FILE_PAGES).ok_or_else(|| not_there(id))?;
-        let bytes = file.read_at_sync(offset(id), PAGE)?;
-        check(&bytes, id, owner).map_err(|reason| damaged(file.path(), offset(id), reason))?;
-        Ok(bytes.slice(16..))
+        read(&*file, id, owner)
     }
 }
 

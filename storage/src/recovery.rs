@@ -21,7 +21,7 @@ use crate::format::{
     segment_start, whole,
 };
 use crate::genesis::Genesis;
-use crate::hard_state::StateFile;
+use crate::hard_state::{HardState, StateFile};
 use crate::segments::Segment;
 use crate::writer::zero;
 
@@ -77,8 +77,8 @@ struct Walker<'a, F> {
 }
 
 /// Where the walk ended.
-struct Walk {
-    last: Option<LogPoint>,
+pub(crate) struct Walk {
+    pub(crate) last: Option<LogPoint>,
     /// The first place that does not verify: behind `last`, or the next segment's first byte when an end marker leads there.
     stop: u64,
     reason: &'static str,
@@ -186,16 +186,25 @@ impl<F: File> Walker<'_, F> {
     }
 }
 
-/// Finds the log's end. On an error nothing was changed.
-pub(crate) async fn recover<D: Disk>(
+/// What stands in a log's files.
+pub(crate) struct Examined<F> {
+    /// All segments, spare ones included.
+    pub(crate) files: Files<F>,
+    pub(crate) walk: Walk,
+    unknown: Vec<String>,
+    leftovers: Vec<String>,
+    strays: Vec<Stray>,
+}
+
+/// Looks for the log's end and judges what stands behind it. Changes nothing.
+pub(crate) async fn examine<D: Disk>(
     disk: &D,
     genesis: &Genesis,
-    state: &mut StateFile<D::File>,
+    known: &HardState,
     from: Option<LogPoint>,
-) -> io::Result<Found<D::File>> {
+) -> io::Result<Examined<D::File>> {
     let size = genesis.segment_size;
-    let (mut files, unknown, leftovers) = segment_files(disk, size).await?;
-    let known = state.state.clone();
+    let (files, unknown, leftovers) = segment_files(disk, size).await?;
     check_floor(known.floor, from)?;
     check_holes(&files, known.floor, from.map_or(0, |point| point.end).max(known.synced_to), size)?;
     let mut walker = Walker { files: &files, shard: genesis.shard, size, window: (0, Bytes::new()) };
@@ -218,6 +227,20 @@ pub(crate) async fn recover<D: Disk>(
     } else {
         judge(&walk, end, known.synced_to, &strays, size)?;
     }
+    Ok(Examined { files, walk, unknown, leftovers, strays })
+}
+
+/// Finds the log's end. On an error nothing was changed.
+pub(crate) async fn recover<D: Disk>(
+    disk: &D,
+    genesis: &Genesis,
+    state: &mut StateFile<D::File>,
+    from: Option<LogPoint>,
+) -> io::Result<Found<D::File>> {
+    let (size, known) = (genesis.segment_size, state.state.clone());
+    let examined = examine(disk, genesis, &known, from).await?;
+    let Examined { mut files, walk, unknown, leftovers, strays } = examined;
+    let end = walk.last.map_or(0, |last| last.end);
     erase(&files, end, &strays, size).await?;
     settle(&files, walk.synced.max(known.synced_to), end, size).await?;
     let mut now = known.clone();
@@ -242,7 +265,7 @@ pub(crate) async fn recover<D: Disk>(
     Ok(Found { recovered, segments: files.into_values().collect(), spares, leftovers })
 }
 
-type Files<F> = BTreeMap<u64, Segment<F>>;
+pub(crate) type Files<F> = BTreeMap<u64, Segment<F>>;
 
 async fn segment_files<D: Disk>(
     disk: &D,

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dassie_storage::{
-    BackupDir, Findings, Genesis, PagesRead, RealDisk, Sound, block_on, finish_pending, is_unfinished,
-    lock_store, verify_backup, verify_store, Disk,
+    BackupDir, Disk, Findings, Genesis, PagesRead, RealDisk, Sound, block_on, finish_pending, is_unfinished,
+    lock_store, verify_backup, verify_store,
 };
 use tokio::sync::watch;
 
@@ -99,7 +99,8 @@ fn end_of(text: String, findings: Findings<'_>) -> Result<String, Failure> {
 /// # Errors
 /// One line; [`EXIT_DAMAGED`] for damage, whose places are lines on standard error by then.
 pub(crate) fn store(path: &Path) -> Result<String, Failure> {
-    let failed = |error: std::io::Error| Failure::new(format!("data directory '{}': {error}", path.display()));
+    let failed =
+        |error: std::io::Error| Failure::new(format!("data directory '{}': {error}", path.display()));
     let damaged = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::InvalidData => Failure { code: EXIT_DAMAGED, ..failed(error) },
         _ => failed(error),
@@ -126,7 +127,10 @@ pub(crate) fn store(path: &Path) -> Result<String, Failure> {
         let end = sound.end.map_or(0, |end| end.end);
         match follow(sound, genesis.segment_size, genesis.node) {
             Ok((queues, messages)) => {
-                let _ = writeln!(text, "log up to position {end}: {messages} messages in {queues} queues, all there");
+                let _ = writeln!(
+                    text,
+                    "log up to position {end}: {messages} messages in {queues} queues, all there"
+                );
             }
             Err(error) => findings.wrong.push(error.to_string()),
         }
@@ -170,7 +174,9 @@ pub(crate) fn backup(path: &Path) -> Result<String, Failure> {
             }
             Some(Err(error)) => findings.wrong.push(format!("backup up to entry {}: {error}", end.index)),
             None => {
-                findings.wrong.push(format!("backup of {taken}, up to entry {}: can not be restored", end.index));
+                findings
+                    .wrong
+                    .push(format!("backup of {taken}, up to entry {}: can not be restored", end.index));
             }
         }
     }

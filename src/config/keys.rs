@@ -368,7 +368,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "cluster.copy_rate",
         default: "64MiB",
-        meaning: "A node that lacks more of the log than the others have kept gets a copy of the leader's store, at so many bytes a second: more is sooner done and leaves clients less of disk and network.",
+        meaning: "A node that lacks more of the log than the others have kept gets a copy of the leader's store, at so many bytes a second: more is sooner done and leaves clients less of disk and network. Backups are read at this rate, too.",
         kind: Kind::Size { min: 1 << 20, max: PIB, step: 1, place: |d| &mut d.config.cluster.copy_rate },
     },
     Key {

@@ -218,7 +218,7 @@ impl Manifest {
         }
         let segments: Vec<&Part> = self.of(PartKind::Segment).collect();
         let whole = |part: &&Part| {
-            part.number % size == 0 && part.number < end && part.len == size.min(end - part.number)
+            part.number.is_multiple_of(size) && part.number < end && part.len == size.min(end - part.number)
         };
         if !segments.iter().all(whole) {
             return refuse("a segment that is not of this log");

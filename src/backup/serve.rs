@@ -27,8 +27,8 @@ use crate::server::http::management::BackupDesk;
 const CHUNK_BYTES: usize = 256 << 10;
 /// Frames that wait for the reader.
 const FRAMES: usize = 2;
-/// Between two tries, while this node's disk or its lead is not yet there.
-const RETRY: Duration = Duration::from_millis(20);
+/// Between two tries, while this node's disk or its lead is not yet there. ms.
+const RETRY_MS: u64 = 20;
 
 /// What maintenance is asked to hold.
 pub struct Hold {
@@ -83,10 +83,7 @@ impl Backups {
         let known = Known::decode(&known).map_err(|error| error.to_string())?;
         let room = Arc::clone(&self.room).try_acquire_owned();
         let room = room.map_err(|_| "a backup of this node is under way".to_owned())?;
-        let patience = Duration::from_millis(limits::HTTP_WAIT_MS);
-        let source = timeout(patience, self.source(&known)).await;
-        let source = source
-            .map_err(|_| "what is confirmed is not on this node's disk yet: try again".to_owned())??;
+        let source = self.source(&known).await?;
         let (to, reader) = mpsc::channel(FRAMES);
         let rate = Rate::new(self.rate);
         let (end, bytes) = (source.manifest().end, source.manifest().bytes());
@@ -112,14 +109,20 @@ impl Backups {
 
     /// Everything that is confirmed now, held.
     async fn source(&self, known: &Known) -> Result<BackupSource, String> {
-        let ending = |_| "the broker is ending".to_owned();
+        let ending = || "the broker is ending".to_owned();
+        let mut tries = limits::HTTP_WAIT_MS / RETRY_MS;
+        let mut again = async |why: &str| {
+            tries = tries.checked_sub(1).ok_or_else(|| format!("{why}: try again"))?;
+            sleep(Duration::from_millis(RETRY_MS)).await;
+            Ok::<_, String>(())
+        };
         let end = loop {
             let (answer, confirmed) = oneshot::channel();
-            self.confirmed.send(answer).map_err(|_| "the broker is ending".to_owned())?;
-            match confirmed.await.map_err(ending)? {
+            self.confirmed.send(answer).map_err(|_| ending())?;
+            match confirmed.await.map_err(|_| ending())? {
                 Ok(end) => break end,
                 Err(Unclear::Here(reason)) => return Err(reason),
-                Err(Unclear::Yet(_)) => sleep(RETRY).await,
+                Err(Unclear::Yet(reason)) => again(reason).await?,
             }
         };
         loop {
@@ -130,7 +133,7 @@ impl Backups {
                 .map_err(|_| "nothing can be held now: is there room for a checkpoint?".to_owned())?;
             match held.map_err(|error| error.to_string())? {
                 Some(source) => return Ok(source),
-                None => sleep(RETRY).await,
+                None => again("what is confirmed is not on this node's disk yet").await?,
             }
         }
     }

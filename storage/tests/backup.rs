@@ -10,8 +10,9 @@ use common::source::{Source, used};
 use common::{Node, SEGMENT, genesis, options, payload, run};
 use dassie_storage::sim::{Keep, SimDisk};
 use dassie_storage::{
-    BackupDir, BackupRequest, BackupSource, Batch, CheckpointStore, FullSpeed, Genesis, Going, Known,
-    LogPoint, Manifest, NewBatch, PageStore, Restored, Until, read_floor, restore,
+    BackupDir, BackupRequest, BackupSource, Batch, CheckpointStore, Findings, FullSpeed, Genesis, Going,
+    Known, LogPoint, Manifest, NewBatch, PageStore, Restored, Until, read_floor, restore, verify_backup,
+    verify_store,
 };
 
 /// 60 batches, checkpoints at 40 and 50, segments 1 and 2 retired.
@@ -274,6 +275,76 @@ fn a_full_disk_leaves_the_earlier_backup_and_the_next_try_goes_on() {
     let disk = SimDisk::new();
     restore_until(&dir, &Until::Newest, &disk).unwrap();
     assert_restored(&disk, &source, last_of(&source));
+}
+
+fn named(objects: &common::source::Objects) -> io::Result<Vec<(u64, u64)>> {
+    used(LogPoint { index: 0, term: 0, leader: 0, position: 0, end: 0, hash: 0 }, objects.clone())
+}
+
+#[test]
+fn a_verification_of_a_store_names_each_damaged_file_and_changes_nothing() {
+    let disk = SimDisk::new();
+    let mut source = Source::new(&disk, 41);
+    source.checkpoint();
+    source.write(30);
+    let end = last_of(&source);
+    source.node.close().unwrap();
+    let look = |disk: &SimDisk| {
+        let mut findings = Findings::default();
+        let sound = run(verify_store(disk, &genesis(), &named, &mut findings)).unwrap();
+        (findings.wrong, sound.map(|sound| (sound.end, sound.log.batch(end.position).map(|b| b.point).ok())))
+    };
+    let before = disk.files();
+    assert_eq!(look(&disk), (Vec::new(), Some((Some(end), Some(end)))));
+    assert_eq!(disk.files(), before);
+    for (path, _) in before {
+        // The first batch, header or entry of each; the page in use is the first.
+        let spare = path.strip_prefix("log/").is_some_and(|start| start.parse::<u64>().unwrap() >= end.end);
+        if spare || path == "LOCK" || path == "genesis" || path == "state" {
+            continue;
+        }
+        let damaged = disk.copy();
+        damaged.corrupt(&path, 20, 0x10);
+        let (wrong, _) = look(&damaged);
+        assert!(wrong.iter().any(|line| line.contains(&path)), "{path}: {wrong:?}");
+    }
+    let last = disk.copy();
+    last.corrupt(&format!("log/{:020}", end.position / SEGMENT * SEGMENT), end.position % SEGMENT + 97, 1);
+    assert!(!look(&last).0.is_empty(), "the last batch of a log that was closed");
+}
+
+#[test]
+fn a_verification_of_backups_names_each_damaged_file() {
+    let (mut source, dir) = (source(), SimDisk::new());
+    back_up(&source, &dir).unwrap();
+    source.write(20);
+    source.checkpoint();
+    back_up(&source, &dir).unwrap();
+    let look = |disk: &SimDisk| {
+        let held = run(BackupDir::open(disk)).unwrap();
+        let mut findings = Findings::default();
+        for manifest in held.manifests() {
+            let sound = run(verify_backup(&held, manifest, &named, &mut findings)).unwrap();
+            if let Some(sound) = sound {
+                assert_eq!(sound.log.batch(manifest.end.position).unwrap().point, manifest.end);
+            }
+        }
+        findings.wrong
+    };
+    assert_eq!(look(&dir), [""; 0]);
+    for (path, _) in dir.files() {
+        if !["log/", "pages/", "checkpoint/"].iter().any(|dir| path.starts_with(dir)) {
+            continue;
+        }
+        let damaged = dir.copy();
+        damaged.corrupt(&path, 20, 0x10);
+        let wrong = look(&damaged);
+        assert!(wrong.iter().any(|line| line.contains(&path)), "{path}: {wrong:?}");
+        let gone = dir.copy();
+        run(dassie_storage::Disk::remove(&gone, &path)).unwrap();
+        let wrong = look(&gone);
+        assert!(wrong.iter().any(|line| line.contains(&path)), "{path}: {wrong:?}");
+    }
 }
 
 /// Power goes before and after each operation of a second backup.

@@ -60,6 +60,7 @@ fn follow(sound: Sound, segment_size: u64, node: u64) -> std::io::Result<(u64, u
         clock: Arc::new(SystemClock::new()),
         topology,
         batch_bytes: limits::BATCH_TARGET,
+        section_bytes: limits::SECTION_MAX,
     };
     let mut core = Core::new(parts, recovered);
     let mut next = from.map_or(0, |point| point.index + 1);

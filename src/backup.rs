@@ -28,6 +28,8 @@ pub mod verify;
 use bytes::{BufMut, Bytes, BytesMut};
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
 
+use crate::process::Failure;
+
 const MANIFEST: u8 = 1;
 const NOT: u8 = 2;
 const CHUNK: u8 = 3;
@@ -119,6 +121,12 @@ fn size(bytes: u64) -> String {
     }
 }
 
+/// A failure in a directory, in one line: damage has an exit code of its own.
+fn said(error: &std::io::Error, at: &str) -> Failure {
+    let text = format!("{at}: {error}");
+    if error.kind() == std::io::ErrorKind::InvalidData { Failure::damaged(text) } else { Failure::new(text) }
+}
+
 /// Says on standard error how far long work is, now and then.
 struct Progress {
     what: &'static str,
@@ -134,12 +142,14 @@ impl Progress {
         Progress { what, clock: crate::clock::SystemClock::new(), said: 0 }
     }
 
+    /// `total` 0: it is not known.
     fn at(&mut self, done: u64, total: u64) {
         use crate::clock::Clock as _;
         let now = self.clock.monotonic().as_secs();
         if now >= self.said + Self::EVERY {
             self.said = now;
-            eprintln!("dassie: {}: {} of {}", self.what, size(done), size(total));
+            let of = if total == 0 { String::new() } else { format!(" of {}", size(total)) };
+            eprintln!("dassie: {}: {}{of}", self.what, size(done));
         }
     }
 }

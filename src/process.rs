@@ -39,6 +39,11 @@ impl Failure {
         Self { code: EXIT_USAGE, ..Self::new(why) }
     }
 
+    /// Bytes are not what was written. `why` names the place.
+    pub fn damaged(why: impl fmt::Display) -> Self {
+        Self { code: EXIT_DAMAGED, ..Self::new(why) }
+    }
+
     /// The log failed. `why` names operation and place.
     pub fn log(why: impl fmt::Display) -> Self {
         Self { code: EXIT_LOG, ..Self::new(why) }

@@ -8,20 +8,19 @@ use std::path::Path;
 
 use dassie_storage::{BackupDir, Batch, Genesis, RealDisk, Until, block_on, lock_store, restore};
 
-use super::{Progress, parse_utc, utc};
+use super::{Progress, parse_utc, said, utc};
 use crate::broker::core::Core;
 use crate::clock::{Clock, SystemClock};
 use crate::cluster;
 use crate::data_dir;
-use crate::process::{EXIT_DAMAGED, Failure};
+use crate::process::Failure;
 
 /// Does it; what is to be said of it. `until` is a position of the log or a time, as given.
 ///
 /// # Errors
 /// One line: a damaged backup, a directory that is not empty, a place that the backup does not have.
 pub(crate) fn run(from: &Path, to: &Path, node: u64, until: Option<&str>) -> Result<String, Failure> {
-    let of_backup =
-        |error: std::io::Error| Failure::new(format!("backup directory '{}': {error}", from.display()));
+    let of_backup = |error: std::io::Error| said(&error, &format!("backup directory '{}'", from.display()));
     if !from.is_dir() {
         return Err(Failure::new(format!("backup directory '{}': there is none", from.display())));
     }
@@ -40,13 +39,7 @@ pub(crate) fn run(from: &Path, to: &Path, node: u64, until: Option<&str>) -> Res
             }
         },
     };
-    let failed = |error: std::io::Error| {
-        let text = format!("restore into '{}': {error}", to.display());
-        match error.kind() {
-            std::io::ErrorKind::InvalidData => Failure { code: EXIT_DAMAGED, ..Failure::new(text) },
-            _ => Failure::new(text),
-        }
-    };
+    let failed = |error: std::io::Error| said(&error, &format!("restore into '{}'", to.display()));
     if let Some(name) = data_dir::not_empty(to).map_err(failed)? {
         return Err(Failure::new(format!(
             "data directory '{}' holds '{name}': a restore makes a new one",

@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::{CHUNK, END, FAILED, HEAD, MANIFEST, NOT, Progress, ZEROS, crc, size};
+use super::{CHUNK, END, FAILED, HEAD, MANIFEST, NOT, Progress, ZEROS, crc, said, size};
 use crate::cli::Broker;
 use crate::process::Failure;
 
@@ -26,8 +26,7 @@ const FRAME_MAX: usize = 64 << 20;
 /// # Errors
 /// One line: nobody answers, the broker refuses, something is damaged, the directory is another one's or can not be written.
 pub(crate) async fn take(broker: &Broker, to: &Path) -> Result<String, Failure> {
-    let failed =
-        |error: std::io::Error| Failure::new(format!("backup directory '{}': {error}", to.display()));
+    let failed = |error: std::io::Error| said(&error, &format!("backup directory '{}'", to.display()));
     let disk = RealDisk::open(to).map_err(failed)?;
     let dir = block_on(BackupDir::open(&disk)).map_err(failed)?;
     let known = block_on(dir.known()).map_err(failed)?;
@@ -84,8 +83,8 @@ impl Said {
         if kind == NOT {
             return Ok(Said::Same { part, digest: place });
         }
-        let said = content.get_u32_le();
-        if crc(number, place, &content) != said {
+        let sum = content.get_u32_le();
+        if crc(number, place, &content) != sum {
             return Err(Failure::new(format!(
                 "what came of part {number} at {place} does not match its checksum: damaged on its way"
             )));

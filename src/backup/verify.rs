@@ -1,7 +1,7 @@
 //! `dassie verify`: reads everything of a store or of a backup, and says what is wrong and where.
 //!
 //! Owns: the words of the command; following each reference to its message. Promises: changes nothing; every damaged place is a line on
-//! standard error, with file and offset; exit code [`EXIT_DAMAGED`] then. Does not know: formats of files (`dassie_storage`).
+//! standard error, with file and offset; exit code 4 then. Does not know: formats of files (`dassie_storage`).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,11 +15,11 @@ use dassie_storage::{
 };
 use tokio::sync::watch;
 
-use super::{Progress, size, utc};
+use super::{Progress, said, size, utc};
 use crate::broker::core::{Core, PageSource, Parts};
 use crate::clock::SystemClock;
 use crate::limits;
-use crate::process::{EXIT_DAMAGED, Failure};
+use crate::process::Failure;
 use crate::server::semantics::Layouts;
 
 /// Batches behind the checkpoint are read in pieces of so many bytes.
@@ -37,10 +37,9 @@ fn named(objects: &BTreeMap<Bytes, Bytes>) -> std::io::Result<Vec<(u64, u64)>> {
     Core::used_pages(objects)
 }
 
-fn findings(what: &'static str, total: u64) -> Findings<'static> {
+fn findings(what: &'static str) -> Findings<'static> {
     let mut progress = Progress::new(what);
-    let told = move |bytes| progress.at(bytes, total.max(bytes));
-    Findings { progress: Some(Box::new(told)), ..Findings::default() }
+    Findings::told(move |bytes| progress.at(bytes, 0))
 }
 
 /// Follows every reference of the state at the end of the log to its message; how many queues and messages there are.
@@ -80,7 +79,7 @@ fn follow(sound: Sound, segment_size: u64, node: u64) -> std::io::Result<(u64, u
     Ok(core.totals())
 }
 
-fn end_of(text: String, findings: Findings<'_>) -> Result<String, Failure> {
+fn end_of(text: &str, findings: &Findings<'_>) -> Result<String, Failure> {
     let (segments, checkpoints, pages) = findings.read;
     for wrong in &findings.wrong {
         eprintln!("dassie: {wrong}");
@@ -90,28 +89,23 @@ fn end_of(text: String, findings: Findings<'_>) -> Result<String, Failure> {
             "{text}{} read: {segments} segments, {checkpoints} checkpoints, {pages} index pages: all as it was written\n",
             size(findings.bytes)
         )),
-        1 => Err(Failure { code: EXIT_DAMAGED, ..Failure::new("one place is damaged") }),
-        count => Err(Failure { code: EXIT_DAMAGED, ..Failure::new(format!("{count} places are damaged")) }),
+        1 => Err(Failure::damaged("one place is damaged")),
+        count => Err(Failure::damaged(format!("{count} places are damaged"))),
     }
 }
 
 /// Verifies a data directory whose broker is stopped; what is to be said of it.
 ///
 /// # Errors
-/// One line; [`EXIT_DAMAGED`] for damage, whose places are lines on standard error by then.
+/// One line; exit code 4 for damage, whose places are lines on standard error by then.
 pub(crate) fn store(path: &Path) -> Result<String, Failure> {
-    let failed =
-        |error: std::io::Error| Failure::new(format!("data directory '{}': {error}", path.display()));
-    let damaged = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::InvalidData => Failure { code: EXIT_DAMAGED, ..failed(error) },
-        _ => failed(error),
-    };
+    let failed = |error: std::io::Error| said(&error, &format!("data directory '{}'", path.display()));
     if !path.is_dir() {
         return Err(Failure::new(format!("data directory '{}': there is none", path.display())));
     }
     let disk = RealDisk::open(path).map_err(failed)?;
     let names = block_on(disk.list("")).map_err(failed)?;
-    let Some(genesis) = block_on(Genesis::load(&disk)).map_err(damaged)? else {
+    let Some(genesis) = block_on(Genesis::load(&disk)).map_err(failed)? else {
         return Err(Failure::new(format!("data directory '{}': there is no store in it", path.display())));
     };
     let _lock = block_on(lock_store(&disk)).map_err(failed)?;
@@ -121,7 +115,7 @@ pub(crate) fn store(path: &Path) -> Result<String, Failure> {
             path.display()
         )));
     }
-    let mut findings = findings("verify", 0);
+    let mut findings = findings("verify");
     let sound = block_on(verify_store(&disk, &genesis, &named, &mut findings)).map_err(failed)?;
     let mut text = String::new();
     if let Some(sound) = sound.filter(|_| findings.wrong.is_empty()) {
@@ -136,7 +130,7 @@ pub(crate) fn store(path: &Path) -> Result<String, Failure> {
             Err(error) => findings.wrong.push(error.to_string()),
         }
     }
-    end_of(text, findings)
+    end_of(&text, &findings)
 }
 
 /// Verifies all backups in a directory.
@@ -144,13 +138,7 @@ pub(crate) fn store(path: &Path) -> Result<String, Failure> {
 /// # Errors
 /// As [`store`].
 pub(crate) fn backup(path: &Path) -> Result<String, Failure> {
-    let failed = |error: std::io::Error| {
-        let text = format!("backup directory '{}': {error}", path.display());
-        match error.kind() {
-            std::io::ErrorKind::InvalidData => Failure { code: EXIT_DAMAGED, ..Failure::new(text) },
-            _ => Failure::new(text),
-        }
-    };
+    let failed = |error: std::io::Error| said(&error, &format!("backup directory '{}'", path.display()));
     if !path.is_dir() {
         return Err(Failure::new(format!("backup directory '{}': there is none", path.display())));
     }
@@ -158,7 +146,7 @@ pub(crate) fn backup(path: &Path) -> Result<String, Failure> {
     if dir.manifests().is_empty() {
         return Err(Failure::new(format!("backup directory '{}': there is no backup in it", path.display())));
     }
-    let mut findings = findings("verify", 0);
+    let mut findings = findings("verify");
     let mut text = String::new();
     for manifest in dir.manifests() {
         let end = manifest.end;
@@ -181,5 +169,5 @@ pub(crate) fn backup(path: &Path) -> Result<String, Failure> {
             }
         }
     }
-    end_of(text, findings)
+    end_of(&text, &findings)
 }

@@ -39,13 +39,17 @@ pub struct Findings<'a> {
     pub read: (u64, u64, u64),
     /// Bytes that were read.
     pub bytes: u64,
-    /// Told the bytes read so far.
-    pub progress: Option<Box<dyn FnMut(u64) + 'a>>,
+    progress: Option<Box<dyn FnMut(u64) + 'a>>,
     /// Files of a backup that were read already, with their lengths.
     seen: BTreeSet<(String, u64)>,
 }
 
-impl Findings<'_> {
+impl<'a> Findings<'a> {
+    /// None yet; `progress` is told the bytes read so far.
+    pub fn told(progress: impl FnMut(u64) + 'a) -> Self {
+        Findings { progress: Some(Box::new(progress)), ..Findings::default() }
+    }
+
     /// Damage is noted; what the disk refuses ends it.
     fn note<T>(&mut self, found: io::Result<T>) -> io::Result<Option<T>> {
         match found {

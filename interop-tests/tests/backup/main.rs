@@ -95,6 +95,8 @@ struct Publishers {
     stop: Arc<AtomicBool>,
     /// Confirmed to AMQP, stored for RocketMQ: so many.
     confirmed: [Arc<AtomicU64>; 2],
+    /// AMQP goes no further.
+    goal: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -112,15 +114,16 @@ impl Publishers {
     fn start(broker: &Broker) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let confirmed = [Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0))];
+        let goal = Arc::new(AtomicU64::new(0));
         let (amqp, rocketmq) = (broker.ports.amqp, broker.ports.rocketmq);
-        let (ended, count) = (Arc::clone(&stop), Arc::clone(&confirmed[0]));
+        let (ended, count, most) = (Arc::clone(&stop), Arc::clone(&confirmed[0]), Arc::clone(&goal));
         let one = thread::spawn(move || {
             let mut client = Client::connect(amqp).expect("it accepts");
             client.declare_queue(QUEUE, Durability::Durable).expect("it declares");
             client.confirm().expect("it confirms");
             let mut next = 0;
             while !ended.load(Ordering::SeqCst) {
-                while next < count.load(Ordering::SeqCst) + 200 {
+                while next < most.load(Ordering::SeqCst).min(count.load(Ordering::SeqCst) + 200) {
                     client.publish("", QUEUE, Properties::EMPTY, &body(next));
                     next += 1;
                 }
@@ -157,7 +160,7 @@ impl Publishers {
                 }
             }
         });
-        Publishers { stop, confirmed, threads: vec![one, two] }
+        Publishers { stop, confirmed, goal, threads: vec![one, two] }
     }
 
     fn counts(&self) -> [u64; 2] {
@@ -166,6 +169,8 @@ impl Publishers {
 
     /// Waits until both worlds have so many.
     fn reach(&self, counts: [u64; 2]) {
+        // And some more, so that it goes on while a backup is taken.
+        self.goal.store(counts[0] + 3_000, Ordering::SeqCst);
         let deadline = Instant::now() + PATIENCE;
         while self.counts().iter().zip(&counts).any(|(is, wanted)| is < wanted) {
             assert!(Instant::now() < deadline, "{:?} of {counts:?}", self.counts());
@@ -185,26 +190,32 @@ impl Publishers {
 /// How many messages the queue has: 0, 1, 2... without a hole.
 fn drain(broker: &Broker) -> u64 {
     let mut client = Client::connect(broker.ports.amqp).expect("it accepts");
+    client.consume(QUEUE, None).expect("it consumes");
     let (mut next, deadline) = (0, Instant::now() + PATIENCE);
+    // What the consumer has not got yet would be got.
+    client.get(QUEUE);
+    client.flush().expect("it reads");
     loop {
-        client.get(QUEUE);
-        client.flush().expect("it reads");
-        let mut answered = false;
-        while !answered {
-            assert!(Instant::now() < deadline, "after {next}");
-            client.receive(Duration::from_secs(1)).expect("it is there");
-            while let Some(heard) = client.hear().expect("it follows the protocol") {
-                match heard {
-                    Heard::Got(message) => {
-                        assert_eq!(number(&message.body), next);
-                        assert_eq!(message.body.len(), BODY);
-                        next += 1;
-                        answered = true;
-                    }
-                    Heard::Nothing => return next,
-                    other => panic!("{other:?}"),
+        assert!(Instant::now() < deadline, "after {next}");
+        client.receive(Duration::from_secs(1)).expect("it is there");
+        let mut again = false;
+        while let Some(heard) = client.hear().expect("it follows the protocol") {
+            let message = match heard {
+                Heard::Delivered(message) => message,
+                Heard::Got(message) => {
+                    again = true;
+                    message
                 }
-            }
+                Heard::Nothing => return next,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(number(&message.body), next);
+            assert_eq!(message.body.len(), BODY);
+            next += 1;
+        }
+        if again {
+            client.get(QUEUE);
+            client.flush().expect("it reads");
         }
     }
 }

@@ -20,6 +20,7 @@ const CHUNK: u64 = 256;
 const SETTLED: u8 = 1;
 const REUSED: u8 = 2;
 const BY_GUEST: u8 = 4;
+const LOST: u8 = 8;
 
 /// A send as its record names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub(crate) struct Sent {
     pub(crate) settled: bool,
     /// There was one with that key before: its program uses keys more than once.
     pub(crate) reused: bool,
+    /// Its connection was gone before its answer had left.
+    pub(crate) lost: bool,
     /// Its connection was not at the node that led.
     pub(crate) by_guest: bool,
 }
@@ -94,7 +97,12 @@ impl Sent {
         buf.put_u32_le(self.place.2);
         buf.put_u32_le(self.messages);
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
-        buf.put_u8(flag(self.settled, SETTLED) | flag(self.reused, REUSED) | flag(self.by_guest, BY_GUEST));
+        buf.put_u8(
+            flag(self.settled, SETTLED)
+                | flag(self.reused, REUSED)
+                | flag(self.by_guest, BY_GUEST)
+                | flag(self.lost, LOST),
+        );
     }
 
     fn read(cursor: &mut Cursor<'_>) -> Result<Self, Malformed> {
@@ -106,7 +114,7 @@ impl Sent {
         let place = (batch, cursor.u32()?, cursor.u32()?);
         let (messages, flags) = (cursor.u32()?, cursor.u8()?);
         let (settled, reused) = (flags & SETTLED != 0, flags & REUSED != 0);
-        let by_guest = flags & BY_GUEST != 0;
+        let (by_guest, lost) = (flags & BY_GUEST != 0, flags & LOST != 0);
         Ok(Self {
             key,
             owner,
@@ -121,6 +129,7 @@ impl Sent {
             settled,
             reused,
             by_guest,
+            lost,
         })
     }
 }
@@ -191,6 +200,7 @@ impl Recent {
             log_time: by.log_time,
             settled: false,
             reused: self.by_key.contains_key(&send.key),
+            lost: false,
             by_guest: send.owner.session != by.session,
         });
     }
@@ -204,6 +214,7 @@ impl Recent {
             ordinal: by.ordinal,
             log_time: by.log_time,
             settled: false,
+            lost: false,
             by_guest: send.owner.session != by.session,
             ..before
         };
@@ -221,8 +232,8 @@ impl Recent {
         }
     }
 
-    /// The answers of all that this term decided before batch `ordinal` have left.
-    pub(crate) fn settle(&mut self, term: u64, ordinal: u64) {
+    /// The answers of all that this term decided before batch `ordinal` have left, but for those of connections that are gone.
+    pub(crate) fn settle(&mut self, term: u64, ordinal: u64, gone: &[Owner]) {
         self.settled_before = self.settled_before.max(ordinal);
         self.settled = self.settled.max(self.first);
         while let Some(sent) =
@@ -230,7 +241,8 @@ impl Recent {
             && sent.term == term
             && sent.ordinal < ordinal
         {
-            sent.settled = true;
+            sent.lost = gone.contains(&sent.owner);
+            sent.settled = !sent.lost;
             self.changed.insert(self.settled / CHUNK);
             self.settled += 1;
         }
@@ -292,7 +304,12 @@ impl Recent {
 
     /// All is loaded; that is the term.
     pub(crate) fn loaded(&mut self, term: u64) {
-        let open = self.sends.iter().rev().take_while(|sent| sent.term == term && !sent.settled).count();
+        let open = self
+            .sends
+            .iter()
+            .rev()
+            .take_while(|sent| sent.term == term && !sent.settled && !sent.lost)
+            .count();
         self.settled = self.next() - open as u64;
         let last = self.sends.iter().rev().nth(open).filter(|sent| sent.term == term);
         self.settled_before = last.map_or(0, |sent| sent.ordinal + 1);
@@ -339,11 +356,11 @@ mod tests {
         let mut recent = Recent::default();
         recent.enter(&key(1, 1), &to(0), PLACE, &at(0, 10));
         recent.enter(&key(2, 1), &to(1), PLACE, &at(3, 10));
-        recent.settle(1, 3);
+        recent.settle(1, 3, &[]);
         assert!(recent.last_of(1).unwrap().settled && !recent.last_of(2).unwrap().settled);
         recent.begin_term();
         recent.enter(&key(3, 1), &to(2), PLACE, &Decided { term: 2, ..at(0, 10) });
-        recent.settle(2, 1);
+        recent.settle(2, 1, &[]);
         assert!(!recent.last_of(2).unwrap().settled && recent.last_of(3).unwrap().settled);
     }
 
@@ -365,7 +382,8 @@ mod tests {
             for n in 0..100 {
                 recent.enter(&key(round * 70 + n, n), &to(n), PLACE, &at(round, round * 4_000));
             }
-            recent.settle(1, round);
+            let gone = Owner { session: 1, connection: round };
+            recent.settle(1, round, &[gone]);
             recent.forget_until(round * 4_000);
             for (chunk, value) in recent.checkpoint() {
                 match value {

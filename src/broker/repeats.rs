@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use bytes::BufMut;
+
 use super::api::{ConnectionId, Message, Op, Send, Verb};
 use super::core::{Core, Map, Work};
 use super::link::weight;
@@ -26,6 +28,11 @@ const STEP: Duration = Duration::from_millis(20);
 const LATE_MS: i64 = 2_000;
 /// Clients wait three seconds by default, a little less on a busy machine's clock. ms.
 const PATIENCE_MS: i64 = 2_900;
+/// From arrival to arrival of two attempts with one birth: a message that is sent again on purpose has a birth of its own.
+const ATTEMPT_MS: i64 = 1_000;
+const ATTEMPT: Duration = Duration::from_millis(1_000);
+/// Lost connections that one note names; further ones are named by the next.
+const GONE_PER_NOTE: usize = 4_096;
 const LATE: Duration = Duration::from_millis(2_000);
 /// Who takes longer to be answered may have been given up: no client waits less by default.
 const SLOW: Duration = Duration::from_millis(1_000);
@@ -48,6 +55,8 @@ struct Ended {
     /// The answers of what was decided before that batch had left by then.
     settled_before: u64,
     at: Duration,
+    /// Its last send was decided in that batch; no note has told of it yet.
+    untold: Option<u64>,
 }
 
 /// See the module.
@@ -216,7 +225,7 @@ impl Core {
     fn is_long_behind(&self, first: &Message, arrived: Duration, send: &Send) -> bool {
         let Some(again) = send.messages.first() else { return false };
         match self.semantics.born_after(&self.stored_in_memory(first), &again.message) {
-            Some(0) => send.arrived >= arrived + LATE,
+            Some(0) => send.arrived >= arrived + ATTEMPT,
             after => after.is_some_and(|after| after >= LATE_MS),
         }
     }
@@ -237,7 +246,7 @@ impl Core {
         };
         let this = ago(send.arrived);
         if after == 0 {
-            return arrived - this >= LATE_MS;
+            return arrived - this >= ATTEMPT_MS;
         }
         // Log time does not count how long nobody led.
         let unknown = slow.is_none() && first.settled && first.term != self.state.term;
@@ -284,7 +293,8 @@ impl Core {
         let settled_before = self.state.recent.settled_before;
         let (Some(connection), Some(overlay)) = (self.connections.get(&id), &self.overlay) else { return };
         self.repeats.held.remove(&id);
-        if connection.last_send.is_none_or(|ordinal| ordinal < settled_before) {
+        let last = connection.last_send.filter(|ordinal| *ordinal >= settled_before);
+        if last.is_none() {
             return;
         }
         let (term, at, owner) = (overlay.term, self.monotonic(), self.owner_of(id));
@@ -296,6 +306,7 @@ impl Core {
             term,
             settled_before,
             at,
+            untold: last,
         });
         self.repeats.retry = true;
     }
@@ -347,11 +358,30 @@ impl Core {
             Some(since) if since + QUIET <= now => {
                 self.repeats.look = None;
                 self.repeats.noted = before;
-                let sequence = self.number(Work::Unanswered);
-                self.record(sequence, Kind::Answered, 16, |buf, _| bytes::BufMut::put_u64_le(buf, before));
+                self.note_answered(before);
             }
             _ => {}
         }
+    }
+
+    /// Writes that the answers of all before that batch have left, but for those of connections that are gone.
+    fn note_answered(&mut self, before: u64) {
+        let mut gone = Vec::new();
+        for ((session, connection), ended) in &mut self.repeats.ended {
+            if ended.untold.is_some() && gone.len() < GONE_PER_NOTE {
+                ended.untold.take_if(|last| *last < before);
+                gone.push((*session, *connection));
+            }
+        }
+        let sequence = self.number(Work::Unanswered);
+        self.record(sequence, Kind::Answered, 24 + gone.len() * 16, |buf, _| {
+            buf.put_u64_le(before);
+            buf.put_u64_le(gone.len() as u64);
+            for (session, connection) in gone {
+                buf.put_u64_le(session);
+                buf.put_u64_le(connection);
+            }
+        });
     }
 
     /// When [`Core::serve_repeats`] has something to do.

@@ -22,7 +22,7 @@ use super::locks::{Held, LockChange, Locks, Place};
 use super::message::{Reference, parse_reference};
 use super::recent::{Decided, Recent, SendKey};
 use super::record::{self, Kind, Malformed, Record, SectionHead};
-use super::topology::{Change, Topology, WAITING_VHOST};
+use super::topology::{Change, Owner, Topology, WAITING_VHOST};
 
 /// Batch kinds as `storage` carries them.
 pub(crate) const OUTCOMES: u8 = 1;
@@ -521,8 +521,10 @@ impl State {
                 self.sending = Some((record.sequence, send));
             }
             Kind::Answered => {
-                let before = cursor.u64()?;
-                self.recent.settle(self.term, before);
+                let (before, count) = (cursor.u64()?, cursor.u64()?);
+                let owner = |_| Ok(Owner { session: cursor.u64()?, connection: cursor.u64()? });
+                let gone = (0..count).map(owner).collect::<Result<Vec<_>, _>>()?;
+                self.recent.settle(self.term, before, &gone);
             }
             Kind::Session => {
                 let node = cursor.u64()?;

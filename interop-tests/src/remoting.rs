@@ -54,6 +54,12 @@ impl Remoting {
         Ok(Self { stream, timeout: PATIENCE, codec, input, heard: 0, chunk, out, opaque: 0 })
     }
 
+    /// The port that it connected from.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.stream.local_addr().map_or(0, |address| address.port())
+    }
+
     /// Says a request; gives the number that its answer will have.
     ///
     /// # Errors

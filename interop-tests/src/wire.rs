@@ -221,6 +221,12 @@ impl Client {
         Ok(client)
     }
 
+    /// The port that it connected from.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.stream.socket().local_addr().map_or(0, |address| address.port())
+    }
+
     fn shake_hands(&mut self) -> Result<(), Error> {
         let mut properties = TableBuilder::new();
         properties.put_table("capabilities", |table| {

@@ -34,7 +34,7 @@ const USAGE: &str = "usage: fault --broker PATH --what eio|full --times N --out 
 const WORDS: Words = Words {
     harm: "fault",
     times: "--times",
-    own: "--what",
+    own: &["--what"],
     worlds: Worlds::Both,
     between: Some((200, 1_000)),
 };
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    let ran = match arguments.own.as_deref() {
+    let ran = match arguments.own.get("--what").map(String::as_str) {
         Some("eio") => errors(&arguments),
         Some("full") => full(&arguments),
         _ => {

@@ -20,7 +20,7 @@ const USAGE: &str = "usage: kill --broker PATH --kills N --seconds-between LO..H
 /// One kill in so many is followed by another one during recovery.
 const KILL_RECOVERY: u64 = 4;
 
-const WORDS: Words = Words { harm: "kill", times: "--kills", own: "", worlds: Worlds::Amqp, between: None };
+const WORDS: Words = Words { harm: "kill", times: "--kills", own: &[], worlds: Worlds::Amqp, between: None };
 
 fn main() -> ExitCode {
     let Some(arguments) = Arguments::read(&WORDS, std::env::args().skip(1)) else {

@@ -34,7 +34,7 @@ const LOG_FAILED: i32 = 3;
 const WORDS: Words = Words {
     harm: "power",
     times: "--cuts",
-    own: "--plant",
+    own: &["--plant"],
     worlds: Worlds::Both,
     between: Some((300, 2_000)),
 };
@@ -46,11 +46,12 @@ const SYNC_NOTHING: &str = "strace -D -f -qq -o /dev/null -e trace=fsync,fdatasy
 
 fn main() -> ExitCode {
     let arguments = Arguments::read(&WORDS, std::env::args().skip(1));
-    let Some(arguments) = arguments.filter(|a| a.own.as_deref().is_none_or(|plant| plant == NO_SYNC)) else {
+    let Some(arguments) = arguments.filter(|a| a.own.get("--plant").is_none_or(|plant| plant == NO_SYNC))
+    else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    let cuts = Cuts { no_sync: arguments.own.is_some(), arguments, named: Cell::new(false) };
+    let cuts = Cuts { no_sync: !arguments.own.is_empty(), arguments, named: Cell::new(false) };
     match cuts.run() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),

@@ -10,6 +10,8 @@ use crate::history::event::{Event, Name, Op};
 #[derive(Debug, Default)]
 pub(super) struct Breaks {
     crashes: Spans,
+    /// Crashes, and changes of the leader alone.
+    changes: Spans,
     lost: HashMap<(Name, Option<Name>), Spans>,
     /// Beginnings and ends of crashes, in order, each with how many crashes are open after it.
     edges: Vec<(u64, u32)>,
@@ -45,13 +47,18 @@ impl Breaks {
         let mut breaks = Self::default();
         for event in events {
             match event.op {
-                Op::Crash => breaks.crashes.push(event),
+                Op::Crash => {
+                    breaks.crashes.push(event);
+                    breaks.changes.push(event);
+                }
+                Op::Leader { .. } => breaks.changes.push(event),
                 Op::Lost { queue } => breaks.lost.entry((event.client, queue)).or_default().push(event),
                 _ => {}
             }
         }
         breaks.edges = edges(&breaks.crashes);
         breaks.crashes.arrange();
+        breaks.changes.arrange();
         breaks.lost.values_mut().for_each(Spans::arrange);
         breaks
     }
@@ -59,6 +66,11 @@ impl Breaks {
     /// When the first crash began that was not over before `since`.
     pub(super) fn crash(&self, since: u64) -> Option<u64> {
         self.crashes.first(since)
+    }
+
+    /// When the first crash, or change of the leader, began that was not over before `since`.
+    pub(super) fn change(&self, since: u64) -> Option<u64> {
+        self.changes.first(since)
     }
 
     /// When `client` first lost its hold on `queue`, by its own end or by a crash, not before `since`.

@@ -130,8 +130,8 @@ impl Reading<'_> {
         }
     }
 
-    /// All deliveries but the first of each copy say that they are not the first; a crash may have cost the flag of
-    /// each copy that went back before it.
+    /// All deliveries but the first of each copy say that they are not the first; a crash, or another leader, may have cost the flag
+    /// of each copy that went back before it.
     fn judge_flags(&self, findings: &mut Findings) {
         let unflagged = |seen: &&Seen<'_>| seen.delivery.redelivered == Some(false);
         if self.deliveries.iter().filter(unflagged).count() <= self.copies {
@@ -147,7 +147,7 @@ impl Reading<'_> {
                     return;
                 }
             }
-            causes.add(returned.and_then(|_| self.view.breaks.crash(seen.event.t0)));
+            causes.add(returned.and_then(|_| self.view.breaks.change(seen.event.t0)));
         }
         findings.note("redelivered flags lost by a crash", (before.len() - self.copies) as u64);
     }

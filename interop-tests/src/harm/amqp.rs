@@ -116,10 +116,11 @@ fn consume(load: &Load, name: &str, queue: &str, dice: &Dice) {
             return;
         }
         let client = format!("{name}.{life}");
-        let mut consumer = Consumer { load, name: &client, queue, dice, open: Vec::new() };
+        let mut consumer =
+            Consumer { load, name: &client, queue, dice, heard: load.tape.now(), open: Vec::new() };
         if let Err(error) = consumer.live() {
             let now = load.tape.now();
-            load.tape.record((now, now), &client, Outcome::Ok, |_| Op::Lost { queue: None });
+            load.tape.record((consumer.heard, now), &client, Outcome::Ok, |_| Op::Lost { queue: None });
             load.ended(name, &error);
         }
     }
@@ -403,6 +404,8 @@ struct Consumer<'r> {
     name: &'r str,
     queue: &'r str,
     dice: &'r Dice,
+    /// The connection lived then, on the tape's clock.
+    heard: u64,
     /// Delivered and not settled.
     open: Vec<(u64, Own)>,
 }
@@ -411,6 +414,7 @@ impl Consumer<'_> {
     /// One connection, until it is lost or consuming is over.
     fn live(&mut self) -> Result<(), Error> {
         let mut client = Client::connect(self.load.ports.amqp)?;
+        self.load.note_consumer(client.port(), self.name);
         client.consume(self.queue, Some(PREFETCH))?;
         // What is settled at once can not be lost: some lives are slow, so that a crash finds messages in the queues.
         let pause = Duration::from_millis(if self.dice.below(3) == 0 { 0 } else { self.dice.below(LAZY) });
@@ -418,7 +422,9 @@ impl Consumer<'_> {
             if self.load.is_publishing() {
                 thread::sleep(pause);
             }
+            let asked = self.load.tape.now();
             let idle = !client.receive(Duration::from_millis(50))?;
+            self.heard = asked;
             let arrived = self.hear(&mut client)?;
             self.give_back(&mut client, arrived);
             // Some are held, so that a crash finds messages at consumers; never so many that the queue stands still.

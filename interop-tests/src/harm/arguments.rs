@@ -3,6 +3,7 @@
 //! Owns: the common words and their defaults. Promises: a word that nobody knows, or without a value, is refused.
 //! Does not know: what a program adds.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,8 +17,8 @@ pub struct Arguments {
     pub trial: Trial,
     /// Milliseconds between two harms, at least and at most.
     pub between: (u64, u64),
-    /// The value of the program's own word, if it was given.
-    pub own: Option<String>,
+    /// The values of the program's own words that were given.
+    pub own: BTreeMap<&'static str, String>,
 }
 
 /// What the words are that a program does not share.
@@ -27,8 +28,8 @@ pub struct Words {
     pub harm: &'static str,
     /// How often: the word for it.
     pub times: &'static str,
-    /// One word more, with a value.
-    pub own: &'static str,
+    /// Words more, each with a value.
+    pub own: &'static [&'static str],
     /// Whose clients take part unless `--protocol` says it.
     pub worlds: Worlds,
     /// Pauses between two harms unless `--seconds-between` says it, in ms; none: it must be said.
@@ -38,7 +39,7 @@ pub struct Words {
 impl Arguments {
     /// Reads what follows the program's name. None: the usage should be shown.
     pub fn read(words: &Words, mut line: impl Iterator<Item = String>) -> Option<Self> {
-        let (mut broker, mut times, mut out, mut own) = (None, None, None, None);
+        let (mut broker, mut times, mut out, mut own) = (None, None, None, BTreeMap::new());
         let (mut worlds, mut between) = (words.worlds, words.between);
         let mut seed =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| u64::from(now.subsec_nanos()));
@@ -57,8 +58,7 @@ impl Arguments {
                 "--seed" => seed = value.parse().ok()?,
                 "--dir" => directory = PathBuf::from(value),
                 word if word == words.times => times = Some(value.parse().ok()?),
-                word if word == words.own => own = Some(value),
-                _ => return None,
+                word => drop(own.insert(words.own.iter().copied().find(|known| *known == word)?, value)),
             }
         }
         let between = between.filter(|(low, high)| low < high)?;
@@ -79,11 +79,11 @@ mod tests {
     #[test]
     fn a_command_line_needs_its_words_and_a_range_that_is_one() {
         let words =
-            Words { harm: "kill", times: "--kills", own: "--plant", worlds: Worlds::Amqp, between: None };
+            Words { harm: "kill", times: "--kills", own: &["--plant"], worlds: Worlds::Amqp, between: None };
         let read = |text: &str| Arguments::read(&words, text.split_whitespace().map(str::to_owned));
         let good = read("--broker b --kills 3 --seconds-between 0.5..2 --out o --seed 7").unwrap();
         assert_eq!((good.trial.times, good.between, good.trial.seed), (3, (500, 2_000), 7));
-        assert_eq!((good.trial.worlds, good.own), (Worlds::Amqp, None));
+        assert_eq!((good.trial.worlds, good.own.len()), (Worlds::Amqp, 0));
         for bad in [
             "",
             "--broker b --kills 3 --out o",

@@ -24,6 +24,7 @@ use super::load::Load;
 use super::tape::Tape;
 use super::trial::{Trial, judge};
 use crate::check::Report;
+use crate::history::event::Op;
 use crate::sim::dice::Dice;
 
 /// How long all may take to be level again.
@@ -181,6 +182,18 @@ impl Cluster {
             }
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// How often each node has started again with a copy of a store.
+    #[must_use]
+    pub fn copies(&self) -> [usize; NODES] {
+        std::array::from_fn(|node| self.nodes[node].log_text().matches("starting again with it").count())
+    }
+
+    /// The term, as the leader says.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        (0..NODES).filter_map(|number| self.ask(number)).map(|said| said.term).max().unwrap_or(0)
     }
 
     /// A signal to a node.
@@ -371,7 +384,12 @@ fn live(
             load.plan(trial.harm, trial.times);
             thread::scope(|scope| {
                 load.begin(scope, dice);
-                let lived = harm(load, cluster, dice).and_then(|()| load.heal());
+                let lived = harm(load, cluster, dice).and_then(|()| load.heal()).and_then(|()| {
+                    let begin = load.tape.now();
+                    cluster.level()?;
+                    load.tape.harness(begin, load.tape.now(), |_| Op::Converged);
+                    Ok(())
+                });
                 // Whatever happened, the threads must end.
                 load.end();
                 if lived.is_err() {

@@ -4,12 +4,15 @@
 //! not lost and not closed, as packets that are dropped for a while: it goes on when the weather clears; directions are independent;
 //! threads end with their owner. Does not know: what is said, why.
 
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::sim::dice::mix;
 
 /// How often a thread looks whether something has changed.
 const LOOK: Duration = Duration::from_millis(20);
@@ -17,6 +20,10 @@ const LOOK: Duration = Duration::from_millis(20);
 pub const NODES: usize = 3;
 /// Nothing passes.
 const HELD: u64 = u64::MAX;
+/// Three of ten packets are lost: the stream waits until each of them was sent once more.
+const LOSSY: u64 = HELD - 1;
+/// When a packet is sent once more, for the first time.
+const AGAIN: Duration = Duration::from_millis(200);
 /// How long a client waits for somebody to lead before its connection is closed.
 const NOBODY: Duration = Duration::from_secs(1);
 
@@ -56,11 +63,13 @@ impl Links {
                     // Who is down refuses at once.
                     let Ok(far) = TcpStream::connect(nodes[to]) else { return };
                     let (weather, ended) = (Arc::clone(&weather), Arc::clone(&ended));
+                    let packets = AtomicU64::new((from * NODES + to) as u64);
                     let now = move |forth| {
                         let (a, b) = if forth { (from, to) } else { (to, from) };
                         match weather.0[a][b].load(Ordering::SeqCst) {
                             _ if ended.load(Ordering::SeqCst) => Pass::Cut,
                             HELD => Pass::Held,
+                            LOSSY => Pass::After(lost(&packets)),
                             micros => Pass::After(Duration::from_micros(micros)),
                         }
                     };
@@ -88,8 +97,13 @@ impl Links {
 
     /// All that passes from one to the other takes longer.
     pub fn slow(&self, from: usize, to: usize, by: Duration) {
-        let micros = u64::try_from(by.as_micros()).unwrap_or(HELD - 1);
+        let micros = u64::try_from(by.as_micros()).unwrap_or(LOSSY - 1);
         self.weather.0[from][to].store(micros, Ordering::SeqCst);
+    }
+
+    /// Three of ten packets from one to the other are lost.
+    pub fn lose(&self, from: usize, to: usize) {
+        self.weather.0[from][to].store(LOSSY, Ordering::SeqCst);
     }
 
     /// Everything passes again.
@@ -98,6 +112,15 @@ impl Links {
             self.weather.0[from][to].store(0, Ordering::SeqCst);
         }
     }
+}
+
+/// How long what was sent takes when three of ten packets are lost, and each is sent again after twice the time.
+fn lost(packets: &AtomicU64) -> Duration {
+    let mut wait = Duration::ZERO;
+    while wait < 7 * AGAIN && mix(packets.fetch_add(1, Ordering::Relaxed)) % 10 < 3 {
+        wait = 2 * wait + AGAIN;
+    }
+    wait
 }
 
 /// All ordered pairs of nodes.
@@ -112,6 +135,17 @@ pub struct Door {
     pub address: SocketAddr,
 }
 
+/// What is done to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// Nothing: its clients keep their connections, and what they hold.
+    None,
+    /// It stands still, or is out of the others' reach: its clients keep their connections.
+    Stands,
+    /// It ends.
+    Ends,
+}
+
 /// Whom doors lead to, and what became of their connections.
 #[derive(Debug)]
 pub struct Desk {
@@ -119,12 +153,14 @@ pub struct Desk {
     pub leader: AtomicUsize,
     /// Clients are led to all nodes in turn; otherwise to the leader alone, and away from who leads no more.
     pub through_all: bool,
-    /// Nodes that somebody does harm to: their connections may end.
-    pub harmed: [AtomicBool; NODES],
-    /// Connections made, and those that ended though neither the client nor harm to their node ended them.
+    /// What is done to each of the nodes, as [`Harm`]s.
+    harmed: [AtomicUsize; NODES],
+    /// Connections made.
     pub made: AtomicUsize,
-    /// See `made`.
-    pub lost: AtomicUsize,
+    /// Connections that ended though no client ended them: to which node, and what was done to it then.
+    ended_by: Mutex<Vec<(usize, Harm)>>,
+    /// Where connections that live come from, and which node they lead to.
+    lives: Mutex<HashMap<u16, usize>>,
     turn: AtomicUsize,
     ended: AtomicBool,
 }
@@ -138,7 +174,8 @@ impl Desk {
             through_all,
             harmed: Default::default(),
             made: AtomicUsize::new(0),
-            lost: AtomicUsize::new(0),
+            ended_by: Mutex::default(),
+            lives: Mutex::default(),
             turn: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         })
@@ -149,12 +186,51 @@ impl Desk {
         self.ended.store(true, Ordering::SeqCst);
     }
 
+    /// Notes what is done to a node.
+    pub fn harm(&self, node: usize, harm: Harm) {
+        self.harmed[node].store(harm as usize, Ordering::SeqCst);
+    }
+
+    fn harm_of(&self, node: usize) -> Harm {
+        match self.harmed[node].load(Ordering::SeqCst) {
+            0 => Harm::None,
+            1 => Harm::Stands,
+            _ => Harm::Ends,
+        }
+    }
+
+    /// Ports that connections come from which live and lead to a harmed node.
+    ///
+    /// # Panics
+    /// Never: nobody panics with the lock.
+    #[must_use]
+    pub fn harmed_ports(&self) -> Vec<u16> {
+        let lives = self.lives.lock().expect("no thread panics here");
+        lives.iter().filter(|(_, node)| self.harm_of(**node) != Harm::None).map(|(port, _)| *port).collect()
+    }
+
+    /// How many connections ended since the last call, without a reason. `replaced`: nodes that started again with a copy of a store,
+    /// as they may when they were out of reach.
+    ///
+    /// # Panics
+    /// Never: nobody panics with the lock.
+    #[must_use]
+    pub fn lost(&self, replaced: &[usize]) -> usize {
+        let ended = std::mem::take(&mut *self.ended_by.lock().expect("no thread panics here"));
+        let without = |(node, harm): &&(usize, Harm)| match harm {
+            Harm::None => true,
+            Harm::Stands => !replaced.contains(node),
+            Harm::Ends => false,
+        };
+        ended.iter().filter(without).count()
+    }
+
     fn choose(&self) -> Option<usize> {
         let deadline = Instant::now() + NOBODY;
         while Instant::now() < deadline {
             if self.through_all {
                 let turn = self.turn.fetch_add(1, Ordering::SeqCst) % NODES;
-                if !self.harmed[turn].load(Ordering::SeqCst) {
+                if self.harm_of(turn) == Harm::None {
                     return Some(turn);
                 }
             } else if let leader @ 0..NODES = self.leader.load(Ordering::SeqCst) {
@@ -182,6 +258,8 @@ impl Door {
                     let Some(node) = desk.choose() else { return };
                     let Ok(far) = TcpStream::connect(nodes[node]) else { return };
                     desk.made.fetch_add(1, Ordering::SeqCst);
+                    let port = near.peer_addr().map_or(0, |address| address.port());
+                    desk.lives.lock().expect("no thread panics here").insert(port, node);
                     let told = Arc::clone(&desk);
                     let ending = join(near, far, move |_| {
                         let away = !told.through_all && told.leader.load(Ordering::SeqCst) != node;
@@ -193,10 +271,10 @@ impl Door {
                         }
                     });
                     let led_away = !desk.through_all && desk.leader.load(Ordering::SeqCst) != node;
-                    let harmed =
-                        desk.harmed[node].load(Ordering::SeqCst) || desk.ended.load(Ordering::SeqCst);
-                    if ending == Ending::Far && !led_away && !harmed {
-                        desk.lost.fetch_add(1, Ordering::SeqCst);
+                    desk.lives.lock().expect("no thread panics here").remove(&port);
+                    if ending == Ending::Far && !led_away && !desk.ended.load(Ordering::SeqCst) {
+                        let harm = desk.harm_of(node);
+                        desk.ended_by.lock().expect("no thread panics here").push((node, harm));
                     }
                 });
             });

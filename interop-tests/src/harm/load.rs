@@ -4,6 +4,7 @@
 //! Promises: a connection lost by a crash is a matter of course, anything else the server says is a failure; every wait ends.
 //! Does not know: what a protocol's traffic is made of.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::sync::Mutex;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::broker::Ports;
 use super::tape::Tape;
 use super::{amqp, later, rocketmq};
-use crate::history::event::Op;
+use crate::history::event::{Op, Outcome};
 use crate::sim::dice::Dice;
 use crate::wire::Error;
 
@@ -78,6 +79,8 @@ pub struct Load<W: Write = BufWriter<File>> {
     pub(super) last_arrival: AtomicU64,
     /// Publishers that have not ended.
     pub(super) publishers: AtomicU64,
+    /// Consumers by the port that they connected from.
+    consumers: Mutex<HashMap<u16, String>>,
     confirmed: AtomicU64,
     arrived: AtomicU64,
     blocked: AtomicU64,
@@ -100,6 +103,7 @@ impl Load {
             ledger: later::Ledger::default(),
             last_arrival: AtomicU64::new(0),
             publishers: AtomicU64::new(0),
+            consumers: Mutex::default(),
             confirmed: AtomicU64::new(0),
             arrived: AtomicU64::new(0),
             blocked: AtomicU64::new(0),
@@ -141,6 +145,18 @@ impl Load {
 
     pub(super) fn note_confirms(&self, count: u64) {
         self.confirmed.fetch_add(count, Ordering::SeqCst);
+    }
+
+    pub(super) fn note_consumer(&self, port: u16, name: &str) {
+        self.consumers.lock().expect("no thread panics here").insert(port, name.to_owned());
+    }
+
+    /// What consumers that connected from there held may have been given to others, in that span.
+    pub fn may_have_lost(&self, ports: &[u16], span: (u64, u64)) {
+        let consumers = self.consumers.lock().expect("no thread panics here");
+        for name in ports.iter().filter_map(|port| consumers.get(port)) {
+            self.tape.record(span, name, Outcome::Ok, |_| Op::Lost { queue: None });
+        }
     }
 
     pub(super) fn note_arrival(&self) {

@@ -476,6 +476,7 @@ impl Consumer<'_> {
     /// One connection, until it is lost or consuming is over.
     fn live(&mut self) -> Result<(), Error> {
         let mut client = connect(self.load, self.dice)?;
+        self.load.note_consumer(client.port(), self.name);
         let mut next = [0_i64; PARTS as usize];
         let mut committed = next;
         for part in 0..PARTS {

@@ -122,7 +122,7 @@ pub enum Op {
     },
     /// The broker crashed or its leader changed, from the blow until it was ready again.
     Crash,
-    /// A node saw a leader come to power.
+    /// A leader came to power, between these instants.
     Leader {
         /// The leader's term.
         term: u64,

@@ -1,4 +1,4 @@
-//! Alarms: the machine runs low on disk space or memory, so publishers must wait.
+//! Alarms: the machine runs low on disk space or memory, or the node has lost its majority, so publishers must wait.
 //!
 //! Owns: which alarm is raised, the two limits, and how space and memory are measured. Promises: raising and clearing is one line of
 //! the log each; an alarm that is raised clears only when there is clearly more than the limit, so that it does not flap; who
@@ -21,19 +21,23 @@ pub struct Raised {
     pub disk: bool,
     /// Too much memory in use.
     pub memory: bool,
+    /// No leader with a majority is reached: nothing can be confirmed.
+    pub minority: bool,
 }
 
 impl Raised {
     /// Must publishers wait?
     #[must_use]
     pub fn any(self) -> bool {
-        self.disk || self.memory
+        self.disk || self.memory || self.minority
     }
 
-    /// In RabbitMQ's words, as `connection.blocked` carries them.
+    /// As `connection.blocked` carries it: in RabbitMQ's words, which has none for a lost majority.
     #[must_use]
     pub fn reason(self) -> &'static str {
         match (self.disk, self.memory) {
+            // Whatever else there is: without this nothing goes on.
+            _ if self.minority => "no majority of the nodes is reached",
             (true, true) => "low on disk & memory",
             (true, false) => "low on disk",
             (false, true) => "low on memory",
@@ -90,6 +94,7 @@ struct Causes {
     low_disk: bool,
     no_segment: bool,
     memory: bool,
+    minority: bool,
 }
 
 impl Alarms {
@@ -180,8 +185,26 @@ impl Alarms {
         self.tell(&causes);
     }
 
+    /// This node reaches no leader that has a majority, or does again.
+    pub fn minority(&self, lost: bool) {
+        let mut causes = self.lock();
+        if causes.minority == lost {
+            return;
+        }
+        causes.minority = lost;
+        if lost {
+            tracing::warn!(
+                "alarm: no majority of the nodes is reached: nothing is confirmed or delivered, publishers wait"
+            );
+        } else {
+            tracing::info!("alarm ended: a majority of the nodes is reached");
+        }
+        self.tell(&causes);
+    }
+
     fn tell(&self, causes: &Causes) {
-        let now = Raised { disk: causes.low_disk || causes.no_segment, memory: causes.memory };
+        let disk = causes.low_disk || causes.no_segment;
+        let now = Raised { disk, memory: causes.memory, minority: causes.minority };
         self.raised.send_if_modified(|raised| std::mem::replace(raised, now) != now);
     }
 
@@ -284,6 +307,15 @@ mod tests {
         assert_eq!(judge(&alarms, 5000, 0), "low on disk");
         alarms.no_segment(false);
         assert!(!watch.changed().await.any());
+    }
+
+    #[test]
+    fn a_lost_majority_is_an_alarm_that_says_so_and_ends() {
+        let alarms = Alarms::new();
+        alarms.minority(true);
+        assert_eq!(judge(&alarms, 999, 0), "no majority of the nodes is reached");
+        alarms.minority(false);
+        assert_eq!(alarms.raised().reason(), "low on disk");
     }
 
     #[test]

@@ -278,7 +278,7 @@ async fn run(config: &Config, clock: &SystemClock) -> Result<Ended, Failure> {
             };
             cluster::transport::until(import, import_stop.requested()).await;
         });
-        let watched = membership.clone().watch(Arc::clone(&ready), node.ready.clone());
+        let watched = membership.clone().watch(Arc::clone(&ready), Arc::clone(&alarms), node.ready.clone());
         let stop = stop.clone();
         servers.spawn(async move { cluster::transport::until(watched, stop.requested()).await });
     } else {

@@ -15,7 +15,9 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
+use crate::alarms::Alarms;
 use crate::clock::Clock;
 use crate::cluster::admin;
 use crate::cluster::calls::asked;
@@ -40,6 +42,8 @@ pub const PART: &str = "the cluster";
 
 /// How long a new cluster waits for the nodes that it was founded with before it serves without them.
 const FORMING: Duration = Duration::from_secs(10);
+/// Without a leader that has a majority for so long, a node says so to its clients: elections are over sooner.
+const ALONE: Duration = Duration::from_secs(4);
 /// How long the others have to agree that a member goes.
 const REMOVE: Duration = Duration::from_secs(10);
 /// How long an ending node waits for its successor.
@@ -245,29 +249,39 @@ impl Membership {
     }
 
     /// Says whether this node can serve, for ever: it leads and its shard serves, or it follows a leader that it reaches and has
-    /// applied what it knows to be committed.
-    pub async fn watch(self, ready: Arc<Readiness>, mut shard: watch::Receiver<bool>) {
+    /// applied what it knows to be committed. When neither is so for longer than an election takes, clients are told.
+    pub async fn watch(self, ready: Arc<Readiness>, alarms: Arc<Alarms>, mut shard: watch::Receiver<bool>) {
         let mut view = self.view.clone();
+        let mut since = None;
         loop {
-            let serves = {
+            let (is_led, is_level) = {
                 let view = view.borrow_and_update();
-                match view.role {
+                let is_led = match view.role {
                     Role::Leader { .. } => *shard.borrow_and_update(),
                     Role::Follower { leader } => {
                         self.transport.links().get(&leader).is_some_and(Option::is_none)
-                            && view.applied >= view.committed
                     }
                     Role::Looking => false,
-                }
+                };
+                (is_led, matches!(view.role, Role::Leader { .. }) || view.applied >= view.committed)
             };
-            if serves {
+            if is_led && is_level {
                 ready.up(PART)
             } else {
                 ready.down(PART)
             }
+            let alone = if is_led { None } else { Some(*since.get_or_insert_with(Instant::now) + ALONE) };
+            if is_led {
+                since = None;
+                alarms.minority(false);
+            }
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
                 changed = shard.changed() => if changed.is_err() { return },
+                () = sleep_until(alone.unwrap_or_else(Instant::now)), if alone.is_some_and(|at| at > Instant::now()) => {}
+            }
+            if alone.is_some_and(|at| at <= Instant::now()) {
+                alarms.minority(true);
             }
         }
     }

@@ -1403,6 +1403,7 @@ impl Core {
     /// Forgets a connection that has nothing left to decide.
     pub(crate) fn forget(&mut self, id: ConnectionId) {
         self.connections.remove(&id);
+        self.guest_forgotten(id);
         if let Some(large) = self.large.remove(&id) {
             self.give_up(&large.extents);
         }

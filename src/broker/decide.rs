@@ -544,8 +544,9 @@ impl Core {
             // Not leading any more: the pieces are garbage, the verb starts over when it leads again.
             return self.stall(id, large.verb);
         }
-        let (first, extents) = (self.next_sequence(), large.extents.clone());
+        let (first, extents, number) = (self.next_sequence(), large.extents.clone(), large.verb.number);
         self.put_references(id, large);
+        self.guest_decided(id, number);
         let named = |core: &mut Self, sequence| core.pending(sequence).is_some_and(|p| !p.extents.is_empty());
         if !(first..self.next_sequence()).any(|sequence| named(self, sequence)) {
             self.give_up(&extents);

@@ -392,6 +392,8 @@ impl Core {
                 // Answered without a record: a look, a refusal, a queue in memory.
                 None if told => self.give(connection, weight(&verb)),
                 None if self.is_settled(connection, &verb) => {}
+                // What was given back nobody holds; if the leader had done it, somebody may by now: it is not given back twice.
+                None if matches!(verb.op, Op::Settle { how: Settle::Requeue, .. }) => {}
                 None => {
                     self.hold_again(connection, &verb);
                     again.push((connection, verb));

@@ -60,8 +60,8 @@ struct FrontEnd {
     ready: bool,
     /// Its number for a connection, and ours.
     connections: BTreeMap<ConnectionId, ConnectionId>,
-    /// Verbs by number that are not done with, and the last sequence that each waits for once it is decided.
-    open: BTreeMap<u64, Option<u64>>,
+    /// Verbs by number that are not done with: whose, and the last sequence that each waits for once it is decided.
+    open: BTreeMap<u64, (ConnectionId, Option<u64>)>,
     /// The last verb that came.
     heard: u64,
     events: Vec<(ConnectionId, Vec<Event>)>,
@@ -267,7 +267,7 @@ impl Core {
         if let Some(front) = self.guests.fronts.get_mut(&stream)
             && verb.number != 0
         {
-            front.open.insert(verb.number, None);
+            front.open.insert(verb.number, (id, None));
             front.heard = front.heard.max(verb.number);
         }
         if let Some(connection) = self.connections.get(&id) {
@@ -523,9 +523,18 @@ impl Core {
             || self.large.get(&id).is_some_and(|large| large.verb.number == number);
         let last = self.next_sequence() - 1;
         if let Some(front) = self.guests.fronts.get_mut(&guest.stream)
-            && let Some(open) = front.open.get_mut(&number)
+            && let Some((_, open)) = front.open.get_mut(&number)
         {
             *open = (!waits).then_some(last);
+        }
+    }
+
+    /// Nothing more is decided for a guest that is gone: a pull of it that waited is done with.
+    pub(crate) fn guest_forgotten(&mut self, id: ConnectionId) {
+        let last = self.next_sequence() - 1;
+        for front in self.guests.fronts.values_mut().filter(|_| id >= FIRST_GUEST) {
+            let waiting = front.open.values_mut().filter(|(of, open)| *of == id && open.is_none());
+            waiting.for_each(|(_, open)| *open = Some(last));
         }
     }
 
@@ -552,7 +561,7 @@ impl Core {
         for event in &events {
             // What is answered waits for nothing: its records are applied.
             if let Event::Reply { request, .. } = event
-                && let Some(open) = front.open.get_mut(request)
+                && let Some((_, open)) = front.open.get_mut(request)
             {
                 *open = Some(0);
             }
@@ -587,7 +596,7 @@ impl Core {
         let first_pending = self.first_pending();
         let Some(front) = self.guests.fronts.get_mut(&stream).filter(|front| front.welcome) else { return };
         while let Some(entry) = front.open.first_entry() {
-            if !entry.get().is_some_and(|last| last < first_pending) {
+            if !entry.get().1.is_some_and(|last| last < first_pending) {
                 break;
             }
             entry.remove();

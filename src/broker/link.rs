@@ -54,6 +54,12 @@ impl Credit {
         }
     }
 
+    /// Bytes that are not resolved.
+    #[cfg(test)]
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Acquire)
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.used.load(Ordering::Acquire) < limits::CONNECTION_CREDIT
     }

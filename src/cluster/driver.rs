@@ -540,6 +540,8 @@ fn config(timing: &Timing) -> openraft::Config {
         election_timeout_min: millis(timing.election.0),
         election_timeout_max: millis(timing.election.1),
         max_payload_entries: ENTRIES_PER_REQUEST,
+        // A leader that hears no majority falls silent, so that those who hear it alone elect another one.
+        quorum_loss_probe_interval: Some(2 * millis(timing.election.1)),
         // A node that comes back must not raise the term of a healthy cluster.
         enable_pre_vote: Some(true),
         // A restarted leader asks again: what it led may have gone on without it.

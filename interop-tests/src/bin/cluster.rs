@@ -341,7 +341,7 @@ fn one(
         Fault::SlowDisk => {
             let node = if dice.below(2) == 0 { leader } else { follower };
             let id = cluster.nodes[node].id().unwrap_or(0).to_string();
-            let mut trace = traced("fdatasync:delay_exit=10000", &["-p", &id])?;
+            let mut trace = traced("fdatasync,pwritev2:delay_exit=10000", &["-p", &id])?;
             let gap = watch(load, time);
             let _ = trace.kill();
             let _ = trace.wait();
@@ -351,7 +351,7 @@ fn one(
             let node = if dice.below(2) == 0 { leader } else { follower };
             ends(cluster, node);
             let id = cluster.nodes[node].id().unwrap_or(0).to_string();
-            let mut trace = traced("fdatasync:error=EIO:when=1", &["-p", &id])?;
+            let mut trace = traced("fdatasync,pwritev2:error=EIO:when=1", &["-p", &id])?;
             // It ends itself: what it confirmed it must not forget, and what is not synced it must not confirm.
             let status = cluster.nodes[node].ended_within(ENDS_WITHIN);
             let _ = trace.kill();
@@ -390,8 +390,8 @@ fn one(
         Fault::FollowerAway => {
             ends(cluster, follower);
             cluster.nodes[follower].kill();
-            // Several checkpoints: the others keep 8 MiB, and write one every 32.
-            let goal = position(cluster, leader) + (80 << 20);
+            // Several checkpoints: the others keep 16 MiB, and write one every 32.
+            let goal = position(cluster, leader) + (96 << 20);
             let deadline = Instant::now() + Duration::from_secs(60);
             let mut longest = Duration::ZERO;
             while Instant::now() < deadline && position(cluster, cluster.led()?) < goal {

@@ -32,7 +32,9 @@ const LEVEL_WITHIN: Duration = Duration::from_secs(90);
 /// How long a node may take to end when it is told to.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 /// Small segments and little log kept: nodes that were away for a while need a copy.
-const SETTINGS: [&str; 2] = ["storage.segment_size=4MiB", "cluster.keep_log=8MiB"];
+const SETTINGS: [&str; 2] = ["storage.segment_size=4MiB", "cluster.keep_log=16MiB"];
+/// A node that lacks no more log than this is as good as level while there is load: it needs no copy when the leader changes. Bytes.
+const NEAR: u64 = 4 << 20;
 
 /// Of a file system of one node's own. It is sparse: it costs what is written.
 const DISK: u64 = 4 << 30;
@@ -46,6 +48,8 @@ pub struct Said {
     pub term: u64,
     /// Index of the last entry in its log, of the last that it knows as committed, of the last that it has applied.
     pub indices: [Option<u64>; 3],
+    /// The most that a member lacks, as a leader says. Bytes.
+    pub lag: u64,
 }
 
 /// See the module.
@@ -173,7 +177,10 @@ impl Cluster {
                 // A new cluster has nothing at first.
                 goal = goal.or_else(|| all.iter().filter_map(|said| said.indices[1]).max());
                 let one_leads = all.iter().filter(|said| said.leads).count() == 1;
-                if goal.is_some() && one_leads && all.iter().all(|said| said.indices[2] >= goal) {
+                if goal.is_some()
+                    && one_leads
+                    && all.iter().all(|said| said.indices[2] >= goal && said.lag <= NEAR)
+                {
                     return Ok(());
                 }
             }
@@ -258,10 +265,12 @@ fn said(ports: &Ports) -> Option<Said> {
     page.read_to_string(&mut answer).ok()?;
     let json: Value = serde_json::from_str(&answer[answer.find('{')?..=answer.rfind('}')?]).ok()?;
     let index = |name: &str| json[name].as_u64();
+    let members = json["members"].as_array().into_iter().flatten();
     Some(Said {
         leads: json["role"] == "leader",
         term: index("term").unwrap_or(0),
         indices: [index("last"), index("committed"), index("applied")],
+        lag: members.filter_map(|member| member["lag_bytes"].as_u64()).max().unwrap_or(0),
     })
 }
 

@@ -687,3 +687,75 @@ fn a_pull_and_a_get_wait_for_the_next_leader() {
     });
     assert!(pulled);
 }
+
+fn used(c: &Cluster, node: usize, client: &Client) -> usize {
+    c.members[node].core.connections[&client.id].credit.used()
+}
+
+#[test]
+fn a_large_send_that_wants_no_answer_holds_up_nothing_behind_it() {
+    let mut c = Cluster::new();
+    let mut a = c.client(1, 1);
+    c.call(1, &mut a, send_to("T")).unwrap();
+    let Op::Send(mut large) = send_to("T") else { unreachable!() };
+    large.messages[0].message.bytes = vec![b'x'; 3 * crate::limits::BATCH_TARGET].into();
+    let verb = Verb { key: key(), request: 0, vhost: 0, op: Op::Send(large), number: 0 };
+    c.members[1].core.connections[&a.id].credit.take(super::super::link::weight(&verb));
+    c.members[1].core.input(Input::Verbs(a.id, vec![verb]));
+    c.run();
+    c.call(1, &mut a, send_to("T")).unwrap();
+    c.run();
+    assert_eq!(used(&c, 1, &a), 0, "all of it is done with");
+}
+
+#[test]
+fn a_pull_that_waits_for_a_client_that_is_gone_holds_up_nothing_behind_it() {
+    let mut c = Cluster::new();
+    let (mut a, mut b) = (c.client(1, 1), c.client(1, 2));
+    c.call(1, &mut a, send_to("T")).unwrap();
+    let fetch = Fetch {
+        topic: "T".into(),
+        queue_id: 1,
+        offset: 1,
+        max_messages: 8,
+        max_bytes: 1000,
+        tags: Arc::default(),
+        wait_ms: 10_000,
+    };
+    c.send(1, &mut a, Op::Fetch(fetch));
+    c.run();
+    c.members[1].core.input(Input::Disconnected(a.id));
+    c.run();
+    c.call(1, &mut b, send_to("T")).unwrap();
+    c.run();
+    assert_eq!(used(&c, 1, &b), 0, "all of it is done with");
+}
+
+#[test]
+fn what_was_given_back_and_came_again_stays_with_whom_it_came_to_whoever_leads() {
+    let mut c = Cluster::new();
+    let (mut a, mut other) = (c.client(1, 1), c.client(1, 2));
+    c.call(1, &mut a, queue("q", true)).unwrap();
+    c.send(1, &mut a, publish("", "q", 0, b"x"));
+    c.send(1, &mut a, consume(5, "q", 2));
+    c.run();
+    c.advance(1000);
+    assert_eq!(a.deliveries().iter().map(|d| (d.0, d.1)).collect::<Vec<_>>(), [(0, false)]);
+    // A publish before it is not committed, so the leader does not say either that it is done with the other.
+    c.send(1, &mut a, publish("", "q", 1, b"y"));
+    c.send(1, &mut a, Op::Settle { reader: 5, ranges: vec![(0, 0)], how: Settle::Requeue });
+    for _ in 0..6 {
+        c.turn();
+    }
+    assert_eq!(a.deliveries().iter().map(|d| (d.0, d.1)).collect::<Vec<_>>(), [(0, true)]);
+    c.kill(0);
+    c.lead(2);
+    c.send(1, &mut other, consume(6, "q", 2));
+    c.advance(1000);
+    let again: Vec<u64> = a.deliveries().iter().chain(&other.deliveries()).map(|d| d.0).collect();
+    assert!(!again.contains(&0), "it is held");
+    c.send(1, &mut a, Op::Settle { reader: 5, ranges: vec![(0, 0)], how: Settle::Ack });
+    c.run();
+    assert_eq!(c.depth(2, "q"), 1);
+    c.digests_are_equal();
+}

@@ -220,6 +220,8 @@ struct Task<T> {
     alarms: Watch,
     /// It publishes while an alarm is raised: nothing more of it is taken until that ends.
     blocked: bool,
+    /// It has published: its confirms may be what a lost majority holds up.
+    publishes: bool,
     /// Weight of deliveries written and not reported.
     drained: u64,
     ticks: Interval,
@@ -275,6 +277,7 @@ impl<T: Transport> Task<T> {
             presence,
             alarms,
             blocked: false,
+            publishes: false,
             drained: 0,
             ticks,
             pulse: (heartbeat != 0).then(Pulse::default),
@@ -361,6 +364,10 @@ impl<T: Transport> Task<T> {
     }
 
     fn on_alarm(&mut self, raised: Raised) -> Flow {
+        // Who waits for confirms that do not come must not have to publish again to hear why.
+        if raised.minority && self.publishes && !self.blocked {
+            self.block();
+        }
         if self.blocked && !raised.any() {
             self.blocked = false;
             if self.session.agreed.blocked_notify && self.session.line.wire.phase() == Phase::Running {
@@ -406,7 +413,9 @@ impl<T: Transport> Task<T> {
                         self.held = true;
                         break;
                     }
-                    publishes = matches!(event, Event::Publish { .. }) && self.alarms.raised().any();
+                    let publish = matches!(event, Event::Publish { .. });
+                    self.publishes |= publish;
+                    publishes = publish && self.alarms.raised().any();
                 }
                 Ok(None) => {
                     self.held = self.session.line.wire.missing() == 0;

@@ -214,6 +214,10 @@ pub(super) fn check_alarms(raised: Raised) -> Result<(), Refused> {
         let text = "service not available now. It may be caused by one of the following reasons: the broker's disk is full, less than disk_free_limit is left";
         return Err(refused(ResponseCode::ServiceNotAvailable, text));
     }
+    if raised.minority {
+        let text = "[PCBUSY_CLEAN_QUEUE]broker busy, start flow control for a while, no majority of the nodes is reached";
+        return Err(refused(ResponseCode::SystemBusy, text));
+    }
     if raised.memory {
         let text = "[PCBUSY_CLEAN_QUEUE]broker busy, start flow control for a while, more memory than memory_high_watermark is in use";
         return Err(refused(ResponseCode::SystemBusy, text));
@@ -475,10 +479,13 @@ mod tests {
 
     #[test]
     fn alarms_are_told_with_codes_that_producers_retry() {
-        let code = |disk, memory| check_alarms(Raised { disk, memory }).map_err(|refused| refused.code);
-        assert_eq!(code(false, false), Ok(()));
-        assert_eq!(code(true, true), Err(ResponseCode::ServiceNotAvailable));
-        assert_eq!(code(false, true), Err(ResponseCode::SystemBusy));
+        let code = |disk, memory, minority| {
+            check_alarms(Raised { disk, memory, minority }).map_err(|refused| refused.code)
+        };
+        assert_eq!(code(false, false, false), Ok(()));
+        assert_eq!(code(true, true, false), Err(ResponseCode::ServiceNotAvailable));
+        assert_eq!(code(false, true, false), Err(ResponseCode::SystemBusy));
+        assert_eq!(code(false, false, true), Err(ResponseCode::SystemBusy));
     }
 
     #[test]

@@ -5,5 +5,6 @@
 
 mod formation;
 mod leader;
+mod minority;
 mod strangers;
 mod three;

@@ -210,7 +210,7 @@ pub(crate) fn drain(client: &mut Client, queue: &str) -> Vec<u64> {
     }
 }
 
-fn persistent() -> Properties<'static> {
+pub(crate) fn persistent() -> Properties<'static> {
     // Delivery mode 2 and nothing else.
     Properties::parse(&[0x10, 0, 2]).expect("a block of properties")
 }

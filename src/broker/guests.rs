@@ -596,7 +596,7 @@ impl Core {
         let first_pending = self.first_pending();
         let Some(front) = self.guests.fronts.get_mut(&stream).filter(|front| front.welcome) else { return };
         while let Some(entry) = front.open.first_entry() {
-            if !entry.get().1.is_some_and(|last| last < first_pending) {
+            if entry.get().1.is_none_or(|last| last >= first_pending) {
                 break;
             }
             entry.remove();

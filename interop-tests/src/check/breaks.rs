@@ -79,6 +79,12 @@ impl Breaks {
         [self.crash(since), of(None), of(Some(queue))].into_iter().flatten().min()
     }
 
+    /// When `client` lost its hold on `queue`, if that is what is under way at `at`; no crash.
+    pub(super) fn losing(&self, client: Name, queue: Name, at: u64) -> Option<u64> {
+        let of = |queue| self.lost.get(&(client, queue)).and_then(|spans| spans.first(at));
+        [of(None), of(Some(queue))].into_iter().flatten().min().filter(|begin| *begin <= at)
+    }
+
     /// When `client` first lost all it held, not before `since`.
     pub(super) fn end_of(&self, client: Name, since: u64) -> Option<u64> {
         let all = self.lost.get(&(client, None)).and_then(|spans| spans.first(since));

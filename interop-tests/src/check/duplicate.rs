@@ -45,15 +45,27 @@ impl Reading<'_> {
             return;
         }
         let mut causes = Causes::default();
-        for (before, (seen, returned)) in self.deliveries.iter().zip(self.returns()).enumerate() {
+        let mut evidence = Vec::new();
+        for (before, (seen, returned)) in self.made().into_iter().enumerate() {
+            evidence.push(seen.index);
             if before >= self.copies + causes.until(seen.event.t1) {
-                let evidence: Vec<_> = self.deliveries[..=before].iter().map(|seen| seen.index).collect();
                 self.add("duplicate.excess", &evidence, "came again without a cause", findings);
                 return;
             }
             causes.add(returned);
         }
         findings.note("duplicates with a cause", (self.deliveries.len() - 1) as u64);
+    }
+
+    /// Deliveries in the order in which they may have been made, and when each message may first have gone back to the queue. What
+    /// arrives while its client loses its hold (its node stood still, say) may have left before: others may have got it since.
+    fn made(&self) -> Vec<(&Seen<'_>, Option<u64>)> {
+        let mut made: Vec<_> = self.deliveries.iter().zip(self.returns()).collect();
+        made.sort_by_key(|(seen, _)| {
+            let (client, queue, at) = (seen.event.client, seen.delivery.queue, seen.event.t0);
+            self.view.breaks.losing(client, queue, at).unwrap_or(at)
+        });
+        made
     }
 
     /// For each delivery, when its message may first have gone back to the queue.
@@ -139,7 +151,7 @@ impl Reading<'_> {
         }
         let mut causes = Causes::default();
         let mut before: Vec<usize> = Vec::new();
-        for (seen, returned) in self.deliveries.iter().zip(self.returns()) {
+        for (seen, returned) in self.made() {
             if unflagged(&seen) {
                 before.push(seen.index);
                 if before.len() > self.copies + causes.until(seen.event.t1) {
@@ -250,6 +262,18 @@ mod tests {
         let thrice = [TWICE[0], TWICE[1], "n crash", TWICE[2], late, TWICE[2]];
         assert!(rules(&thrice).is_empty());
         assert_eq!(rules(&[&thrice[..], &[TWICE[2]]].concat()), ["duplicate.excess"]);
+    }
+
+    #[test]
+    fn what_arrives_while_its_holder_loses_it_may_have_left_before_it_came_to_another() {
+        let late = "c deliver queue=q msg=p/1 redelivered=false";
+        let lost = "c lost t0=1500 t1=9000";
+        assert!(rules(&[TWICE[0], "d deliver queue=q msg=p/1 redelivered", late, lost]).is_empty());
+        let other = lost.replace("c lost", "d lost queue=other");
+        assert_eq!(
+            rules(&[TWICE[0], "d deliver queue=q msg=p/1 redelivered", late, &other]),
+            ["duplicate.excess"]
+        );
     }
 
     #[test]

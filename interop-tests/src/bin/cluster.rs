@@ -390,8 +390,8 @@ fn one(
         Fault::FollowerAway => {
             ends(cluster, follower);
             cluster.nodes[follower].kill();
-            // Several checkpoints: the others keep 16 MiB, and write one every 32.
-            let goal = position(cluster, leader) + (96 << 20);
+            // Beyond what the others keep: 64 MiB, and checkpoints are 32 apart.
+            let goal = position(cluster, leader) + (144 << 20);
             let deadline = Instant::now() + Duration::from_secs(60);
             let mut longest = Duration::ZERO;
             while Instant::now() < deadline && position(cluster, cluster.led()?) < goal {

@@ -31,9 +31,9 @@ use crate::sim::dice::Dice;
 const LEVEL_WITHIN: Duration = Duration::from_secs(90);
 /// How long a node may take to end when it is told to.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
-/// Small segments and little log kept: nodes that were away for a while need a copy, and have it soon.
+/// Small segments and little log kept: nodes that were away for long need a copy, and have it soon; those that were away for seconds do not.
 const SETTINGS: [&str; 3] =
-    ["storage.segment_size=4MiB", "cluster.keep_log=16MiB", "cluster.copy_rate=256MiB"];
+    ["storage.segment_size=4MiB", "cluster.keep_log=64MiB", "cluster.copy_rate=256MiB"];
 /// A node that lacks no more log than this is as good as level while there is load: it needs no copy when the leader changes. Bytes.
 const NEAR: u64 = 4 << 20;
 

@@ -698,7 +698,7 @@ fn a_large_send_that_wants_no_answer_holds_up_nothing_behind_it() {
     let mut a = c.client(1, 1);
     c.call(1, &mut a, send_to("T")).unwrap();
     let Op::Send(mut large) = send_to("T") else { unreachable!() };
-    large.messages[0].message.bytes = vec![b'x'; 3 * crate::limits::BATCH_TARGET].into();
+    large.messages[0].message.bytes = vec![b'x'; 3 * limits::BATCH_TARGET].into();
     let verb = Verb { key: key(), request: 0, vhost: 0, op: Op::Send(large), number: 0 };
     c.members[1].core.connections[&a.id].credit.take(super::super::link::weight(&verb));
     c.members[1].core.input(Input::Verbs(a.id, vec![verb]));

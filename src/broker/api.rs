@@ -183,6 +183,8 @@ pub struct Subscribe {
     pub no_ack: bool,
     /// Nobody else may read.
     pub exclusive: bool,
+    /// Readers with a higher one get messages first. 0: the usual one.
+    pub priority: i64,
     /// Limits.
     pub window: Window,
 }
@@ -831,6 +833,14 @@ pub enum Refusal {
         /// Vhost.
         vhost: Arc<str>,
     },
+    /// A queue that turns messages away when it is full. (406)
+    #[error("queue '{name}' in vhost '{vhost}' is full")]
+    Full {
+        /// Name.
+        name: Arc<str>,
+        /// Vhost.
+        vhost: Arc<str>,
+    },
     /// Publishing to an internal exchange. (403)
     #[error("cannot publish to internal exchange '{name}' in vhost '{vhost}'")]
     Internal {
@@ -1120,13 +1130,33 @@ pub struct DeadLetter {
     pub same_body: bool,
 }
 
+/// What a queue does that holds all it may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// The oldest messages go.
+    #[default]
+    DropHead,
+    /// New ones are turned away.
+    Reject,
+    /// They are turned away, and go where the dead go.
+    RejectDeadLetter,
+}
+
 /// What a queue's arguments ask of the core.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueueLimits {
     /// How long a message may wait in it, ms.
     pub message_ttl: Option<u64>,
-    /// Messages that may wait in it; the oldest goes when there are more.
+    /// Messages that may wait in it.
     pub max_length: Option<u64>,
+    /// Bytes of their bodies that may.
+    pub max_bytes: Option<u64>,
+    /// What happens when there would be more.
+    pub overflow: Overflow,
+    /// One reader gets everything until it goes; then the next one.
+    pub single_active: bool,
+    /// Messages go out by priority; higher ones count as this.
+    pub max_priority: Option<u8>,
     /// It goes when nobody used it for so long, ms, above 0. Its use: a consumer, a get, a declare.
     pub expires: Option<u64>,
     /// Exchange and routing key of what dies in it; no key: those that the message came with.
@@ -1159,6 +1189,10 @@ pub trait Semantics: std::marker::Send + Sync + 'static {
     /// Its bytes are not what they should be.
     fn dead_letter(&self, _message: &StoredMessage, _death: &Death<'_>) -> Result<DeadLetter, Arc<str>> {
         Err("this core knows no dead letters".into())
+    }
+    /// The priority that a message asks for.
+    fn priority(&self, _message: &Message) -> u8 {
+        0
     }
     /// Which of `queues` message queues an AMQP-born message goes to when it is sent to a topic; `None`: the broker picks.
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32>;

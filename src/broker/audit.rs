@@ -81,7 +81,7 @@ impl Core {
             leased += reader.leases.len() as u64;
             reader.leases.iter().for_each(|offset| put(*offset, "leased"));
         }
-        runtime.returned.iter().for_each(|offset| put(*offset, "returned"));
+        runtime.ready.iter().for_each(|offset| put(offset, "ready"));
         let (mut giving_back, mut purged) = (0, false);
         for pending in &self.pending {
             match &pending.work {

@@ -187,6 +187,8 @@ pub(crate) struct Pending {
     pub(crate) repeats: bool,
     /// Where the pieces of a large body lie, committed.
     pub(crate) extents: Vec<Extent>,
+    /// A queue turned it away that it was for.
+    pub(crate) refused: bool,
     /// What queues in memory get once it is applied.
     pub(crate) in_memory: Option<Box<super::api::Publish>>,
 }
@@ -676,6 +678,7 @@ impl Core {
             queue_id: 0,
             repeats: false,
             extents: Vec::new(),
+            refused: false,
             in_memory: None,
         });
         sequence
@@ -800,7 +803,7 @@ impl Core {
         for uid in handed {
             let Some(runtime) = self.runtimes.get_mut(&uid) else { continue };
             runtime.handed = false;
-            let next = runtime.next;
+            let next = if runtime.keeps { runtime.top } else { runtime.next };
             if !self.state.queues.contains_key(&uid) {
                 continue;
             }
@@ -927,6 +930,7 @@ impl Core {
             self.rebase_runtimes();
             self.forget_late_wishes();
         }
+        self.refill_ready();
         let listed: Vec<QueueUid> = self.runtimes.keys().copied().collect();
         listed.into_iter().for_each(|uid| self.list(uid));
         if !self.session_open {
@@ -1128,7 +1132,7 @@ impl Core {
         self.give(connection, weight);
         match verb.op {
             Op::Publish(publish) if publish.confirm > 0 => {
-                self.confirm(connection, publish.channel, publish.confirm, true)
+                self.confirm(connection, publish.channel, publish.confirm, !pending.refused)
             }
             Op::Send(send) => {
                 self.send_resolved(send.key, send.arrived, sequence);

@@ -50,6 +50,8 @@ pub(crate) struct Dead {
     budget: Option<Budget>,
     /// Somebody is at it: what dies by that waits.
     busy: bool,
+    /// Dead letters of messages that no queue held.
+    pub(crate) turned_away: u64,
 }
 
 /// Where a dead message goes.
@@ -85,6 +87,7 @@ impl Core {
         if !self.has_dead_letters(queue) {
             return self.settle_by(by, queue, ranges);
         }
+        self.no_longer_ready(queue, &ranges);
         if let Some(runtime) = self.runtimes.get_mut(&queue) {
             runtime.settling += ranges.iter().map(|(_, n)| n).sum::<u64>();
         }
@@ -211,6 +214,7 @@ impl Core {
         };
         let publish = letter.publish;
         let Some(route) = self.route_publish(of.vhost, &publish) else { return Fate::Dropped };
+        let (route, _) = self.with_room(&route, &publish.message);
         let mut route = super::topology::Route::clone(&route);
         if !letter.barred.is_empty() {
             let topology = self.decided();
@@ -317,8 +321,7 @@ impl Core {
         for uid in queues.into_iter().filter(|uid| self.decided_queue(*uid)).collect::<Vec<_>>() {
             // A full one goes without.
             if self.memory_used + memory::cost(&stored) <= limits::MEMORY_QUEUES_MAX {
-                let deadline = self.deadline(&message, uid);
-                self.push_one_to_memory(uid, stored.clone(), deadline);
+                self.push_one_to_memory(uid, stored.clone(), &message);
             }
         }
     }

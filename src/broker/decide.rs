@@ -216,6 +216,8 @@ impl Core {
                 let Some(route) = self.route_publish(verb.vhost, publish) else {
                     return Redone::Nothing;
                 };
+                let (route, full) = self.with_room(&route, &publish.message);
+                self.note_refused(sequence, &full);
                 let targets = self.durable_targets(&route, publish);
                 // What goes beyond one record stands in parts before this verb.
                 let last = targets.rchunks(limits::TARGETS_PER_REFERENCE).next().unwrap_or_default();
@@ -306,6 +308,11 @@ impl Core {
             return self.unroutable(id, verb);
         }
         self.counters.publish(publish.confirm != 0);
+        let (route, full) = self.with_room(&route, &publish.message);
+        if !full.is_empty() {
+            self.turned_away(id, &verb, &full);
+        }
+        let Op::Publish(publish) = &verb.op else { return };
         let durable = self.durable_targets(&route, publish);
         if !durable.is_empty() && publish.message.bytes.len() + REFERENCE_OVERHEAD > self.batch_bytes {
             return self.put_large(id, verb);
@@ -315,16 +322,23 @@ impl Core {
         }
         if durable.is_empty() {
             if publish.confirm > 0 {
-                self.confirm(id, publish.channel, publish.confirm, true);
+                self.confirm(id, publish.channel, publish.confirm, full.is_empty());
             }
             return self.finished(id, &verb);
         }
-        self.publish_durable(id, verb, &durable, &[]);
+        let sequence = self.publish_durable(id, verb, &durable, &[]);
+        self.note_refused(sequence, &full);
     }
 
     /// The message is kept until it is applied, to be decided again if this batch is lost: it is reference counted.
-    fn publish_durable(&mut self, id: ConnectionId, verb: Verb, targets: &[QueueUid], extents: &[Extent]) {
-        let Op::Publish(publish) = &verb.op else { return };
+    fn publish_durable(
+        &mut self,
+        id: ConnectionId,
+        verb: Verb,
+        targets: &[QueueUid],
+        extents: &[Extent],
+    ) -> u64 {
+        let Op::Publish(publish) = &verb.op else { return 0 };
         let weight = weight(&verb);
         let (first, last) = targets.split_at(targets.len() - targets.len() % limits::TARGETS_PER_REFERENCE);
         let (first, last) = if last.is_empty() {
@@ -342,6 +356,14 @@ impl Core {
         let sequence = self.number(Work::Verb { connection: id, verb, weight });
         self.published(id, sequence);
         self.keep_extents(sequence, extents);
+        sequence
+    }
+
+    /// Some queue turned this publish away: whoever waits for its confirm is told so.
+    fn note_refused(&mut self, sequence: u64, full: &[QueueUid]) {
+        if let Some(pending) = self.pending(sequence) {
+            pending.refused = !full.is_empty();
+        }
     }
 
     /// The pieces of a large body are in the log whatever becomes of the reference to them.
@@ -490,7 +512,7 @@ impl Core {
         };
         let now = self.stamp();
         self.record(sequence, Kind::Reference, 0, |buf, record| {
-            put_reference(buf, record, &nothing, &[], extents, now, |_| 0);
+            put_reference(buf, record, &nothing, &[], extents, now, |_| (0, 0));
         });
     }
 
@@ -561,14 +583,20 @@ impl Core {
                 let Some(route) = self.route_publish(large.verb.vhost, publish) else {
                     return self.no_exchange(id, large.verb);
                 };
+                let (route, full) = self.with_room(&route, &publish.message);
                 let durable = self.durable_targets(&route, publish);
                 if !self.push_to_memory(&route, publish) {
                     return self.memory_full(id, large.verb);
                 }
-                if durable.is_empty() {
+                if durable.is_empty() && full.is_empty() {
                     return self.unroutable(id, large.verb);
                 }
-                self.publish_durable(id, large.verb, &durable, &large.extents);
+                if durable.is_empty() {
+                    self.confirm(id, publish.channel, publish.confirm, false);
+                    return self.finished(id, &large.verb);
+                }
+                let sequence = self.publish_durable(id, large.verb, &durable, &large.extents);
+                self.note_refused(sequence, &full);
             }
             Op::Send(send) => {
                 let send = send.clone();
@@ -612,14 +640,13 @@ impl Core {
         if memory.is_empty() {
             return true;
         }
-        let message = self.stored_in_memory(&publish.message);
-        let cost = memory::cost(&message) * memory.len();
+        let stored = self.stored_in_memory(&publish.message);
+        let cost = memory::cost(&stored) * memory.len();
         if self.memory_used + cost > limits::MEMORY_QUEUES_MAX {
             return false;
         }
         for uid in memory {
-            let deadline = self.deadline(&publish.message, uid);
-            self.push_one_to_memory(uid, message.clone(), deadline);
+            self.push_one_to_memory(uid, stored.clone(), &publish.message);
         }
         true
     }
@@ -644,7 +671,8 @@ impl Core {
         }
     }
 
-    pub(crate) fn push_one_to_memory(&mut self, uid: QueueUid, message: StoredMessage, deadline: u64) {
+    pub(crate) fn push_one_to_memory(&mut self, uid: QueueUid, stored: StoredMessage, message: &Message) {
+        let (deadline, priority) = (self.deadline(message, uid), self.priority(message, uid));
         let pressed = self.memory_used > limits::MEMORY_RESIDENT;
         let pressed_hard = self.memory_used > 2 * limits::MEMORY_RESIDENT;
         self.runtime(uid);
@@ -652,9 +680,10 @@ impl Core {
         let memory = runtime.memory.get_or_insert_default();
         // Under pressure the end of a queue goes to the disk. What is short is about to be read.
         let pages = pressed_hard || (pressed && memory.depth() >= limits::PAGING_DEPTH);
-        let (offset, cost) = memory.push(message, deadline, self.spill.as_mut().filter(|_| pages));
+        let (offset, cost) = memory.push(stored, deadline, self.spill.as_mut().filter(|_| pages));
         self.memory_used += cost;
-        self.arrived(Enqueued { queue: uid, offset, position: 0, deadline });
+        let body = message.body_len;
+        self.arrived(Enqueued { queue: uid, offset, position: 0, deadline, priority, body });
     }
 
     fn write_reference(
@@ -679,16 +708,16 @@ impl Core {
     ) {
         let semantics = Arc::clone(&self.semantics);
         let size = reference_size(message, targets, extents);
-        // Most messages have none.
-        let deadlines: Vec<u64> = if message.ttl.is_some() || !self.limited.is_empty() {
-            targets.iter().map(|uid| self.deadline(message, *uid)).collect()
+        // Most messages need none.
+        let places: Vec<(u64, u8)> = if message.ttl.is_some() || !self.limited.is_empty() {
+            targets.iter().map(|uid| self.note_coming(message, *uid)).collect()
         } else {
             Vec::new()
         };
-        let mut deadlines = deadlines.into_iter();
-        let deadline = |_| deadlines.next().unwrap_or(0);
+        let mut places = places.into_iter();
+        let place = |_| places.next().unwrap_or((0, 0));
         self.record(sequence, Kind::Reference, size, |buf, record| {
-            let content = put_reference(buf, record, message, targets, extents, now, deadline);
+            let content = put_reference(buf, record, message, targets, extents, now, place);
             if message.origin == Origin::Rocketmq {
                 semantics.stamp(&mut buf[content..content + message.prefix_len as usize], queue_id, now);
             }
@@ -789,7 +818,9 @@ impl Core {
     pub(crate) fn topic_targets(&mut self, queue: QueueUid, publish: &Publish) -> (Vec<QueueUid>, bool) {
         let mut targets = vec![queue];
         let route = self.route(0, &publish.exchange, &publish.routing_key, &publish.message);
-        let (Some(route), Some(overlay)) = (route, self.overlay.as_ref()) else { return (targets, false) };
+        let Some(route) = route else { return (targets, false) };
+        let (route, _) = self.with_room(&route, &publish.message);
+        let Some(overlay) = self.overlay.as_ref() else { return (targets, false) };
         let known = |uid: &&QueueUid| overlay.topology.queue_by_uid(**uid).is_some();
         let durable = |uid: &QueueUid| overlay.topology.queue_by_uid(*uid).is_some_and(|q| !q.in_memory());
         targets.extend(route.queues.iter().copied().filter(durable));
@@ -946,6 +977,7 @@ impl Core {
         if ranges.is_empty() {
             return;
         }
+        self.no_longer_ready(queue, &ranges);
         if let Some(memory) = self.runtimes.get_mut(&queue).and_then(|r| r.memory.as_mut()) {
             let mut freed = 0;
             for (first, count) in ranges {
@@ -976,7 +1008,7 @@ impl Core {
         self.unleased(queue, count);
         let quorum = self.state.queues.get(&queue).is_some_and(|q| q.kind == QueueKind::Quorum);
         if let Some(runtime) = self.runtimes.get_mut(&queue) {
-            runtime.returned.extend(ranges.iter().flat_map(|(first, n)| *first..*first + *n));
+            runtime.ready.extend(ranges.iter().flat_map(|(first, n)| *first..*first + *n));
         }
         self.watch_head(queue);
         if quorum && self.overlay.is_some() && !ranges.is_empty() {
@@ -1048,7 +1080,7 @@ impl Core {
             Outcome::Settle(queue, ranges, messages) => {
                 let in_memory = self.runtimes.get(&queue).is_some_and(|r| r.memory.is_some());
                 if let Some(runtime) = self.runtimes.get_mut(&queue) {
-                    runtime.returned.clear();
+                    runtime.ready.clear();
                 }
                 if in_memory || ranges.is_empty() {
                     self.settle_in(queue, ranges);
@@ -1510,11 +1542,16 @@ impl Core {
 
     /// The volatile side of a queue, made when it is first needed.
     pub(crate) fn runtime(&mut self, uid: QueueUid) -> &mut Runtime {
-        let durable = self.state.queues.get(&uid).map(|q| (q.cursor.floor(), q.cursor.delivered_through));
-        self.runtimes.entry(uid).or_insert_with(|| match durable {
-            Some((floor, handed)) => Runtime { next: floor, handed_before: handed, ..Runtime::default() },
-            None => Runtime { memory: Some(memory::MemoryQueue::default()), ..Runtime::default() },
-        })
+        if !self.runtimes.contains_key(&uid) {
+            let durable = self.state.queues.get(&uid).map(|q| (q.cursor.floor(), q.cursor.delivered_through));
+            let runtime = match durable {
+                Some((floor, handed)) => Runtime { next: floor, handed_before: handed, ..Runtime::default() },
+                None => Runtime { memory: Some(memory::MemoryQueue::default()), ..Runtime::default() },
+            };
+            self.runtimes.insert(uid, runtime);
+            self.fill_ready(uid);
+        }
+        self.runtimes.entry(uid).or_default()
     }
 }
 

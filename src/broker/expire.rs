@@ -9,6 +9,7 @@
 use super::api::{Cause, Message, Offset, QueueKind, QueueLimits, QueueUid};
 use super::core::Core;
 use super::index::Entry;
+use super::overflow::Coming;
 use super::reader::push_range;
 use super::state::Enqueued;
 use super::topology::Change;
@@ -20,6 +21,8 @@ pub(crate) struct Limited {
     pub(crate) limits: QueueLimits,
     /// Log time at which it goes unless it is used before; 0: it has consumers, or does not expire.
     at: u64,
+    /// On its way into it.
+    pub(crate) coming: Coming,
 }
 
 impl Core {
@@ -35,6 +38,7 @@ impl Core {
     /// A message is in its queue.
     pub(crate) fn arrived(&mut self, enqueued: Enqueued) {
         let Enqueued { queue, offset, deadline, .. } = enqueued;
+        self.note_ready(enqueued);
         if deadline > 0 && self.overlay.is_some() {
             let runtime = self.runtime(queue);
             if runtime.readers.is_empty() {
@@ -64,7 +68,7 @@ impl Core {
     }
 
     /// Ends what was taken off a queue.
-    fn bury(&mut self, queue: QueueUid, cause: Cause) {
+    pub(crate) fn bury(&mut self, queue: QueueUid, cause: Cause) {
         if self.expired.is_empty() {
             return;
         }
@@ -98,18 +102,6 @@ impl Core {
         self.watch(queue, due);
     }
 
-    /// Takes the oldest messages off a queue that holds more than its length. Who waits for one got it before.
-    pub(crate) fn shorten(&mut self, queue: QueueUid) {
-        let most = self.limited.get(&queue).and_then(|limited| limited.limits.max_length);
-        let Some(most) = most.filter(|_| self.overlay.is_some()) else { return };
-        for _ in 0..self.ready(queue).saturating_sub(most) {
-            let Some((offset, _)) = self.head(queue) else { break };
-            self.take_head(queue, offset);
-            self.expired.push(offset);
-        }
-        self.bury(queue, Cause::Length);
-    }
-
     fn may_expire(&self, queue: QueueUid) -> bool {
         match self.runtimes.get(&queue).and_then(|r| r.memory.as_ref()) {
             Some(memory) => memory.may_expire(),
@@ -118,13 +110,13 @@ impl Core {
     }
 
     /// The first message that nobody holds, and its deadline.
-    fn head(&mut self, queue: QueueUid) -> Option<(Offset, u64)> {
-        while let Some(offset) = self.runtime(queue).returned.first().copied() {
+    pub(crate) fn head(&mut self, queue: QueueUid) -> Option<(Offset, u64)> {
+        while let Some(offset) = self.runtime(queue).ready.first() {
             match self.deadline_of(queue, offset) {
                 Some(deadline) => return Some((offset, deadline)),
                 // Purged meanwhile.
-                None => self.runtime(queue).returned.pop_first(),
-            };
+                None => self.runtime(queue).ready.forget(offset),
+            }
         }
         let next = self.runtime(queue).next;
         let memory = self.runtimes.get(&queue).and_then(|r| r.memory.as_ref());
@@ -150,9 +142,9 @@ impl Core {
         self.entry(queue, offset).map(|entry| entry.deadline)
     }
 
-    fn take_head(&mut self, queue: QueueUid, offset: Offset) {
+    pub(crate) fn take_head(&mut self, queue: QueueUid, offset: Offset) {
         let runtime = self.runtime(queue);
-        if !runtime.returned.remove(&offset) {
+        if !runtime.ready.remove(offset) {
             runtime.next = offset + 1;
         }
     }
@@ -213,7 +205,7 @@ impl Core {
         }
         let limits = self.semantics.queue_limits(arguments);
         if limits != QueueLimits::default() {
-            self.limited.insert(uid, Limited { limits, at: 0 });
+            self.limited.insert(uid, Limited { limits, at: 0, coming: Coming::default() });
             self.used(uid);
         }
     }

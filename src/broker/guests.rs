@@ -406,6 +406,7 @@ impl Core {
             queue: uid,
             no_ack: known.no_ack,
             exclusive: known.exclusive,
+            priority: known.priority,
             window: known.window,
             channel: known.channel,
             got: known.got,
@@ -413,6 +414,7 @@ impl Core {
             leases: leases.into(),
         };
         self.readers.insert(key, reader);
+        self.readers_changed(uid);
         self.list(uid);
     }
 
@@ -435,11 +437,11 @@ impl Core {
         if let Some(last) = leases.last().filter(|last| **last >= runtime.next) {
             // What lies between was handed to somebody who is gone.
             let between = runtime.next..*last;
-            runtime.returned.extend(between.filter(|o| !cursor.is_settled(*o) && !taken.contains(o)));
+            runtime.ready.extend(between.filter(|o| !cursor.is_settled(*o) && !taken.contains(o)));
             runtime.next = *last + 1;
         }
         for offset in &leases {
-            runtime.returned.remove(offset);
+            runtime.ready.remove(*offset);
         }
         leases
     }

@@ -41,6 +41,11 @@ pub(crate) struct Entry {
 impl Entry {
     /// Parts of the body lie elsewhere: the queue's `elsewhere` table counts them.
     pub(crate) const ELSEWHERE: u16 = 1;
+
+    /// Priority in its queue: the upper byte of the flags.
+    pub(crate) fn priority(&self) -> u8 {
+        self.flags.to_be_bytes()[0]
+    }
     /// Latest deadline: the year 10889.
     pub(crate) const DEADLINE_MAX: u64 = (1 << 48) - 1;
 

@@ -57,19 +57,20 @@ pub(crate) struct Reference<'a> {
 }
 
 impl Reference<'_> {
-    /// Queue of each entry, where in the record the entry stands, and the message's deadline in that queue.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (QueueUid, u32, u64)> + '_ {
+    /// Queue of each entry, where in the record the entry stands, and the message's deadline and priority in that queue.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (QueueUid, u32, u64, u8)> + '_ {
         self.entries.chunks_exact(ENTRY).map(|entry| {
             let mut cursor = Cursor::new(entry, 0);
             let (queue, back) = (cursor.u64().unwrap_or(0), cursor.u32().unwrap_or(0));
-            let _reserved = cursor.u32();
-            (queue, back, cursor.u64().unwrap_or(0))
+            let priority = cursor.u32().unwrap_or(0).to_le_bytes()[0];
+            (queue, back, cursor.u64().unwrap_or(0), priority)
         })
     }
 }
 
 /// Writes a reference record's body behind its 8-byte head; returns where the message bytes begin in `buf`.
-/// `record` is the record's first byte in `buf`, `deadline` says until when a queue keeps the message (log time, 0: for ever).
+/// `record` is the record's first byte in `buf`, `place` says until when a queue keeps the message (log time, 0: for ever), and its
+/// priority there.
 pub(crate) fn put_reference(
     buf: &mut BytesMut,
     record: usize,
@@ -77,7 +78,7 @@ pub(crate) fn put_reference(
     queues: &[QueueUid],
     extents: &[Extent],
     store_time: u64,
-    mut deadline: impl FnMut(QueueUid) -> u64,
+    mut place: impl FnMut(QueueUid) -> (u64, u8),
 ) -> usize {
     let entries = queues.len();
     buf.reserve(FIXED + entries * ENTRY + message.bytes.len() + 16);
@@ -92,10 +93,11 @@ pub(crate) fn put_reference(
     buf.put_u32_le(u32::try_from(extents.len()).unwrap_or(u32::MAX));
     for queue in queues {
         let back = u32::try_from(buf.len() - record).unwrap_or(u32::MAX);
+        let (deadline, priority) = place(*queue);
         buf.put_u64_le(*queue);
         buf.put_u32_le(back);
-        buf.put_u32_le(0);
-        buf.put_u64_le(deadline(*queue));
+        buf.put_u32_le(u32::from(priority));
+        buf.put_u64_le(deadline);
     }
     for extent in extents {
         buf.put_u64_le(extent.position);
@@ -360,7 +362,7 @@ pub fn queue_at(position: Position, log: &dyn Batches) -> io::Result<Option<Queu
     let reference =
         parse_reference(record.bytes).map_err(|e| damaged(batch.point.position, &e.to_string()))?;
     let back = place - u64::from(record.start);
-    Ok(reference.entries().find(|(_, at, _)| u64::from(*at) == back).map(|(queue, ..)| queue))
+    Ok(reference.entries().find(|(_, at, ..)| u64::from(*at) == back).map(|(queue, ..)| queue))
 }
 
 fn read_record(record: &Bytes, position: Position, log: &dyn Batches) -> io::Result<StoredMessage> {
@@ -418,9 +420,9 @@ mod tests {
     fn a_reference_names_its_queues_and_keeps_the_bytes() {
         let mut buf = BytesMut::new();
         buf.put_bytes(0, 8);
-        put_reference(&mut buf, 0, &message(), &[5, 9], &[], 77, |queue| queue * 10);
+        put_reference(&mut buf, 0, &message(), &[5, 9], &[], 77, |queue| (queue * 10, 3));
         let reference = parse_reference(&buf).unwrap();
-        assert_eq!(reference.entries().collect::<Vec<_>>(), [(5, 40, 50), (9, 64, 90)]);
+        assert_eq!(reference.entries().collect::<Vec<_>>(), [(5, 40, 50, 3), (9, 64, 90, 3)]);
         assert_eq!((reference.store_time, reference.tag_hash), (77, 7));
         assert_eq!(&buf[reference.content..][..reference.content_len], b"PREFbodySUF");
     }
@@ -430,7 +432,7 @@ mod tests {
         let mut buf = BytesMut::new();
         buf.put_bytes(0, 8);
         let extent = Extent { position: 4096, len: 4, batch_back: 128 };
-        put_reference(&mut buf, 0, &message(), &[5], &[extent], 77, |_| 0);
+        put_reference(&mut buf, 0, &message(), &[5], &[extent], 77, |_| (0, 0));
         let reference = parse_reference(&buf).unwrap();
         assert_eq!(reference.extents, [extent]);
         assert_eq!(&buf[reference.content..][..reference.content_len], b"PREFSUF");
@@ -440,7 +442,7 @@ mod tests {
     fn a_cut_reference_is_refused_at_every_length() {
         let mut buf = BytesMut::new();
         buf.put_bytes(0, 8);
-        put_reference(&mut buf, 0, &message(), &[5], &[], 77, |_| 0);
+        put_reference(&mut buf, 0, &message(), &[5], &[], 77, |_| (0, 0));
         for cut in 8..buf.len() {
             assert!(parse_reference(&buf[..cut]).is_err());
         }

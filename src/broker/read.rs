@@ -126,11 +126,14 @@ impl Core {
         };
         let key = (id, subscribe.reader);
         let runtime = self.runtime(queue.uid);
-        if runtime.exclusive.is_some() || (subscribe.exclusive && !runtime.readers.is_empty()) {
+        let taken = runtime.exclusive.is_some() || (subscribe.exclusive && !runtime.readers.is_empty());
+        let single = self.limited.get(&queue.uid).is_some_and(|limited| limited.limits.single_active);
+        if taken || (single && subscribe.exclusive) {
             let name = Arc::clone(&queue.spec.name);
             let vhost = self.state.topology.vhost_name(verb.vhost);
             return self.reply(id, verb.request, Err(Refusal::InExclusiveUse { name, vhost }));
         }
+        let runtime = self.runtime(queue.uid);
         runtime.readers.push_back(key);
         runtime.was_read = true;
         self.used(queue.uid);
@@ -142,6 +145,7 @@ impl Core {
             queue: queue.uid,
             no_ack: subscribe.no_ack,
             exclusive: subscribe.exclusive,
+            priority: subscribe.priority,
             window: subscribe.window.reader,
             channel: subscribe.window.channel,
             got: false,
@@ -149,6 +153,7 @@ impl Core {
             leases: std::collections::VecDeque::new(),
         };
         self.readers.insert(key, reader);
+        self.readers_changed(queue.uid);
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.readers.insert(subscribe.reader);
         }
@@ -170,6 +175,8 @@ impl Core {
                 runtime.exclusive = None;
             }
         }
+        self.readers_changed(queue);
+        self.list(queue);
         if empty {
             self.readers.remove(&key);
             if let Some(connection) = self.connections.get_mut(&key.0) {
@@ -262,9 +269,9 @@ impl Core {
             runtime.unacked = unacked;
             runtime.next = runtime.next.max(cursor.floor());
             runtime.handed_before = runtime.handed_before.max(cursor.delivered_through);
-            runtime.returned = (cursor.floor()..runtime.next)
-                .filter(|offset| !cursor.is_settled(*offset) && !taken.contains(offset))
-                .collect();
+            let (from, to) = (cursor.floor(), runtime.next);
+            runtime.ready.clear();
+            runtime.ready.extend((from..to).filter(|o| !cursor.is_settled(*o) && !taken.contains(o)));
         }
     }
 
@@ -331,29 +338,18 @@ impl Core {
         self.watch_head(uid);
     }
 
-    /// The next reader that may get a message; readers take turns.
-    fn next_reader(&mut self, uid: QueueUid) -> Option<ReaderKey> {
-        let runtime = self.runtimes.get_mut(&uid)?;
-        for _ in 0..runtime.readers.len() {
-            let key = *runtime.readers.front()?;
-            runtime.readers.rotate_left(1);
-            let Some(reader) = self.readers.get(&key) else { continue };
-            let Some(connection) = self.connections.get(&key.0) else { continue };
-            let window = connection.windows.get(&reader.channel);
-            // As in RabbitMQ: what needs no ack does not count in the channel's window, and waits for it all the same.
-            let channel_room = window.is_none_or(|(limit, held)| *limit == 0 || *held < u32::from(*limit));
-            if reader.has_room() && channel_room && connection.outstanding < limits::DELIVERY_CREDIT {
-                return Some(key);
-            }
-        }
-        None
-    }
-
     /// The next message to hand out: what came back first, then fresh ones.
     fn next_message(&mut self, uid: QueueUid) -> Option<(u64, bool)> {
         let runtime = self.runtimes.get_mut(&uid)?;
-        if let Some(offset) = runtime.returned.pop_first() {
-            return Some((offset, true));
+        if let Some((offset, out)) = runtime.ready.pop_first() {
+            if runtime.keeps && offset >= runtime.top {
+                runtime.top = offset + 1;
+                if !runtime.handed && runtime.memory.is_none() {
+                    runtime.handed = true;
+                    self.handed.push(uid);
+                }
+            }
+            return Some((offset, out || offset < runtime.handed_before));
         }
         let (next, end) = match (&runtime.memory, self.state.queues.get(&uid)) {
             (Some(memory), _) => (memory.next_unsettled(runtime.next), memory.next()),

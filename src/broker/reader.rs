@@ -3,10 +3,11 @@
 //! Owns: who waits at which queue, what each holds, what came back. Promises: a lease is held by one reader; a returned message
 //! goes out again before fresh ones, from its old place. Does not know: the log, topology, connections' sockets.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::api::{ChannelId, ConnectionId, Offset, QueueUid, ReaderId};
 use super::memory::MemoryQueue;
+use super::ready::Ready;
 use crate::limits;
 
 /// A reader of this node.
@@ -19,6 +20,8 @@ pub(crate) struct Reader {
     pub(crate) no_ack: bool,
     /// Nobody else may read.
     pub(crate) exclusive: bool,
+    /// Higher ones come first.
+    pub(crate) priority: i64,
     /// Unsettled messages it may hold; 0: no limit.
     pub(crate) window: u16,
     pub(crate) channel: ChannelId,
@@ -38,6 +41,7 @@ impl Reader {
             queue,
             no_ack: false,
             exclusive: false,
+            priority: 0,
             window: 0,
             channel,
             got: true,
@@ -47,9 +51,14 @@ impl Reader {
     }
 
     pub(crate) fn has_room(&self) -> bool {
+        self.room() > 0
+    }
+
+    /// Messages that it may get.
+    pub(crate) fn room(&self) -> u64 {
         // Without a window there is a bound all the same: who never acks must not take all memory.
         let most = if self.window == 0 { limits::LEASES_MAX } else { usize::from(self.window) };
-        self.no_ack || self.leases.len() < most
+        if self.no_ack { limits::LEASES_MAX as u64 } else { most.saturating_sub(self.leases.len()) as u64 }
     }
 
     /// Of so many leases, those that count in the channel's window.
@@ -91,8 +100,12 @@ pub(crate) fn push_range(ranges: &mut Vec<(Offset, u64)>, offset: Offset) {
 pub(crate) struct Runtime {
     /// Attached readers; the front is served next.
     pub(crate) readers: VecDeque<ReaderKey>,
-    /// Came back; served first, lowest first.
-    pub(crate) returned: BTreeSet<Offset>,
+    /// What goes out before fresh messages: what came back, lowest first; or all that is ready, see `keeps`.
+    pub(crate) ready: Ready,
+    /// Everything that is ready stands in `ready`, by priority or to be counted; `next` is the end.
+    pub(crate) keeps: bool,
+    /// Behind the last message handed out of a queue that `keeps`.
+    pub(crate) top: Offset,
     /// Next fresh offset to hand out.
     pub(crate) next: Offset,
     /// Below this, messages were handed out by an earlier leader or incarnation.
@@ -103,6 +116,10 @@ pub(crate) struct Runtime {
     pub(crate) settling: u64,
     /// A reader was attached once: an auto-delete queue may go.
     pub(crate) was_read: bool,
+    /// Some reader has a priority of its own.
+    pub(crate) ranked: bool,
+    /// The one that gets everything, where one does.
+    pub(crate) active: Option<ReaderKey>,
     /// The one that reads exclusively.
     pub(crate) exclusive: Option<ReaderKey>,
     /// Contents, for a memory queue.

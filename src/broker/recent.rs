@@ -333,7 +333,7 @@ mod tests {
     const PLACE: (Position, u32, u32) = (4096, 96, 400);
 
     fn to(offset: Offset) -> Enqueued {
-        Enqueued { queue: 5, offset, position: 4200 + offset, deadline: 0 }
+        Enqueued { queue: 5, offset, position: 4200 + offset, deadline: 0, priority: 0, body: 0 }
     }
 
     fn at(ordinal: u64, log_time: u64) -> Decided {

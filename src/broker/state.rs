@@ -194,6 +194,9 @@ pub(crate) struct Enqueued {
     pub(crate) position: Position,
     /// Log time at which it is expired; 0: never.
     pub(crate) deadline: u64,
+    pub(crate) priority: u8,
+    /// Bytes of its body.
+    pub(crate) body: u32,
 }
 
 /// What a record did, for the front end that waits for it.
@@ -548,7 +551,7 @@ impl State {
         let other: Vec<(u64, u32)> =
             reference.extents.iter().map(|e| (e.position / self.segment_size, e.len)).collect();
         let first = out.enqueued.len();
-        for (uid, back, deadline) in reference.entries() {
+        for (uid, back, deadline, priority) in reference.entries() {
             let Some(queue) = self.queues.get_mut(&uid) else {
                 // The section's topology version was checked: the leader saw this queue.
                 debug_assert!(false, "a reference names a queue that does not exist");
@@ -560,7 +563,7 @@ impl State {
                 batch_back: batch_distance + back,
                 len: u32::try_from(record.bytes.len()).unwrap_or(u32::MAX),
                 tag: reference.tag_hash,
-                flags: if other.is_empty() { 0 } else { Entry::ELSEWHERE },
+                flags: u16::from(priority) << 8 | if other.is_empty() { 0 } else { Entry::ELSEWHERE },
                 deadline,
             };
             queue.may_expire |= deadline != 0;
@@ -575,7 +578,8 @@ impl State {
                 queue.elsewhere.insert(offset, other.clone());
             }
             mark(&mut self.dirty_queues, queue);
-            out.enqueued.push(Enqueued { queue: uid, offset, position: entry.position, deadline });
+            let (position, body) = (entry.position, reference.body_len);
+            out.enqueued.push(Enqueued { queue: uid, offset, position, deadline, priority, body });
         }
         Done::Enqueued { first, count: out.enqueued.len() - first }
     }
@@ -604,13 +608,17 @@ impl State {
                 offset: sent.offset,
                 position: sent.position,
                 deadline: 0,
+                priority: 0,
+                body: 0,
             });
             let others = sent.offset + 1..sent.offset + u64::from(sent.messages);
             if let Some(queue) = self.queues.get_mut(&sent.queue) {
                 for offset in others {
                     match queue.index.get(offset, sent.queue, pages) {
                         Ok(Some(Entry { position, deadline, .. })) => {
-                            again.push(Enqueued { queue: sent.queue, offset, position, deadline });
+                            let queue = sent.queue;
+                            // A topic has no priorities, and counts no bytes.
+                            again.push(Enqueued { queue, offset, position, deadline, priority: 0, body: 0 });
                         }
                         // Trimmed since.
                         Ok(None) => {}

@@ -27,11 +27,13 @@ mod dead;
 mod expiration;
 mod fronts;
 mod later;
+mod overflow;
 mod pieces;
 mod refused;
 mod replies;
 mod retention;
 mod transactions;
+mod turns;
 mod views;
 
 #[derive(Clone, Default)]
@@ -84,8 +86,9 @@ impl Semantics for Plain {
         (a != b).then(|| ("x".into(), "a".into(), "b".into()))
     }
 
-    /// Split at ";": "t" and a number: how long messages may wait; "x": how long a queue may be unused; "l": its length; "d" and an
-    /// exchange, perhaps with ":" and a key: where the dead go.
+    /// Split at ";": "t" and a number: how long messages may wait; "x": how long a queue may be unused; "l": its length; "b": its bytes; "d" and
+    /// an exchange, perhaps with ":" and a key: where the dead go; "r", "R": it turns messages away, to where the dead go; "p": its highest
+    /// priority; "s": one reader gets everything.
     fn queue_limits(&self, arguments: &[u8]) -> QueueLimits {
         let mut limits = QueueLimits::default();
         for one in std::str::from_utf8(arguments).unwrap().split(';').filter(|one| !one.is_empty()) {
@@ -94,6 +97,11 @@ impl Semantics for Plain {
                 "t" => limits.message_ttl = value.parse().ok(),
                 "x" => limits.expires = value.parse().ok(),
                 "l" => limits.max_length = value.parse().ok(),
+                "b" => limits.max_bytes = value.parse().ok(),
+                "r" => limits.overflow = Overflow::Reject,
+                "R" => limits.overflow = Overflow::RejectDeadLetter,
+                "p" => limits.max_priority = value.parse().ok(),
+                "s" => limits.single_active = true,
                 "d" => {
                     let (exchange, key) = value.split_once(':').unwrap_or((value, ""));
                     limits.dead_letter = Some((exchange.into(), (!key.is_empty()).then(|| key.into())));
@@ -111,6 +119,10 @@ impl Semantics for Plain {
 
     fn dead_letter(&self, message: &StoredMessage, death: &Death<'_>) -> Result<DeadLetter, Arc<str>> {
         dead::letter(message, death)
+    }
+
+    fn priority(&self, message: &Message) -> u8 {
+        message.bytes.first().copied().unwrap_or(0).saturating_sub(b'0')
     }
 
     fn topic_queue(&self, _: &Message, _: u32) -> Option<u32> {
@@ -370,6 +382,7 @@ fn consume(reader: ReaderId, name: &str, window: u16) -> Op {
         queue: name.into(),
         no_ack: false,
         exclusive: false,
+        priority: 0,
         window: Window { reader: window, channel: 1 },
     })
 }

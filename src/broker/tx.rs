@@ -144,6 +144,7 @@ impl Core {
             };
             routes.push(route);
         }
+        self.all_have_room(commit.publishes.iter().zip(&routes))?;
         Ok(routes)
     }
 
@@ -356,12 +357,12 @@ impl Core {
                     _ => self.stored_in_memory(&committing.publishes[at].message),
                 };
                 last = Some((at, message.clone()));
-                let deadline = self.deadline(&committing.publishes[at].message, uid);
-                self.push_one_to_memory(uid, message, deadline);
+                self.push_one_to_memory(uid, message, &committing.publishes[at].message);
             }
         }
         for (queue, ranges) in &committing.settled {
             self.no_longer_settling(*queue, ranges);
+            self.no_longer_ready(*queue, ranges);
         }
         for (queue, ranges) in committing.settled_in_memory {
             self.no_longer_settling(queue, &ranges);

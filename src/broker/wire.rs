@@ -93,6 +93,7 @@ pub(crate) struct PresentedReader {
     pub(crate) queue: QueueUid,
     pub(crate) no_ack: bool,
     pub(crate) exclusive: bool,
+    pub(crate) priority: i64,
     pub(crate) window: u16,
     pub(crate) channel: ChannelId,
     pub(crate) got: bool,

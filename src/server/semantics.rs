@@ -13,12 +13,12 @@ use dassie_rocketmq::message::{
 };
 
 use super::across::{is_foreign, is_user_property};
-use super::amqp::arguments::QUEUE_EFFECTS;
+use super::amqp::arguments::{QUEUE_EFFECTS, is_single_active};
 use super::amqp::publish::java_hash;
 use super::death;
 use super::steps;
 use crate::broker::api::{
-    DeadLetter, Death, Half, Message, Origin, QueueLimits, Semantics, Step, Stepped, StoredMessage,
+    DeadLetter, Death, Half, Message, Origin, Overflow, QueueLimits, Semantics, Step, Stepped, StoredMessage,
 };
 
 /// Knows the layouts of both worlds.
@@ -89,12 +89,21 @@ impl Semantics for Layouts {
             message_ttl: number("x-message-ttl"),
             expires: number("x-expires").filter(|ms| *ms > 0),
             max_length: number("x-max-length"),
+            max_bytes: number("x-max-length-bytes"),
+            overflow: overflow(arguments),
+            single_active: is_single_active(arguments.as_bytes()),
+            max_priority: number("x-max-priority").and_then(|most| u8::try_from(most).ok()),
             dead_letter: text("x-dead-letter-exchange").map(|to| (to, text("x-dead-letter-routing-key"))),
         }
     }
 
     fn dead_letter(&self, message: &StoredMessage, death: &Death<'_>) -> Result<DeadLetter, Arc<str>> {
         death::dead_letter(message, death).map_err(Into::into)
+    }
+
+    fn priority(&self, message: &Message) -> u8 {
+        let header = (message.origin == Origin::Amqp).then(|| amqp_header(message)).flatten();
+        header.and_then(|header| header.properties.priority()).unwrap_or(0)
     }
 
     fn topic_queue(&self, message: &Message, queues: u32) -> Option<u32> {
@@ -171,12 +180,26 @@ impl Semantics for Layouts {
     }
 }
 
+/// What a queue that is full does. Of quorum queues RabbitMQ takes reject-publish-dlx for drop-head.
+fn overflow(arguments: RawTable<'_>) -> Overflow {
+    let text = |name| arguments.get(name).and_then(|value| value.as_str());
+    match text("x-overflow") {
+        Some("reject-publish") => Overflow::Reject,
+        Some("reject-publish-dlx") if text("x-queue-type") != Some("quorum") => Overflow::RejectDeadLetter,
+        _ => Overflow::DropHead,
+    }
+}
+
 /// The headers table of an AMQP-born message.
 fn amqp_headers(message: &Message) -> Option<RawTable<'_>> {
+    amqp_header(message)?.properties.headers()
+}
+
+fn amqp_header(message: &Message) -> Option<ContentHeader<'_>> {
     let prefix = message.bytes.get(..message.prefix_len as usize)?;
     let exchange = 1 + usize::from(*prefix.first()?);
     let key = 1 + usize::from(*prefix.get(exchange)?);
-    ContentHeader::parse(prefix.get(exchange + key..)?).ok()?.properties.headers()
+    ContentHeader::parse(prefix.get(exchange + key..)?).ok()
 }
 
 fn rocketmq_record(message: &Message) -> Option<Record<'_>> {

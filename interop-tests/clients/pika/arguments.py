@@ -1,4 +1,5 @@
-"""pika and the arguments that change what becomes of messages: dead letters, alternate exchanges. See ../README.md for the contract."""
+"""pika and the arguments that change what becomes of messages: dead letters, alternate exchanges, limits, priorities, single
+active consumers. See ../README.md for the contract."""
 
 import calendar
 import time
@@ -405,6 +406,207 @@ def alternate_arguments(context):
         channel.exchange_declare(name, "direct", arguments={"alternate-exchange": "two"})
     with channel_refused(406, "received none but current is the value 'one' of type 'longstr'"):
         context.channel().exchange_declare(name, "direct")
+
+
+def nacked(channel, queue, *bodies, exchange=""):
+    """Whether each publish was refused, by basic.nack."""
+    refused_ones = []
+    for body in bodies:
+        try:
+            channel.basic_publish(exchange, queue, body, pika.BasicProperties(delivery_mode=2))
+            refused_ones.append(False)
+        except pika.exceptions.NackError:
+            refused_ones.append(True)
+    return refused_ones
+
+
+@scenario("length-bytes")
+def length_bytes(context):
+    for durable in (True, False):
+        channel = context.channel(confirms=True)
+        queue, _, dead = dead_letters(context, channel, durable, x_max_length_bytes=10)
+        publish(channel, queue, b"aaaa", b"bbb", b"ccc", delivery_mode=2)  # bodies count, nothing else does
+        equal(ready_count(channel, queue), 3, "what fits")
+        publish(channel, queue, b"dd", delivery_mode=2)
+        wait_ready(channel, dead, 1)
+        equal(get(channel, dead).body, b"aaaa", "the oldest")
+        held = get(channel, queue, auto_ack=False)
+        publish(channel, queue, b"eeee", delivery_mode=2)
+        equal(ready_count(channel, queue), 3, "what is held does not count")
+        channel.basic_nack(held.tag, requeue=True)
+        wait_ready(channel, dead, 1)
+        equal(drain(channel, queue), [b"ccc", b"dd", b"eeee"], "after it came back")
+        publish(channel, queue, b"larger than all", delivery_mode=2)
+        equal(drain(channel, queue), [], "one that never fits")
+
+
+@scenario("overflow-reject")
+def overflow_reject(context):
+    for durable in (True, False):
+        for arguments in ({"x-max-length": 2}, {"x-max-length-bytes": 2}):
+            channel = context.channel(confirms=True)
+            queue, other = context.name("full"), context.name("other")
+            channel.queue_declare(queue, durable=durable, arguments={**arguments, "x-overflow": "reject-publish"})
+            equal(nacked(channel, queue, b"1", b"2", b"3", b"4"), [False, False, True, True], "confirms")
+            equal(get(channel, queue).body, b"1", "the oldest stays")
+            equal(nacked(channel, queue, b"5", b"6"), [False, True], "confirms")
+            # Others get what one turns away.
+            exchange = context.name("fanout")
+            channel.exchange_declare(exchange, "fanout")
+            channel.queue_declare(other, durable=True)
+            for name in (queue, other):
+                channel.queue_bind(name, exchange)
+            equal(nacked(channel, "", b"7", exchange=exchange), [True], "a confirm for both")
+            equal(drain(channel, other), [b"7"], "the other queue")
+            equal(drain(channel, queue), [b"2", b"5"], "the full one")
+    # Nobody who confirms nothing is told, and a transaction fails.
+    queue, channel = context.name("full"), context.channel()
+    channel.queue_declare(queue, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    publish(channel, queue, b"1", b"2")
+    wait_ready(channel, queue, 1)
+    equal(drain(channel, queue), [b"1"], "without confirms")
+    channel.tx_select()
+    publish(channel, queue, b"1", b"2")
+    with channel_refused(406):
+        channel.tx_commit()
+    check(b"2" not in drain(context.channel(), queue), "what was turned away")
+
+
+@scenario("overflow-dead-letter")
+def overflow_dead_letter(context):
+    for durable in (True, False):
+        channel = context.channel(confirms=True)
+        queue, exchange, dead = dead_letters(context, channel, durable, x_max_length=1, x_overflow="reject-publish-dlx")
+        equal(nacked(channel, queue, b"1", b"2", b"3"), [False, True, True], "confirms")
+        wait_ready(channel, dead, 2)
+        for body in (b"2", b"3"):
+            message = get(channel, dead)
+            equal((message.body, message.method.exchange), (body, exchange), "a dead letter")
+            equal(deaths(message), [death(queue, "maxlen", "", queue)], "x-death")
+        equal(drain(channel, queue), [b"1"], "what stays")
+    # reject-publish alone makes no dead letters.
+    queue, _, dead = dead_letters(context, channel, x_max_length=1, x_overflow="reject-publish")
+    equal(nacked(channel, queue, b"1", b"2"), [False, True], "confirms")
+    equal((drain(channel, queue), drain(channel, dead)), ([b"1"], []), "nothing else")
+
+
+def with_priorities(channel, queue, *priorities):
+    for priority in priorities:
+        publish(channel, queue, b"%d" % priority, priority=priority, delivery_mode=2)
+
+
+@scenario("priorities")
+def priorities(context):
+    for durable in (True, False):
+        channel = context.channel(confirms=True)
+        queue = context.name("priority")
+        channel.queue_declare(queue, durable=durable, arguments={"x-max-priority": 5})
+        with_priorities(channel, queue, 1, 9, 0, 5, 3, 9)
+        publish(channel, queue, b"none", delivery_mode=2)
+        # Above the highest there is no more order, without one it is 0.
+        equal(drain(channel, queue), [b"9", b"5", b"9", b"3", b"1", b"0", b"none"], "the order")
+        with_priorities(channel, queue, 1, 3)
+        message = get(channel, queue, auto_ack=False)
+        equal((message.body, message.properties.priority, message.redelivered), (b"3", 3, False), "the first")
+        channel.basic_nack(message.tag, requeue=True)
+        wait_ready(channel, queue, 2)
+        with_priorities(channel, queue, 3, 4)
+        again = [get(channel, queue) for _ in range(4)]
+        equal([(message.body, message.redelivered) for message in again],
+              [(b"4", False), (b"3", True), (b"3", False), (b"1", False)], "what came back")
+        # A consumer gets them so, too.
+        with_priorities(channel, queue, 0, 2, 1)
+        channel.basic_qos(prefetch_count=10)
+        inbox = Inbox(channel, queue)
+        inbox.wait(3)
+        equal(inbox.bodies, [b"2", b"1", b"0"], "a consumer")
+    # The head of such a queue is its highest priority: it goes when there are too many, and it expires.
+    queue, _, dead = dead_letters(context, channel, x_max_priority=5, x_max_length=2)
+    with_priorities(channel, queue, 5, 1, 3)
+    wait_ready(channel, dead, 1)
+    equal((get(channel, dead).body, drain(channel, queue)), (b"5", [b"3", b"1"]), "too many")
+    queue, _, dead = dead_letters(context, channel, x_max_priority=5, x_message_ttl=200)
+    with_priorities(channel, queue, 1, 4)
+    wait_ready(channel, dead, 2)
+
+
+@scenario("priorities-restart", seconds=kit.RESTART_SECONDS)
+def priorities_restart(context):
+    context.needs_restart()
+    channel, queue = context.channel(confirms=True), context.name("priority")
+    channel.queue_declare(queue, durable=True, arguments={"x-max-priority": 9, "x-max-length-bytes": 5})
+    with_priorities(channel, queue, 2, 7, 4, 9, 0)
+    context.restart("kill")
+    channel = context.channel(confirms=True)
+    with_priorities(channel, queue, 5)  # one byte too many: the head goes
+    wait_ready(channel, queue, 5)
+    equal(drain(channel, queue), [b"7", b"5", b"4", b"2", b"0"], "the order")
+
+
+def consumers(context, queue, *wanted):
+    """Consumers on channels of one connection: (priority or None, prefetch) each."""
+    connection = context.connect()
+    inboxes = []
+    for priority, prefetch in wanted:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=prefetch)
+        options = {} if priority is None else {"arguments": {"x-priority": priority}}
+        inboxes.append(Inbox(channel, queue, **options))
+    return inboxes
+
+
+@scenario("consumer-priority")
+def consumer_priority(context):
+    channel, queue = context.channel(confirms=True), context.name("queue")
+    channel.queue_declare(queue, durable=True)
+    low, high, usual = consumers(context, queue, (-5, 10), (5, 2), (None, 2))
+    publish(channel, queue, *(b"%d" % number for number in range(5)), delivery_mode=2)
+    kit.wait_until(lambda: len(low.bodies) == 1, "the last one", low.channel.connection)
+    equal((len(high.bodies), len(usual.bodies)), (2, 2), "by priority, as far as they have room")
+    high.channel.basic_ack(high.messages[-1].tag, multiple=True)
+    publish(channel, queue, b"5", b"6", delivery_mode=2)
+    high.wait(4)
+    with channel_refused(406, "invalid arg 'x-priority' for queue", "expected integer, got longstr"):
+        context.channel().basic_consume(queue, lambda *_: None, arguments={"x-priority": "high"})
+
+
+@scenario("single-active-consumer")
+def single_active_consumer(context):
+    for durable in (True, False):
+        channel, queue = context.channel(confirms=True), context.name("single")
+        channel.queue_declare(queue, durable=durable, arguments={"x-single-active-consumer": True})
+        first, second = consumers(context, queue, (None, 2), (None, 10))
+        publish(channel, queue, b"1", b"2", b"3", delivery_mode=2)
+        first.wait(2)
+        equal((second.bodies, ready_count(channel, queue)), ([], 1), "while the first one is there")
+        with channel_refused(403, f"queue '{queue}' in vhost '/' in exclusive use"):
+            context.channel().basic_consume(queue, lambda *_: None, exclusive=True)
+        first.channel.close()
+        second.wait(3)
+        # RabbitMQ hands 3 out after 1 and 2 came back, Dassie when the first one was cancelled, just before.
+        equal(sorted(second.bodies), [b"1", b"2", b"3"], "then the second one gets everything")
+    channel, queue = context.channel(), context.name("single")
+    channel.queue_declare(queue, durable=True, arguments={"x-single-active-consumer": True, "x-queue-type": "quorum"})
+    with channel_refused(405, "basic.get operations are not supported by quorum queues with single active consumer"):
+        get(channel, queue)
+
+
+@scenario("queue-arguments")
+def queue_arguments(context):
+    queue = context.name("queue")
+    right = {"x-max-length-bytes": 10, "x-max-priority": 5, "x-overflow": "reject-publish", "x-single-active-consumer": True}
+    context.channel().queue_declare(queue, arguments=right)
+    context.channel().queue_declare(queue, arguments=right)
+    for name in right:
+        with channel_refused(406, f"inequivalent arg '{name}' for queue", "received none but current is the value"):
+            context.channel().queue_declare(queue, arguments={key: value for key, value in right.items() if key != name})
+    for wrong, why in (({"x-max-length-bytes": -1}, "{value_negative,-1}"), ({"x-max-priority": 256}, "{max_value_exceeded,256}"),
+                       ({"x-overflow": "burst"}, "invalid_overflow"), ({"x-single-active-consumer": 1}, "{unacceptable_type,")):
+        with channel_refused(406, why):
+            context.channel().queue_declare(context.name("wrong"), arguments=wrong)
+    with channel_refused(406, "invalid arg 'x-max-priority' for queue", "of queue type rabbit_quorum_queue"):
+        context.channel().queue_declare(context.name("quorum"), durable=True,
+                                        arguments={"x-queue-type": "quorum", "x-max-priority": 5})
 
 
 if __name__ == "__main__":

@@ -435,6 +435,7 @@ impl Desk {
             queue: queue.into(),
             no_ack: auto,
             exclusive: false,
+            priority: 0,
             window: Window { reader: window, channel },
         };
         self.readers.insert(reader, Reader { queue, auto, leases: VecDeque::new() });

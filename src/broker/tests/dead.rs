@@ -29,24 +29,24 @@ pub(super) fn letter(message: &StoredMessage, death: &Death<'_>) -> Result<DeadL
     Ok(DeadLetter { publish, barred, same_body: true })
 }
 
-fn with(name: &str, durable: bool, arguments: &'static str) -> Op {
+pub(super) fn with(name: &str, durable: bool, arguments: &'static str) -> Op {
     let Op::DeclareQueue(spec, passive) = queue(name, durable) else { unreachable!() };
     Op::DeclareQueue(QueueSpec { arguments: Bytes::from_static(arguments.as_bytes()), ..spec }, passive)
 }
 
-fn look(name: &str) -> Op {
+pub(super) fn look(name: &str) -> Op {
     let Op::DeclareQueue(spec, _) = queue(name, true) else { unreachable!() };
     Op::DeclareQueue(spec, true)
 }
 
-fn count(h: &mut Harness, c: &mut Client, name: &str) -> u64 {
+pub(super) fn count(h: &mut Harness, c: &mut Client, name: &str) -> u64 {
     match h.call(c, look(name)) {
         Ok(Reply::Queue { messages, .. }) => messages,
         other => panic!("{other:?}"),
     }
 }
 
-fn get(h: &mut Harness, c: &mut Client, reader: ReaderId, name: &str) -> Option<(u64, Vec<u8>)> {
+pub(super) fn get(h: &mut Harness, c: &mut Client, reader: ReaderId, name: &str) -> Option<(u64, Vec<u8>)> {
     match h.call(c, Op::Get { reader, channel: 1, queue: name.into(), no_ack: false }) {
         Ok(Reply::Got { delivery, .. }) => delivery.map(|d| {
             let message =
@@ -57,7 +57,7 @@ fn get(h: &mut Harness, c: &mut Client, reader: ReaderId, name: &str) -> Option<
     }
 }
 
-fn reject(reader: ReaderId, first: u64, last: u64) -> Op {
+pub(super) fn reject(reader: ReaderId, first: u64, last: u64) -> Op {
     Op::Settle { reader, ranges: vec![(first, last)], how: Settle::Discard }
 }
 

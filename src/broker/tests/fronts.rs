@@ -757,5 +757,63 @@ fn what_was_given_back_and_came_again_stays_with_whom_it_came_to_whoever_leads()
     c.send(1, &mut a, Op::Settle { reader: 5, ranges: vec![(0, 0)], how: Settle::Ack });
     c.run();
     assert_eq!(c.depth(2, "q"), 1);
+}
+
+#[test]
+fn a_large_publish_through_a_follower_gives_its_credit_back() {
+    let mut c = Cluster::new();
+    let mut a = c.client(1, 1);
+    c.call(1, &mut a, queue("q", true)).unwrap();
+    let size = 3 * limits::BATCH_TARGET;
+    for confirm in 1..=2 {
+        let Op::Publish(mut large) = publish("", "q", confirm, b"") else { unreachable!() };
+        large.message.body_len = u32::try_from(size).unwrap();
+        large.message.bytes = vec![7; size].into();
+        c.send(1, &mut a, Op::Publish(large));
+        c.run();
+        assert_eq!(confirms(&a.take()), [(confirm, confirm, true)]);
+        assert!(c.members[1].core.connections[&1].credit.is_open(), "after {confirm}");
+    }
+    assert_eq!(c.depth(2, "q"), 2);
+}
+
+/// A queue with a place for its dead, and a message that its only client holds.
+fn one_held(c: &mut Cluster, node: usize, a: &mut Client) {
+    c.call(node, a, queue("dead", true)).unwrap();
+    c.call(node, a, dead::with("q", true, "d:dead")).unwrap();
+    c.send(node, a, publish("", "q", 1, b"x"));
+    c.send(node, a, consume(5, "q", 0));
+    c.run();
+    assert_eq!(a.deliveries().len(), 1);
+}
+
+#[test]
+fn a_rejection_that_the_dead_leader_had_not_written_is_made_by_the_next_one() {
+    let mut c = Cluster::new();
+    let mut a = c.client(1, 1);
+    one_held(&mut c, 1, &mut a);
+    c.send(1, &mut a, dead::reject(5, 0, 0));
+    c.turn();
+    c.turn();
+    c.kill(0);
+    c.lead(1);
+    c.advance(20_000);
+    assert_eq!((c.depth(1, "q"), c.depth(1, "dead")), (0, 1));
+    c.members[1].core.audit().unwrap();
+    c.digests_are_equal();
+}
+
+#[test]
+fn a_deposed_leader_hands_the_rejections_of_its_clients_on() {
+    let mut c = Cluster::new();
+    let mut a = c.client(0, 1);
+    one_held(&mut c, 0, &mut a);
+    c.send(0, &mut a, dead::reject(5, 0, 0));
+    // Decided, and never in the log.
+    c.turn();
+    c.lead(1);
+    c.advance(20_000);
+    assert_eq!((c.depth(1, "q"), c.depth(1, "dead")), (0, 1));
+    c.members[1].core.audit().unwrap();
     c.digests_are_equal();
 }

@@ -100,13 +100,16 @@ const QUEUE_ARGUMENTS: [(&str, bool, bool, Check); 20] = [
 ];
 
 /// Those that have their effect here; all queues that differ in them are different.
-pub(in crate::server) const QUEUE_EFFECTS: [&str; 6] = [
+pub(in crate::server) const QUEUE_EFFECTS: [&str; 9] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
     "x-dead-letter-routing-key",
     "x-max-length",
+    "x-max-length-bytes",
+    "x-max-priority",
     "x-overflow",
+    "x-single-active-consumer",
 ];
 
 /// Names that mean something to releases after 3.10 or outside of its checks.
@@ -148,10 +151,7 @@ pub(super) fn queue(
     if kind == QueueKind::Quorum {
         quorum_flags(flags, place)?;
     }
-    let overflows =
-        |name: &str, value: &Value<'_>| name == "x-overflow" && value.as_str() != Some("drop-head");
-    let mut without =
-        asked().filter(|((name, ..), value)| !QUEUE_EFFECTS.contains(name) || overflows(name, value));
+    let mut without = asked().filter(|((name, ..), _)| !QUEUE_EFFECTS.contains(name));
     if let Some(((name, ..), _)) = without.next() {
         return Err(unsupported(name, place));
     }
@@ -241,6 +241,12 @@ fn exchange_name(name: &str, value: Value<'_>, joint: &str, place: Place<'_>) ->
     Err(precondition(format_args!("invalid type '{kind}' for arg '{name}' {joint} {place}")))
 }
 
+/// Do a queue's arguments ask for a single active consumer?
+pub(in crate::server) fn is_single_active(arguments: &[u8]) -> bool {
+    let arguments = RawTable::parse(arguments);
+    arguments.is_ok_and(|arguments| arguments.get("x-single-active-consumer") == Some(Value::Bool(true)))
+}
+
 /// Checks the arguments of exchange.declare.
 pub(super) fn exchange(arguments: RawTable<'_>, place: Place<'_>) -> Result<(), Exception> {
     match arguments.get("alternate-exchange") {
@@ -268,19 +274,21 @@ pub(super) fn binding(arguments: RawTable<'_>, headers: bool, place: Place<'_>) 
     refuse(arguments, &["x-start"], place)
 }
 
-/// Checks the arguments of basic.consume.
-pub(super) fn consume(arguments: RawTable<'_>, place: Place<'_>) -> Result<(), Exception> {
+/// Checks the arguments of basic.consume; the consumer's priority.
+pub(super) fn consume(arguments: RawTable<'_>, place: Place<'_>) -> Result<i64, Exception> {
     let refused = |name: &str, why: Result<(), String>| match why {
         Err(why) => Err(invalid(name, place, why)),
         Ok(()) => Err(unsupported(name, place)),
     };
-    if let Some(value) = arguments.get("x-priority") {
-        refused("x-priority", integer(value).map(drop))?;
-    }
+    let priority = match arguments.get("x-priority") {
+        Some(value) => integer(value).map_err(|why| invalid("x-priority", place, why))?,
+        None => 0,
+    };
     if let Some(value) = arguments.get("x-cancel-on-ha-failover") {
         refused("x-cancel-on-ha-failover", flag(value))?;
     }
-    refuse(arguments, &["x-stream-offset", "x-stream-filter", "x-stream-match-unfiltered"], place)
+    refuse(arguments, &["x-stream-offset", "x-stream-filter", "x-stream-match-unfiltered"], place)?;
+    Ok(priority)
 }
 
 /// Refuses arguments that have no effect yet.
@@ -344,13 +352,13 @@ mod tests {
     #[test]
     fn an_argument_without_effect_is_refused_by_name_and_a_remark_is_kept() {
         let mut arguments = TableBuilder::new();
-        arguments.put("x-max-length-bytes", 60_000).put("owner", "team-a");
+        arguments.put("x-delivery-limit", 5).put("x-queue-type", "quorum").put("owner", "team-a");
         let refused = queue(arguments.as_table().unwrap(), DURABLE, PLACE).unwrap_err();
         assert_eq!(refused.code(), ReplyCode::PreconditionFailed);
-        assert!(refused.text().contains("'x-max-length-bytes'"), "{}", refused.text());
-        let rejects = table("x-overflow", "reject-publish");
-        assert!(queue(rejects.as_table().unwrap(), DURABLE, PLACE).is_err());
-        assert!(queue(table("x-overflow", "drop-head").as_table().unwrap(), DURABLE, PLACE).is_ok());
+        assert!(refused.text().contains("'x-delivery-limit'"), "{}", refused.text());
+        for overflow in ["drop-head", "reject-publish", "reject-publish-dlx"] {
+            assert!(queue(table("x-overflow", overflow).as_table().unwrap(), DURABLE, PLACE).is_ok());
+        }
         let effects =
             [("x-message-ttl", 0), ("x-message-ttl", 60_000), ("x-expires", 1), ("x-max-length", 0)];
         for (name, value) in effects {
@@ -366,13 +374,16 @@ mod tests {
             let remark = table(remark, "team-a");
             let remark = remark.as_table().unwrap();
             assert_eq!(queue(remark, DURABLE, PLACE), Ok(QueueKind::Classic));
-            assert_eq!((exchange(remark, PLACE), consume(remark, PLACE)), (Ok(()), Ok(())));
+            assert_eq!((exchange(remark, PLACE), consume(remark, PLACE)), (Ok(()), Ok(0)));
         }
         assert_eq!(exchange(table("alternate-exchange", "ae").as_table().unwrap(), PLACE), Ok(()));
         let mut priority = TableBuilder::new();
         priority.put("x-priority", 5);
+        assert_eq!(consume(priority.as_table().unwrap(), PLACE), Ok(5));
+        let mut failover = TableBuilder::new();
+        failover.put("x-cancel-on-ha-failover", true);
         assert!(
-            consume(priority.as_table().unwrap(), PLACE).unwrap_err().text().ends_with("not supported yet")
+            consume(failover.as_table().unwrap(), PLACE).unwrap_err().text().ends_with("not supported yet")
         );
     }
 

@@ -20,7 +20,9 @@ use super::properties;
 use super::publish::Address;
 use super::session::Session;
 use super::unacked::{Lease, UnknownTag};
-use crate::broker::api::{Op, Publish, REPLY_PREFIX, REPLY_QUEUE, ReaderId, Settle, Subscribe, Window};
+use crate::broker::api::{
+    Op, Publish, QueueKind, REPLY_PREFIX, REPLY_QUEUE, ReaderId, Settle, Subscribe, Window,
+};
 use crate::security::{Action, Resource};
 
 /// Bytes of a content header's payload before its properties: class, weight, body size.
@@ -161,7 +163,8 @@ impl Session {
         let queue = self.queue_name(number, m.queue)?;
         let key = self.allow(Action::Read, Resource::Queue(&queue))?;
         let vhost_name = Arc::clone(&self.agreed.vhost_name);
-        arguments::consume(m.arguments, Place { kind: "queue", name: &queue, vhost: &vhost_name })?;
+        let priority =
+            arguments::consume(m.arguments, Place { kind: "queue", name: &queue, vhost: &vhost_name })?;
         let reader: ReaderId = self.next_id();
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let tag = new_tag(channel, m.consumer_tag)?;
@@ -180,7 +183,8 @@ impl Session {
             early: Vec::new(),
         };
         self.readers.insert(reader, known);
-        let op = Op::Subscribe(Subscribe { reader, queue, no_ack: m.no_ack, exclusive: m.exclusive, window });
+        let (no_ack, exclusive) = (m.no_ack, m.exclusive);
+        let op = Op::Subscribe(Subscribe { reader, queue, no_ack, exclusive, priority, window });
         self.ask(number, reader, BasicConsume::ID, m.nowait, Owed::Consume(tag, reader), key, op);
         Ok(())
     }
@@ -238,6 +242,19 @@ impl Session {
     pub(super) fn get(&mut self, number: u16, m: &BasicGet<'_>) -> Result<(), Exception> {
         let queue = self.queue_name(number, m.queue)?;
         let key = self.allow(Action::Read, Resource::Queue(&queue))?;
+        let known = self.topology.queue(self.agreed.vhost, &queue);
+        if known.is_some_and(|known| {
+            known.spec.kind == QueueKind::Quorum && arguments::is_single_active(&known.spec.arguments)
+        }) {
+            return Err(Exception::new(
+                ReplyCode::ResourceLocked,
+                format_args!(
+                    "cannot obtain access to locked queue '{queue}' in vhost '{}'. basic.get operations are not \
+                     supported by quorum queues with single active consumer",
+                    self.agreed.vhost_name
+                ),
+            ));
+        }
         // A reader of its own for each get: offsets of different queues never meet, and a queue may go and come again.
         let reader: ReaderId = self.next_id();
         let Some(channel) = self.channels.get(&number).map(|c| c.slot) else { return Ok(()) };

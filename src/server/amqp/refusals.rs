@@ -21,9 +21,10 @@ pub(super) fn denied(denied: &Denied) -> Exception {
 fn code(refusal: &Refusal) -> ReplyCode {
     match refusal {
         Refusal::NotFound { .. } => ReplyCode::NotFound,
-        Refusal::Inequivalent { .. } | Refusal::InUse { .. } | Refusal::NotEmpty { .. } => {
-            ReplyCode::PreconditionFailed
-        }
+        Refusal::Inequivalent { .. }
+        | Refusal::InUse { .. }
+        | Refusal::NotEmpty { .. }
+        | Refusal::Full { .. } => ReplyCode::PreconditionFailed,
         Refusal::Locked { .. } => ReplyCode::ResourceLocked,
         Refusal::InExclusiveUse { .. } | Refusal::Internal { .. } => ReplyCode::AccessRefused,
         Refusal::Invalid(_) => ReplyCode::NotAllowed,

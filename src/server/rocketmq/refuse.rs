@@ -89,6 +89,7 @@ impl From<Refusal> for Refused {
             | Refusal::InExclusiveUse { .. }
             | Refusal::InUse { .. }
             | Refusal::NotEmpty { .. }
+            | Refusal::Full { .. }
             | Refusal::Damaged(_)
             | Refusal::Internal { .. } => ResponseCode::SystemError,
         };

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep;
 
 use crate::alarms::Alarms;
 use crate::clock::Clock;
@@ -252,7 +252,9 @@ impl Membership {
     /// applied what it knows to be committed. When neither is so for longer than an election takes, clients are told.
     pub async fn watch(self, ready: Arc<Readiness>, alarms: Arc<Alarms>, mut shard: watch::Receiver<bool>) {
         let mut view = self.view.clone();
-        let mut since = None;
+        // Runs while nobody leads; gone when that was told.
+        let mut alone = None;
+        let mut told = false;
         loop {
             let (is_led, is_level) = {
                 let view = view.borrow_and_update();
@@ -270,18 +272,25 @@ impl Membership {
             } else {
                 ready.down(PART)
             }
-            let alone = if is_led { None } else { Some(*since.get_or_insert_with(Instant::now) + ALONE) };
             if is_led {
-                since = None;
+                (alone, told) = (None, false);
                 alarms.minority(false);
+            } else if !told && alone.is_none() {
+                alone = Some(Box::pin(sleep(ALONE)));
             }
+            let long = async {
+                match alone.as_mut() {
+                    Some(alone) => alone.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
                 changed = shard.changed() => if changed.is_err() { return },
-                () = sleep_until(alone.unwrap_or_else(Instant::now)), if alone.is_some_and(|at| at > Instant::now()) => {}
-            }
-            if alone.is_some_and(|at| at <= Instant::now()) {
-                alarms.minority(true);
+                () = long => {
+                    (alone, told) = (None, true);
+                    alarms.minority(true);
+                }
             }
         }
     }
